@@ -1,0 +1,72 @@
+# `make help` lists the targets. `make demo` and `make test` do all set-up on a fresh machine.
+#
+# PYTHON  the interpreter that makes the virtual environment; for cuda-check, the one that is used as it is
+# TORCH   what pip installs as torch, options included, for example
+#         make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := $(wildcard csrc/*.h csrc/*.cuh csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu)
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test bench lint format cuda-compile cuda-check clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Stamp files stand for finished steps, so that a second run installs nothing.
+$(VENV)/stamp.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH)
+	$(PIP) install "setuptools>=77" wheel "pybind11>=3.0" ninja numpy
+	touch $@
+
+# No build isolation: the extension is compiled against the torch that it will run with, and torch is not fetched twice.
+$(VENV)/stamp.build: $(VENV)/stamp.torch pyproject.toml setup.py $(NATIVE)
+	$(PIP) install --no-build-isolation -e .
+	touch $@
+
+# An extra of pyproject.toml on its own: installing `.[test]` would build the extension once more.
+$(VENV)/stamp.%: $(VENV)/stamp.build
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$*'], sep='\n')" > $(VENV)/requirements-$*.txt
+	$(PIP) install -r $(VENV)/requirements-$*.txt
+	touch $@
+
+build: $(VENV)/stamp.build  ## set up .venv and build the extension
+
+demo: build  ## train on the phantom with 5 labels, without and with consistency, and show the gain
+	$(BIN)/tcseg demo --out runs/demo
+
+test: $(VENV)/stamp.test  ## run the tests
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/stamp.bench  ## run the CPU benchmarks against their peers
+	$(BIN)/python -m pytest benchmarks
+
+lint: $(VENV)/stamp.test  ## check formatting, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+
+format: $(VENV)/stamp.test  ## format Python, C++ and CUDA sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
+
+# setup.py compiles the CUDA sources wherever it finds nvcc, and links them where torch has CUDA: no GPU is needed.
+cuda-compile: $(VENV)/stamp.build  ## compile the CUDA sources with nvcc; needs no GPU
+	@command -v nvcc >/dev/null || test -x "$$CUDA_HOME/bin/nvcc" || { echo "cuda-compile: nvcc not found; put it on the path or set CUDA_HOME" >&2; exit 1; }
+	$(BIN)/python setup.py build_ext --inplace
+
+cuda-check:  ## on a machine with a GPU, with PYTHON as it is: build, CUDA tests, benchmarks, one JSON
+	$(PYTHON) setup.py build_ext --inplace
+	$(PYTHON) -m pytest tests -m cuda
+	$(PYTHON) -m benchmarks.cuda_check --out benchmarks/results/cuda-check.json
+
+clean:  ## remove what the build made (.venv and runs stay)
+	rm -rf build dist *.egg-info tcwarp/*.so $(VENV)/stamp.build

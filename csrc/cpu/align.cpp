@@ -1,0 +1,64 @@
+// The displacement of t2 o t1^-1, one fixed point per pixel.
+#include "../shared/invert.h"
+
+#include "common.h"
+
+namespace tcwarp::cpu {
+namespace {
+
+template <int D, typename T>
+TCWARP_MULTIVERSION void align_run(const Run<D, T>& first, const T* field,
+                                   const T* second, int64_t pixels,
+                                   T tolerance, int steps, T* output) {
+  for (int64_t i = 0; i < first.count; ++i) {
+    int32_t at[D];
+    T target[D], offset[D];
+    for (int k = 0; k < D; ++k) {
+      at[k] = first.position[k] + (k == D - 1 ? static_cast<int32_t>(i) : 0);
+      target[k] = second == nullptr ? T(0) : second[k * pixels + i];
+    }
+    solve_offset<D>(field, first.size, at, target, tolerance, steps, offset);
+    for (int k = 0; k < D; ++k) output[k * pixels + i] = offset[k];
+  }
+}
+
+template <int D, typename T>
+void align_fields(const Field<D, T>& first, const T* second, int64_t samples,
+                  T tolerance, int steps, T* output) {
+  const Layout layout{samples, D, first.pixels, 1, first.pixels};
+  constexpr int64_t work = 256;  // about that of so many copied values
+  parallel_over_pixels(
+      layout, work, [&](int64_t n, int64_t begin, int64_t end) {
+        const int64_t sample = layout.sample_offset(n);
+        for_each_run(first, n, begin, end, [&](const Run<D, T>& run) {
+          const int64_t at = sample + run.first;
+          align_run<D>(run, first.data + sample,
+                       second == nullptr ? nullptr : second + at, first.pixels,
+                       tolerance, steps, output + at);
+        });
+      });
+}
+
+}  // namespace
+
+Tensor align(const Tensor& first_, const std::optional<Tensor>& second_,
+             double tolerance, int64_t steps) {
+  const Tensor first = torch::stable::contiguous(first_);
+  std::optional<Tensor> second;
+  if (second_) second = torch::stable::contiguous(*second_);
+  Tensor output = torch::stable::empty_like(first);
+  if (output.numel() == 0) return output;
+  dispatch_field(first, [&](const auto& field) {
+    using T = std::decay_t<decltype(*field.data)>;
+    align_fields(field, second ? second->const_data_ptr<T>() : nullptr,
+                 first.size(0), static_cast<T>(tolerance),
+                 static_cast<int>(steps), output.mutable_data_ptr<T>());
+  });
+  return output;
+}
+
+}  // namespace tcwarp::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(tcwarp, CPU, m) {
+  m.impl("align", TORCH_BOX(&tcwarp::cpu::align));
+}

@@ -1,0 +1,185 @@
+// Warp, forward: a gather.
+#include "stencil.h"
+
+namespace tcwarp::cpu {
+namespace {
+
+struct Bits128 {
+  uint64_t low, high;
+};
+
+// One channel of a run, planes: the index is clamped so that the load is
+// always valid and the compiler can use gather instructions.
+template <typename V, typename Index>
+TCWARP_MULTIVERSION void gather_plane(const V* __restrict input,
+                                      const Index* __restrict index,
+                                      V* __restrict output, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const V value = input[index[i] < 0 ? 0 : index[i]];
+    output[i] = index[i] < 0 ? V{} : value;
+  }
+}
+
+// All channels of a run, channels last.
+template <typename V, typename Index>
+void gather_pixels(const V* input, const Index* index, V* output,
+                   int64_t channels, int64_t count) {
+  for (int64_t i = 0; i < count; ++i, output += channels) {
+    if (index[i] < 0) {
+      std::fill_n(output, channels, V{});
+    } else {
+      std::copy_n(input + index[i] * channels, channels, output);
+    }
+  }
+}
+
+template <Padding padding, typename Index, int D, typename V, typename T>
+void warp_nearest(const V* input, const Field<D, T>& field,
+                  const Layout& layout, V* output) {
+  parallel_over_pixels(
+      layout, layout.channels, [&](int64_t n, int64_t begin, int64_t end) {
+        alignas(64) Index index[kChunk];
+        const V* const source = input + layout.sample_offset(n);
+        V* const target = output + layout.sample_offset(n);
+        for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
+          nearest_sources<D, padding>(run, index);
+          if (layout.channel_stride == 1) {
+            gather_pixels(source, index, target + run.first * layout.channels,
+                          layout.channels, run.count);
+            return;
+          }
+          for (int64_t c = 0; c < layout.channels; ++c) {
+            const int64_t plane = c * layout.channel_stride;
+            gather_plane(source + plane, index, target + plane + run.first,
+                         run.count);
+          }
+        });
+      });
+}
+
+// The value before the first tap is added: a pixel that reads from nowhere is
+// +0; anywhere else -0 is neutral for every sum, so that a displacement of 0
+// returns -0 as -0.
+template <int D, typename T, typename Index>
+TCWARP_MULTIVERSION void initial_values(
+    const LinearStencil<D, T, Index>& stencil, T* __restrict initial,
+    int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    T used = 0;
+    for (int t = 0; t < stencil.kTaps; ++t) used += stencil.weight[t][i];
+    initial[i] = used > 0 ? T(-0.0) : T(0);
+  }
+}
+
+template <int D, typename V, typename T, typename Index>
+TCWARP_MULTIVERSION void blend(const V* __restrict input, int64_t pixel_stride,
+                               const LinearStencil<D, T, Index>& stencil,
+                               const T* __restrict initial,
+                               V* __restrict output, int64_t count) {
+  using Sum = std::conditional_t<std::is_same_v<V, double>, double, T>;
+  for (int64_t i = 0; i < count; ++i) {
+    Sum sum = initial[i];
+    for (int t = 0; t < stencil.kTaps; ++t) {
+      const Sum weight = stencil.weight[t][i];
+      const Sum value =
+          static_cast<Sum>(input[stencil.index[t][i] * pixel_stride]);
+      sum = weight != 0 ? sum + weight * value : sum;
+    }
+    output[i * pixel_stride] = static_cast<V>(sum);
+  }
+}
+
+template <Padding padding, typename Index, int D, typename V, typename T>
+void warp_linear(const V* input, const Field<D, T>& field,
+                 const Layout& layout, V* output) {
+  parallel_over_pixels(
+      layout, layout.channels << D, [&](int64_t n, int64_t begin, int64_t end) {
+        LinearStencil<D, T, Index> stencil;
+        T initial[kChunk];
+        const V* const source = input + layout.sample_offset(n);
+        V* const target = output + layout.sample_offset(n);
+        for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
+          linear_stencil<D, padding>(run, -1, stencil);
+          initial_values(stencil, initial, run.count);
+          for (int64_t c = 0; c < layout.channels; ++c) {
+            const int64_t plane = c * layout.channel_stride;
+            blend(source + plane, layout.pixel_stride, stencil, initial,
+                  target + plane + run.first * layout.pixel_stride, run.count);
+          }
+        });
+      });
+}
+
+template <typename V>
+void launch_nearest(const Tensor& input, const Tensor& displacement,
+                    int64_t padding_mode, Tensor& output) {
+  const Layout layout = layout_of(input);
+  const auto* const source = static_cast<const V*>(input.const_data_ptr());
+  auto* const target = static_cast<V*>(output.mutable_data_ptr());
+  dispatch_warp(displacement, layout, padding_mode,
+                [&](const auto& field, auto padding, auto index) {
+                  warp_nearest<padding(), decltype(index)>(source, field,
+                                                           layout, target);
+                });
+}
+
+template <typename V>
+void launch_linear(const Tensor& input, const Tensor& displacement,
+                   int64_t padding_mode, Tensor& output) {
+  const Layout layout = layout_of(input);
+  const V* const source = input.const_data_ptr<V>();
+  V* const target = output.mutable_data_ptr<V>();
+  dispatch_warp(displacement, layout, padding_mode,
+                [&](const auto& field, auto padding, auto index) {
+                  warp_linear<padding(), decltype(index)>(source, field,
+                                                          layout, target);
+                });
+}
+
+// Nearest copies bits, whatever they mean: one kernel for each width.
+void warp_nearest_of_width(const Tensor& input, const Tensor& displacement,
+                           int64_t padding_mode, Tensor& output) {
+  switch (input.element_size()) {
+    case 1:
+      return launch_nearest<uint8_t>(input, displacement, padding_mode, output);
+    case 2:
+      return launch_nearest<uint16_t>(input, displacement, padding_mode,
+                                      output);
+    case 4:
+      return launch_nearest<uint32_t>(input, displacement, padding_mode,
+                                      output);
+    case 8:
+      return launch_nearest<uint64_t>(input, displacement, padding_mode,
+                                      output);
+    case 16:
+      return launch_nearest<Bits128>(input, displacement, padding_mode, output);
+  }
+  STD_TORCH_CHECK(false, "warp: input elements of ", input.element_size(),
+                  " bytes are not supported");
+}
+
+}  // namespace
+
+Tensor warp(const Tensor& input_, const Tensor& displacement_, int64_t mode,
+            int64_t padding_mode) {
+  const Tensor input = dense(input_);
+  const Tensor displacement = torch::stable::contiguous(displacement_);
+  Tensor output = torch::stable::empty_like(input);
+  if (output.numel() == 0) return output;
+  if (static_cast<Mode>(mode) == Mode::kNearest) {
+    warp_nearest_of_width(input, displacement, padding_mode, output);
+    return output;
+  }
+  THO_DISPATCH_V2(input.scalar_type(), "warp", AT_WRAP([&] {
+                    launch_linear<scalar_t>(input, displacement, padding_mode,
+                                            output);
+                  }),
+                  AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);
+  return output;
+}
+
+}  // namespace tcwarp::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(tcwarp, CPU, m) {
+  m.impl("warp", TORCH_BOX(&tcwarp::cpu::warp));
+}

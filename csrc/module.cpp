@@ -1,0 +1,63 @@
+// The Python module tcwarp._C. Importing it loads the operators registered in
+// this library; what it binds itself is information about the build, and the
+// host side of the shared headers so that tests reach the arithmetic.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+#include <string>
+
+#include "build_info.h"  // written by setup.py
+#include "shared/index.h"
+#include "shared/philox.h"
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = TCWARP_COMPILER;
+  info["torch_headers"] = TCWARP_TORCH_VERSION;
+  info["torch_target"] = TCWARP_TORCH_TARGET;
+  info["cuda"] = TCWARP_CUDA;
+  info["cuda_architectures"] = TCWARP_CUDA_ARCHITECTURES;
+  return info;
+}
+
+std::array<uint32_t, 4> philox4x32(const std::array<uint32_t, 4>& counter,
+                                   const std::array<uint32_t, 2>& key) {
+  const tcwarp::Words4 words = tcwarp::philox4x32(
+      {{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
+  return {words.word[0], words.word[1], words.word[2], words.word[3]};
+}
+
+int32_t pad_index(int32_t index, int32_t size, int64_t padding_mode) {
+  using tcwarp::Padding;
+  switch (static_cast<Padding>(padding_mode)) {
+    case Padding::kZeros:
+      return tcwarp::pad_index<Padding::kZeros>(index, size);
+    case Padding::kBorder:
+      return tcwarp::pad_index<Padding::kBorder>(index, size);
+    case Padding::kReflection:
+      return tcwarp::pad_index<Padding::kReflection>(index, size);
+  }
+  throw std::invalid_argument("pad_index: padding_mode must be 0, 1 or 2");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native operators of tcwarp; registered as torch.ops.tcwarp.";
+  m.def("build_info", &build_info, "What this library was built with.");
+  m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"));
+  m.def("pad_index", &pad_index, py::arg("index"), py::arg("size"),
+        py::arg("padding_mode"));
+  m.def(
+      "nearest_offset",
+      [](float displacement) {
+        return tcwarp::nearest_offset(tcwarp::bounded(displacement));
+      },
+      py::arg("displacement"), "Rounded, half up, in float32.");
+}

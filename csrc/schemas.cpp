@@ -1,0 +1,29 @@
+// Every operator of the library. Shapes: N samples, C channels, D = 2 or 3
+// spatial axes, `*size` their lengths; displacements in pixels, array order.
+// `mode` and `padding_mode` are the codes of shared/index.h. Autograd, fake
+// kernels and argument checks stand in Python, in tcwarp/_ops.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(tcwarp, m) {
+  // input (N, C, *size), displacement (N, D, *size) -> (N, C, *size)
+  m.def(
+      "warp(Tensor input, Tensor displacement, int mode, int padding_mode) "
+      "-> Tensor");
+  // grad_output (N, C, *size) -> grad_input (N, C, *size): the adjoint of warp
+  m.def(
+      "warp_backward_input(Tensor grad_output, Tensor displacement, int mode, "
+      "int padding_mode) -> Tensor");
+  // grad_output, input (N, C, *size) -> grad_displacement (N, D, *size)
+  m.def(
+      "warp_backward_displacement(Tensor grad_output, Tensor input, "
+      "Tensor displacement, int mode, int padding_mode) -> Tensor");
+  // seed (1) int64 -> standard normals (N, D, *modes) float64
+  m.def(
+      "field_coefficients(Tensor seed, SymInt batch, int[] modes, "
+      "float identity_probability) -> Tensor");
+  // first, second (N, D, *size) -> displacement of t2 o t1^-1 (N, D, *size);
+  // without second, of t1^-1
+  m.def(
+      "align(Tensor first, Tensor? second, float tolerance, int steps) "
+      "-> Tensor");
+}

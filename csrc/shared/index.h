@@ -1,0 +1,98 @@
+// Index arithmetic of every warp: rounding, splitting and padding, once, for
+// host and device, so that tests on the CPU cover what the GPU computes.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define TCWARP_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+// Forced: a function that is not inlined into a multiversioned caller would
+// run its baseline code there.
+#define TCWARP_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+namespace tcwarp {
+
+// The codes that Python sends. String arguments of stable operators leak with
+// headers before torch 2.14, so names are mapped to numbers in Python.
+enum class Mode : int64_t { kNearest = 0, kLinear = 1 };
+enum class Padding : int64_t { kZeros = 0, kBorder = 1, kReflection = 2 };
+
+constexpr int32_t kOutside = -1;
+
+// Finite displacements are clamped to this many pixels before they become
+// integers; no axis is longer, so position + displacement fits 32 bits.
+constexpr int32_t kLargestDisplacement = 1 << 30;
+
+template <typename T>
+TCWARP_HOST_DEVICE bool is_finite(T value) {
+  return value - value == T(0);
+}
+
+// The displacement in range, 0 where it is NaN or infinite (those pixels are
+// masked by the callers through is_finite).
+template <typename T>
+TCWARP_HOST_DEVICE T bounded(T displacement) {
+  constexpr T limit = static_cast<T>(kLargestDisplacement);
+  T value = is_finite(displacement) ? displacement : T(0);
+  value = value > limit ? limit : value;
+  return value < -limit ? -limit : value;
+}
+
+// floor(u + 1/2) without the rounding of that sum: 0.49999997f goes to 0.
+template <typename T>
+TCWARP_HOST_DEVICE int32_t nearest_offset(T displacement) {
+  const T below = std::floor(displacement);
+  return static_cast<int32_t>(below) +
+         static_cast<int32_t>(displacement - below >= T(0.5));
+}
+
+// The index that stands for `index` on an axis of `size` pixels, or kOutside.
+template <Padding padding>
+TCWARP_HOST_DEVICE int32_t pad_index(int32_t index, int32_t size) {
+  if constexpr (padding == Padding::kZeros) {
+    return (index >= 0) & (index < size) ? index : kOutside;
+  } else if constexpr (padding == Padding::kBorder) {
+    const int32_t low = index < 0 ? 0 : index;
+    return low >= size ? size - 1 : low;
+  } else {
+    if (index >= 0 && index < size) return index;
+    const int64_t period = 2 * static_cast<int64_t>(size);
+    int64_t folded = index % period;
+    folded += folded < 0 ? period : 0;
+    return static_cast<int32_t>(folded < size ? folded : period - 1 - folded);
+  }
+}
+
+// One axis of a linear interpolation: where its two taps stand, their weights,
+// and the derivative of the weights by the displacement.
+template <typename T>
+struct LinearTaps {
+  int32_t index[2];
+  T weight[2];
+  T slope[2];
+};
+
+template <Padding padding, typename T>
+TCWARP_HOST_DEVICE LinearTaps<T> linear_taps(T displacement, int32_t position,
+                                             int32_t size) {
+  const bool finite = is_finite(displacement);
+  const T value = bounded(displacement);
+  // The displacement is split, never the position: exact for any image size.
+  const T below = std::floor(value);
+  const T fraction = value - below;
+  const int32_t base = position + static_cast<int32_t>(below);
+  LinearTaps<T> taps;
+  for (int t = 0; t < 2; ++t) {
+    const int32_t index = pad_index<padding>(base + t, size);
+    const bool used = finite & (index >= 0);
+    taps.index[t] = used ? index : 0;
+    taps.weight[t] = used ? (t == 0 ? T(1) - fraction : fraction) : T(0);
+    taps.slope[t] = used ? (t == 0 ? T(-1) : T(1)) : T(0);
+  }
+  return taps;
+}
+
+}  // namespace tcwarp

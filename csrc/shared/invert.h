@@ -1,0 +1,114 @@
+// The solver behind align and invert, for one pixel, on host and device.
+#pragma once
+
+#include "index.h"
+
+namespace tcwarp {
+
+// u(x + a) and its derivative by a, interpolated linearly, clamped at the
+// border. `field` is (D, *size), `at` the pixel x, `offset` a.
+template <int D, typename T>
+TCWARP_HOST_DEVICE void sample_field(const T* field, const int32_t (&size)[D],
+                                     const int32_t (&at)[D],
+                                     const T (&offset)[D], T (&value)[D],
+                                     T (&jacobian)[D][D]) {
+  LinearTaps<T> taps[D];
+  int64_t pixels = 1;
+  for (int k = 0; k < D; ++k) {
+    taps[k] = linear_taps<Padding::kBorder>(offset[k], at[k], size[k]);
+    pixels *= size[k];
+  }
+  for (int c = 0; c < D; ++c) {
+    value[c] = 0;
+    for (int k = 0; k < D; ++k) jacobian[c][k] = 0;
+  }
+  for (int corner = 0; corner < 1 << D; ++corner) {
+    int64_t index = 0;
+    T weight = 1;
+    for (int k = 0; k < D; ++k) {
+      const int t = corner >> k & 1;
+      index = index * size[k] + taps[k].index[t];
+      weight *= taps[k].weight[t];
+    }
+    for (int c = 0; c < D; ++c) {
+      const T u = field[c * pixels + index];
+      value[c] += weight * u;
+      for (int k = 0; k < D; ++k) {
+        T slope = u;
+        for (int j = 0; j < D; ++j) {
+          const int t = corner >> j & 1;
+          slope *= j == k ? taps[j].slope[t] : taps[j].weight[t];
+        }
+        jacobian[c][k] += slope;
+      }
+    }
+  }
+}
+
+// Solves (I + jacobian) step = residual by Cramer's rule. False where the map
+// is close to folding, where the step is not to be trusted.
+template <int D, typename T>
+TCWARP_HOST_DEVICE bool newton_step(T (&m)[D][D], const T (&residual)[D],
+                                    T (&step)[D]) {
+  constexpr T smallest = T(0.05);
+  for (int k = 0; k < D; ++k) m[k][k] += T(1);
+  if constexpr (D == 2) {
+    const T determinant = m[0][0] * m[1][1] - m[0][1] * m[1][0];
+    if (!(determinant > smallest)) return false;
+    step[0] = (residual[0] * m[1][1] - residual[1] * m[0][1]) / determinant;
+    step[1] = (residual[1] * m[0][0] - residual[0] * m[1][0]) / determinant;
+  } else {
+    T cofactor[3][3];
+    for (int r = 0; r < 3; ++r) {
+      for (int c = 0; c < 3; ++c) {
+        const int r1 = (r + 1) % 3, r2 = (r + 2) % 3;
+        const int c1 = (c + 1) % 3, c2 = (c + 2) % 3;
+        cofactor[r][c] = m[r1][c1] * m[r2][c2] - m[r1][c2] * m[r2][c1];
+      }
+    }
+    const T determinant = m[0][0] * cofactor[0][0] + m[0][1] * cofactor[0][1] +
+                          m[0][2] * cofactor[0][2];
+    if (!(determinant > smallest)) return false;
+    for (int k = 0; k < 3; ++k) {
+      step[k] = (cofactor[0][k] * residual[0] + cofactor[1][k] * residual[1] +
+                 cofactor[2][k] * residual[2]) /
+                determinant;
+    }
+  }
+  return true;
+}
+
+// Offset a with a + u(x + a) = target, i.e. where phi = id + u takes the pixel
+// x + target from. Newton's method; wherever it does not halve the residual,
+// the plain fixed-point step a = target - u(x + a), which contracts on its own.
+// Everything is relative to x, so precision does not depend on the image size.
+template <int D, typename T>
+TCWARP_HOST_DEVICE void solve_offset(const T* field, const int32_t (&size)[D],
+                                     const int32_t (&at)[D],
+                                     const T (&target)[D], T tolerance,
+                                     int steps, T (&offset)[D]) {
+  T value[D] = {}, jacobian[D][D], residual[D], step[D];
+  for (int k = 0; k < D; ++k) offset[k] = target[k];
+  T previous = T(INFINITY);
+  for (int i = 0; i < steps; ++i) {
+    sample_field<D>(field, size, at, offset, value, jacobian);
+    T norm = 0;
+    for (int k = 0; k < D; ++k) {
+      residual[k] = offset[k] + value[k] - target[k];
+      const T size_k = residual[k] < 0 ? -residual[k] : residual[k];
+      // Written so that NaN is kept, not dropped.
+      norm = size_k <= norm || norm != norm ? norm : size_k;
+    }
+    if (norm <= tolerance || norm != norm) break;
+    const bool newton = norm <= T(0.5) * previous &&
+                        newton_step<D>(jacobian, residual, step);
+    for (int k = 0; k < D; ++k) offset[k] -= newton ? step[k] : residual[k];
+    previous = norm;
+  }
+  // A NaN target or field leaves NaN: outside the image for every warp.
+  for (int k = 0; k < D; ++k) {
+    if (!is_finite(target[k]) || !is_finite(value[k])) offset[k] = T(NAN);
+  }
+}
+
+}  // namespace tcwarp

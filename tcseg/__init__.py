@@ -1,0 +1,1 @@
+"""Semi-supervised segmentation by transformation consistency."""

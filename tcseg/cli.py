@@ -1,0 +1,220 @@
+"""The command `tcseg`.
+
+Imports of torch and all that builds on it stand inside the commands, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from tcseg.config import Config
+from tcseg.files import write_json
+from tcseg.runs import RunError, RunFinished, RunFolder
+
+
+class _Commands(click.Group):
+    """Commands whose expected errors are one line on stderr instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `tcseg ... | head`: click knows what to do
+            raise
+        except RunFinished as error:
+            click.echo(error)
+        except KeyboardInterrupt:
+            click.echo("Stopped.", err=True)
+            ctx.exit(130)
+        except Exception as error:
+            message, status = _explain(error)
+            if not message or os.environ.get("TCSEG_DEBUG"):
+                raise
+            for line in message.splitlines():
+                click.echo(f"Error: {line}", err=True)
+            ctx.exit(status)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """Give the message and exit status of an expected error; no message for a bug."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}", 1
+    if isinstance(error, RunError | OSError):
+        return str(error), 1
+    if isinstance(error, ValueError):
+        return str(error), 2
+    if isinstance(error, ImportError):
+        return f"{error}; `tcseg doctor` says what is missing", 1
+    # Only now: the import takes seconds, unless the error is of this kind.
+    from tcseg.data import DataError
+
+    return (str(error), 1) if isinstance(error, DataError) else ("", 1)
+
+
+def _config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add an option for each field of `Config`."""
+    for field in reversed(dataclasses.fields(Config)):
+        choices = field.metadata["choices"]
+        kind = str if field.default is None else type(field.default)
+        command = click.option(
+            f"--{field.name.replace('_', '-')}",
+            type=click.Choice(choices) if choices else kind,
+            default=field.default,
+            show_default=field.default is not None,
+            help=field.metadata["help"],
+        )(command)
+    return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tcwarp", prog_name="tcseg")
+def main() -> None:
+    """Learn to segment from few labelled and many unlabelled images.
+
+    \b
+    First steps:
+      tcseg doctor
+      tcseg train --method semitc --labelled 5 --size 128 --out first
+      tcseg evaluate first
+
+    An unexpected error shows its traceback; TCSEG_DEBUG=1 shows that of every error.
+    """
+
+
+@main.command()
+@_config_options
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML file of options, such as the config.toml of a run; options given here override it.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the run, made if it is missing.",
+)
+@click.option("--resume", is_flag=True, help="Continue the run in --out, with its own options.")
+@click.pass_context
+def train(
+    ctx: click.Context, config_file: Path | None, out: Path, resume: bool, **options: Any
+) -> None:
+    """Train a network; write weights, figures and pictures to a folder.
+
+    \b
+    Examples:
+      tcseg train --method baseline --size 128 --out runs/baseline
+      tcseg train --pretrained runs/baseline --size 128 --out runs/semitc
+      tcseg train --data jsrt --root JSRT --labelled 5 --out runs/jsrt
+      tcseg train --out runs/jsrt --resume
+      tcseg train --config runs/jsrt/config.toml --seed 1 --out runs/jsrt-1
+    """
+    if config_file is not None:
+        config = Config.load(config_file)
+    elif resume and (out / "config.toml").exists():
+        config = RunFolder(out).config()
+    else:
+        config = Config()
+    given = {
+        name: value
+        for name, value in options.items()
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    # Absolute, so that the run can be continued from another folder.
+    for name in ("root", "pretrained"):
+        if name in given:
+            given[name] = str(Path(given[name]).absolute())
+    config = dataclasses.replace(config, **given)
+    config.validate()
+    try:
+        from tcseg.train import train as run_training
+
+        run_training(config, out, resume)
+    except KeyboardInterrupt:
+        if (out / "config.toml").exists() and not RunFolder(out).finished:
+            command = f"tcseg train --out {shlex.quote(str(out))} --resume"
+            click.echo(f"\nStopped. To go on from the last checkpoint: {command}", err=True)
+            ctx.exit(130)
+        raise
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--on",
+    type=click.Choice(["test", "validation"]),
+    default="test",
+    show_default=True,
+    help="Part of the data set.",
+)
+@click.option(
+    "--postprocess",
+    is_flag=True,
+    help="Keep the largest component of each structure only, and fill its holes.",
+)
+@click.option("--root", help="Folder of the data set, where it is not the one trained with.")
+@click.option(
+    "--device", default="auto", show_default=True, help=Config.__dataclass_fields__["device"].metadata["help"]
+)
+def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: str) -> None:
+    """Measure the network of the folder RUN; print a table, write RUN/evaluation-....json.
+
+    \b
+    Examples:
+      tcseg evaluate runs/first
+      tcseg evaluate runs/first --on validation --postprocess
+    """
+    folder = RunFolder(run)
+    config = folder.config()
+    overrides = {"device": device} | ({"root": root} if root else {})
+    config = dataclasses.replace(config, **overrides)
+    config.validate()
+    weights = folder.load_weights()
+
+    from rich.console import Console
+
+    from tcseg import evaluation
+    from tcseg.config import resolve_device
+    from tcseg.data import load_dataset, make_split
+    from tcseg.network import build_network
+
+    target = resolve_device(config.device)
+    dataset = load_dataset(config.data, root=config.root, size=config.size).to(target)
+    network = build_network(config.network, len(dataset.classes))
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(
+            f"{run}: its weights do not fit network {config.network!r}: {str(error).splitlines()[0]}"
+        ) from error
+    split = make_split(dataset, config.split)
+    indices = split.test if on == "test" else split.validation
+    results = evaluation.evaluate(network.to(target), dataset, indices, postprocess=postprocess)
+
+    name = f"evaluation-{on}{'-postprocessed' if postprocess else ''}.json"
+    write_json(run / name, {"on": on, "postprocess": postprocess, **results})
+    title = f"{run}: {len(indices)} {on} images{', post-processed' if postprocess else ''}"
+    console = Console()
+    console.print(evaluation.results_table({config.method: results}, title))
+    console.print(f"Details by image: {run / name}", highlight=False, soft_wrap=True)
+
+
+@main.command()
+@click.pass_context
+def doctor(ctx: click.Context) -> None:
+    """Say what is installed and what works: versions, devices, build, a test of the operator.
+
+    The exit status is 1 if something that training needs does not work.
+    """
+    from tcseg.doctor import examine
+
+    if not examine():
+        ctx.exit(1)

@@ -1,0 +1,228 @@
+"""The options of a training: one table of names, defaults and help, for TOML and command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tcseg.files import write_atomically
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Config", "resolve_device"]
+
+# Listed here and not read from the records they name: those import torch, and `--help` must not.
+DATA_SETS = ("phantom", "jsrt")
+METHODS = ("baseline", "suptc", "semitc", "semitc+")
+RECIPES = ("strong", "paper")
+# Methods without an unlabelled half in their batches.
+SUPERVISED_METHODS = ("baseline", "suptc")
+# What does not change the result, so that a run may be continued on another machine.
+MAY_DIFFER_ON_RESUME = ("device", "root", "checkpoint_every")
+
+
+def _option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
+    metadata = {"help": text, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a training, with one field for each option of `tcseg train`.
+
+    The help text of a field stands in its metadata under ``"help"``, its allowed values (if they
+    can be listed) under ``"choices"``; the command line is generated from them.
+
+    Examples
+    --------
+    >>> config = Config(method="baseline", size=128)
+    >>> config.validate()
+    """
+
+    data: str = _option("phantom", "Data set.", DATA_SETS)
+    root: str | None = _option(
+        None, "Folder of the data set (jsrt: else the environment's TCSEG_JSRT_ROOT)."
+    )
+    size: int = _option(512, "Height and width of the images in pixels; a multiple of 16.")
+    method: str = _option("semitc", "Training method.", METHODS)
+    labelled: int = _option(5, "Number of labelled training images.")
+    split: int = _option(0, "Number of the split into training, validation and test images.")
+    seed: int = _option(0, "Seed of weights, batches and transforms.")
+    pretrain_steps: int = _option(1000, "Steps of supervised pre-training.")
+    steps: int = _option(1000, "Steps of the method itself, after pre-training.")
+    batch_size: int = _option(8, "Images per step; semi-supervised: half of them labelled.")
+    recipe: str = _option("strong", "Transforms of the training images.", RECIPES)
+    device: str = _option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
+    network: str = _option("unet", "unet, or the dotted path of a function or class.")
+    consistency_weight: float = _option(1.0, "Weight of the consistency term (lambda).")
+    learning_rate: float = _option(1.0, "Learning rate of Adadelta.")
+    validate_every: int = _option(100, "Steps from one validation to the next.")
+    checkpoint_every: int = _option(100, "Steps from one checkpoint to the next.")
+    pretrained: str | None = _option(
+        None, "Run folder or checkpoint whose pre-training is taken over."
+    )
+
+    def validate(self) -> None:
+        """Check every value.
+
+        Raises
+        ------
+        ValueError
+            One line for each wrong value, naming option, expectation and value.
+        """
+        problems: list[str] = []
+
+        def expect(holds: bool, name: str, what: str) -> None:
+            if not holds:
+                option, value = name.replace("_", "-"), getattr(self, name)
+                problems.append(f"--{option} must be {what}, got {value!r}")
+
+        for field in dataclasses.fields(self):
+            choices = field.metadata["choices"]
+            if choices:
+                expect(getattr(self, field.name) in choices, field.name, _listed(choices))
+        expect(self.size >= 32 and self.size % 16 == 0, "size", "a multiple of 16, at least 32")
+        for name in ("labelled", "steps", "validate_every", "checkpoint_every"):
+            expect(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("split", "pretrain_steps"):
+            expect(getattr(self, name) >= 0, name, "at least 0")
+        expect(0 <= self.seed < 2**63, "seed", "at least 0 and less than 2**63")
+        expect(self.batch_size >= 2, "batch_size", "at least 2")
+        if self.method not in SUPERVISED_METHODS:
+            what = f"even for method {self.method!r} (half labelled, half unlabelled)"
+            expect(self.batch_size % 2 == 0, "batch_size", what)
+        weight, rate = self.consistency_weight, self.learning_rate
+        expect(math.isfinite(weight) and weight >= 0, "consistency_weight", "at least 0, finite")
+        expect(math.isfinite(rate) and rate > 0, "learning_rate", "greater than 0, finite")
+        expect(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
+            "device",
+            "auto, cpu, cuda or cuda:N",
+        )
+        dotted = all(part.isidentifier() for part in self.network.split("."))
+        expect(
+            self.network == "unet" or (dotted and "." in self.network),
+            "network",
+            "'unet' or a dotted path such as 'package.module.function'",
+        )
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    def differences(self, other: Config) -> list[str]:
+        """Name the options that differ from `other` and would change the result of a run.
+
+        Returns
+        -------
+        list of str
+            Such as ``"--steps: 500 here, 1000 there"``; empty if a run may be continued.
+        """
+        return [
+            f"--{field.name.replace('_', '-')}: {mine!r} here, {theirs!r} there"
+            for field in dataclasses.fields(self)
+            if field.name not in MAY_DIFFER_ON_RESUME
+            and (mine := getattr(self, field.name)) != (theirs := getattr(other, field.name))
+        ]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Config:
+        """Read a TOML file; options it leaves out have their default.
+
+        Parameters
+        ----------
+        path
+            A file as written by `save`, or a part of one.
+
+        Raises
+        ------
+        ValueError
+            If the file is not TOML, names an unknown option, or gives one the wrong type.
+        OSError
+            If the file cannot be read.
+        """
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
+            raise ValueError(f"{path}: not a TOML file: {error}") from error
+        try:
+            return cls(**_checked(values))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all options as TOML, in one step, each below its help text."""
+        lines = ["# Options of tcseg train; use it again with --config."]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            line = (
+                f"# {field.name} is not set" if value is None else f"{field.name} = {_toml(value)}"
+            )
+            lines += ["", f"# {field.metadata['help']}", line]
+        write_atomically(path, "\n".join(lines) + "\n")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn the device option into a torch device.
+
+    Parameters
+    ----------
+    name
+        ``"auto"`` (a GPU if torch has one, else the CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Raises
+    ------
+    ValueError
+        If a GPU is asked for that torch does not have.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if count else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(
+            f"--device {name}: torch {torch.__version__} sees {count} CUDA devices; "
+            "use --device cpu, or `tcseg doctor` to see what is there"
+        )
+    return device
+
+
+def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check names and types of options read from a file."""
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    for name, value in values.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
+            raise ValueError(f"unknown option {name!r}; the nearest valid one is {near[0]!r}")
+        default = fields[name].default
+        expected = str if default is None else type(default)
+        # An integer is fine where a number is wanted; True is no integer here.
+        allowed = (int, float) if expected is float else (expected,)
+        if type(value) not in allowed:
+            words = {str: "a string", int: "an integer", float: "a number"}
+            raise ValueError(f"{name} must be {words[expected]}, got {value!r}")
+    return {
+        name: float(value) if isinstance(fields[name].default, float) else value
+        for name, value in values.items()
+    }
+
+
+def _listed(choices: tuple[str, ...]) -> str:
+    return "one of " + ", ".join(choices)
+
+
+def _toml(value: str | int | float) -> str:
+    """Write one value as TOML, whose strings escape as JSON's do, but for DEL."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

@@ -1,0 +1,71 @@
+"""Data sets: the procedural phantom and the JSRT radiographs, with their splits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .dataset import CLASSES, DataError, Dataset, pack_masks, unpack_masks
+from .splits import Split, labelled_subset, make_split
+
+__all__ = [
+    "CLASSES",
+    "DataError",
+    "Dataset",
+    "Split",
+    "labelled_subset",
+    "load_dataset",
+    "make_split",
+    "pack_masks",
+    "unpack_masks",
+]
+
+MIN_SIZE, MAX_SIZE = 32, 2048
+
+
+def load_dataset(name: str, *, root: str | Path | None = None, size: int = 512) -> Dataset:
+    """Read or make a whole data set.
+
+    Parameters
+    ----------
+    name
+        ``"phantom"`` (160 procedural chest radiographs, made on the spot) or ``"jsrt"``.
+    root
+        Folder of the JSRT images and SCR masks; the environment variable ``TCSEG_JSRT_ROOT``
+        where not given. Not used by the phantom.
+    size
+        Height and width of the images in pixels, 32 to 2048.
+
+    Returns
+    -------
+    Dataset
+        On the CPU.
+
+    Raises
+    ------
+    DataError
+        If the name or size is not known, or files are missing or damaged.
+
+    Examples
+    --------
+    >>> data = load_dataset("phantom", size=32)
+    >>> len(data), data.images.shape
+    (160, torch.Size([160, 1, 32, 32]))
+    """
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise DataError(f"size must lie between {MIN_SIZE} and {MAX_SIZE} pixels, got {size}")
+    if name == "phantom":
+        from . import phantom
+
+        return phantom.load(size)
+    if name == "jsrt":
+        from . import jsrt
+
+        root = root if root is not None else os.environ.get("TCSEG_JSRT_ROOT")
+        if not root:
+            raise DataError(
+                "jsrt: no folder given; pass --root DIR or set TCSEG_JSRT_ROOT to the folder "
+                "that holds images/ and scr/"
+            )
+        return jsrt.load(root, size)
+    raise DataError(f"unknown data set {name!r}; expected phantom or jsrt")

@@ -1,0 +1,114 @@
+"""The data set as the trainer sees it: tensors on one device, masks as bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CLASSES = ("left lung", "right lung", "heart", "left clavicle", "right clavicle")
+"""Structures in the order of the mask bits; left and right are the patient's."""
+
+
+class DataError(Exception):
+    """Data that are missing, damaged or unfit for the request; the message is one clear line."""
+
+
+def pack_masks(masks: Tensor | np.ndarray) -> Tensor:
+    """Pack one mask per class into the bits of a byte.
+
+    Parameters
+    ----------
+    masks
+        bool (..., C, H, W), C at most 8. Masks may overlap.
+
+    Returns
+    -------
+    Tensor
+        uint8 (..., H, W); bit c is set where the mask of class c is.
+
+    Examples
+    --------
+    >>> pack_masks(torch.tensor([[[True, False]], [[True, True]]]))
+    tensor([[3, 2]], dtype=torch.uint8)
+    """
+    masks = torch.as_tensor(masks)
+    classes = masks.shape[-3]
+    if not 1 <= classes <= 8:
+        raise ValueError(f"pack_masks: expected 1 to 8 classes on axis -3, got {classes}")
+    bits = torch.zeros(masks.shape[:-3] + masks.shape[-2:], dtype=torch.uint8, device=masks.device)
+    for c in range(classes):
+        bits |= masks[..., c, :, :].to(torch.uint8) << c
+    return bits
+
+
+def unpack_masks(bits: Tensor, classes: int) -> Tensor:
+    """Unpack bytes of :func:`pack_masks` and add the background.
+
+    Parameters
+    ----------
+    bits
+        uint8 (b, H, W).
+    classes
+        Number of classes C, at most 8.
+
+    Returns
+    -------
+    Tensor
+        uint8 (b, C + 1, H, W) of zeros and ones; the last channel is the background, the
+        complement of the union of the classes.
+    """
+    weights = 1 << torch.arange(classes, device=bits.device).view(-1, 1, 1)
+    masks = (bits.unsqueeze(1) & weights.to(torch.uint8)) != 0
+    background = ~masks.any(dim=1, keepdim=True)
+    return torch.cat((masks, background), dim=1).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and masks of one data set, decoded once and kept on one device.
+
+    Attributes
+    ----------
+    name
+        ``"phantom"`` or ``"jsrt"``.
+    ids
+        One name per image.
+    classes
+        Structures, in the order of the mask bits (at most 8).
+    images
+        uint8 (n, 1, H, W), bone bright.
+    masks
+        uint8 (n, H, W), bit c set where class c is.
+    spacing
+        Width of a pixel in mm at this size.
+    """
+
+    name: str
+    ids: list[str]
+    classes: tuple[str, ...]
+    images: Tensor
+    masks: Tensor
+    spacing: float
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """Return the data set with its tensors on `device`."""
+        return replace(self, images=self.images.to(device), masks=self.masks.to(device))
+
+    def image_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Return images as float32 (b, 1, H, W) in [0, 1]."""
+        return self.images[self._index(indices)].to(torch.float32) / 255
+
+    def target_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Return masks as uint8 (b, C + 1, H, W) of zeros and ones, the background last."""
+        return unpack_masks(self.masks[self._index(indices)], len(self.classes))
+
+    def _index(self, indices: Sequence[int] | Tensor) -> Tensor:
+        return torch.as_tensor(indices, dtype=torch.int64, device=self.images.device)

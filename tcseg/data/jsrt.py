@@ -1,0 +1,197 @@
+"""JSRT chest radiographs with the SCR outlines, read from the layouts in which they are published."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track
+
+from .dataset import CLASSES, DataError, Dataset, pack_masks
+
+FIELD_OF_VIEW_MM = 0.175 * 2048
+FOLDS = ("fold1", "fold2")
+
+_ID = re.compile(r"JPC(LN|NN)\d{3}")
+_IMG_SIZE, _IMG_BYTES = 2048, 2048 * 2048 * 2
+_EXTENSIONS = (".png", ".tif", ".tiff", ".img")
+
+
+def load(root: str | Path, size: int) -> Dataset:
+    """Read every image and its five masks.
+
+    Parameters
+    ----------
+    root
+        Folder with ``scr/fold{1,2}/masks/<structure>/<id>.gif`` and the images: PNG or TIFF (8 or 16
+        bit, square, any size) or the original ``.IMG`` files, in ``images/``, in the folder itself or
+        in any other folder inside it, such as ``All247images/``.
+    size
+        Height and width to resize to, in pixels: images by area averaging, masks by area averaging
+        and a threshold of one half, so that the thin clavicles keep their width.
+
+    Raises
+    ------
+    DataError
+        If files are missing, have no counterpart or do not decode; the message names them.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"jsrt: no folder {root}; --root must hold images/ and scr/")
+    images = _find_images(root)
+    masks = _find_masks(root, images)
+
+    pixels = np.empty((len(images), 1, size, size), np.uint8)
+    bits = torch.empty((len(images), size, size), dtype=torch.uint8)
+    for i, name in enumerate(
+        track(images, "Reading JSRT", transient=True, disable=len(images) < 100)
+    ):
+        pixels[i, 0] = read_image(images[name], size)
+        bits[i] = pack_masks(np.stack([_read_mask(path, size) for path in masks[name]]))
+    return Dataset(
+        name="jsrt",
+        ids=list(images),
+        classes=CLASSES,
+        images=torch.from_numpy(pixels),
+        masks=bits,
+        spacing=FIELD_OF_VIEW_MM / size,
+    )
+
+
+# ---- finding --------------------------------------------------------------------------------
+
+
+def _find_images(root: Path) -> dict[str, Path]:
+    """Image files by id, sorted, from the first folder that has any."""
+    others = sorted(p for p in root.iterdir() if p.is_dir() and p.name not in ("images", "scr"))
+    for folder in (root / "images", root, *others):
+        files = [p for p in _files(folder) if p.suffix.lower() in _EXTENSIONS]
+        files = [p for p in files if _ID.fullmatch(p.stem.upper())]
+        if files:
+            break
+    else:
+        raise DataError(
+            f"jsrt: no images JPCLN001 ... JPCNN093 ({', '.join(_EXTENSIONS)}) in {root / 'images'}, "
+            f"{root} or a folder inside it"
+        )
+    found: dict[str, Path] = {}
+    for path in files:
+        twin = found.setdefault(path.stem.upper(), path)
+        if twin is not path:
+            raise DataError(f"jsrt: two files of one image, {twin} and {path}; remove one of them")
+    return found
+
+
+def _find_masks(root: Path, images: Iterable[str]) -> dict[str, list[Path]]:
+    """Mask files by id, in the order of CLASSES; every image has all, every mask has its image."""
+    folders = [root / "scr" / fold / "masks" / name for name in CLASSES for fold in FOLDS]
+    _refuse(
+        [str(folder.relative_to(root)) for folder in folders if not folder.is_dir()],
+        "folder",
+        f"missing from {root}",
+        "unpack both folds of the SCR masks into scr/",
+    )
+    found: dict[str, dict[str, Path]] = {}
+    for folder in folders:
+        for path in _files(folder):
+            if path.suffix.lower() == ".gif" and _ID.fullmatch(path.stem.upper()):
+                found.setdefault(path.stem.upper(), {})[folder.name] = path
+    _refuse(
+        [f"{i} ({name})" for i in images for name in CLASSES if name not in found.get(i, {})],
+        "mask",
+        f"missing from {root / 'scr'}",
+        "unpack both folds of the SCR masks again, or remove the images without masks",
+    )
+    _refuse(
+        sorted(set(found) - set(images)),
+        "image",
+        f"missing from {root}, though their masks are there",
+        "copy all images again, or remove the masks without images",
+    )
+    return {i: [found[i][name] for name in CLASSES] for i in images}
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
+
+
+def _refuse(names: Sequence[str], kind: str, trouble: str, way_out: str) -> None:
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        plural = "s" if len(names) > 1 else ""
+        raise DataError(
+            f"jsrt: {len(names)} {kind}{plural} {trouble}: {', '.join(names[:3])}{more}; {way_out}"
+        )
+
+
+# ---- reading --------------------------------------------------------------------------------
+
+
+def read_image(path: Path, size: int) -> NDArray[np.uint8]:
+    """Read one radiograph as uint8 (size, size), bone bright.
+
+    Sources with more than 8 bits are scaled by a fixed range, 12 bits (the detector's) or, where a
+    value exceeds that, 16. The extremes of an image are no measure of its exposure: they belong to
+    the blackened name plates and the film's edge.
+    """
+    if path.suffix.lower() == ".img":
+        values = _read_raw(path).astype(np.float32) / 16
+    else:
+        values = _decode(path)
+        if values.dtype == np.uint8:
+            values = values.astype(np.float32)
+        elif values.dtype.kind in "iu" and values.min() >= 0 and values.max() < 65536:
+            values = values.astype(np.float32) / (16 if values.max() < 4096 else 256)
+        else:
+            raise DataError(f"jsrt: {path} has {values.dtype} pixels; expected 8 or 16 bit integers")
+    # The last half step of the range would round to 256.
+    return np.minimum(_resize(values, size) + 0.5, 255).astype(np.uint8)
+
+
+def _read_raw(path: Path) -> NDArray[np.uint16]:
+    length = path.stat().st_size
+    if length != _IMG_BYTES:
+        raise DataError(
+            f"jsrt: {path} has {length} bytes, expected {_IMG_BYTES} (2048 x 2048, 16 bit); "
+            "download it again"
+        )
+    raw = np.fromfile(path, dtype=">u2").reshape(_IMG_SIZE, _IMG_SIZE)
+    if raw.max() > 4095:
+        raise DataError(
+            f"jsrt: {path} has values up to {raw.max()}, expected at most 4095 (12 bits, "
+            "big-endian); take the original file"
+        )
+    return 4095 - raw.astype(np.uint16)  # the film digitiser stored bone dark
+
+
+def _read_mask(path: Path, size: int) -> NDArray[np.bool_]:
+    # 254 and not 255: then one half is a whole number, and exactly half covered is outside.
+    covered = np.where(_decode(path) > 0, np.uint8(254), np.uint8(0))
+    return _resize(covered, size) > 127
+
+
+def _decode(path: Path) -> NDArray:
+    """Read the pixels of a grey image file, square and of one channel."""
+    try:
+        with Image.open(path) as file:
+            grey = file if file.mode in ("L", "F") or file.mode[0] == "I" else file.convert("L")
+            values = np.asarray(grey)
+    # Pillow's decoders raise all of these on damaged files.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"jsrt: cannot read {path}: {error}; copy it again") from error
+    if values.ndim != 2 or values.shape[0] != values.shape[1]:
+        raise DataError(f"jsrt: {path} has shape {values.shape}, expected a square image")
+    return values
+
+
+def _resize(values: NDArray, size: int) -> NDArray:
+    if len(values) == size:
+        return values
+    shrinks = len(values) > size
+    method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(values).resize((size, size), method))

@@ -1,0 +1,225 @@
+"""How good a network is: its predictions on a part of a data set against the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tcseg import metrics
+from tcseg.data import Dataset
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["evaluate", "predict", "results_table", "validation_miou"]
+
+
+def predict(
+    network: nn.Module, dataset: Dataset, indices: Sequence[int], *, batch_size: int = 8
+) -> Tensor:
+    """Segment images of a data set.
+
+    Parameters
+    ----------
+    network
+        Maps images (b, 1, H, W) in [0, 1] to probabilities (b, C + 1, H, W), background last; on
+        the device of the data set. It runs in evaluation mode and is left in the mode it was in.
+    dataset
+        The images.
+    indices
+        Which of them.
+    batch_size
+        How many at a time.
+
+    Returns
+    -------
+    Tensor
+        bool (b, C + 1, H, W) on the data set's device: where the probability exceeds one half.
+    """
+    batches = [masks for _, masks in _predictions(network, dataset, indices, batch_size)]
+    if not batches:
+        shape = (0, len(dataset.classes) + 1, *dataset.images.shape[-2:])
+        return torch.zeros(shape, dtype=torch.bool, device=dataset.images.device)
+    return torch.cat(batches)
+
+
+def validation_miou(
+    network: nn.Module, dataset: Dataset, indices: Sequence[int], *, batch_size: int = 8
+) -> float:
+    """Mean IOU over images and structures, computed on the device: the quick form of `evaluate`.
+
+    Parameters are those of `predict`; the background does not count.
+
+    Returns
+    -------
+    float
+        Between 0 and 1; a structure absent from prediction and truth counts 1.
+
+    Raises
+    ------
+    ValueError
+        If `indices` is empty.
+    """
+    if len(indices) == 0:
+        raise ValueError("validation_miou: indices must name at least one image, got none")
+    classes = len(dataset.classes)
+    total = torch.zeros((), dtype=torch.float64, device=dataset.images.device)
+    for batch, masks in _predictions(network, dataset, indices, batch_size):
+        predicted = masks[:, :classes]
+        truth = dataset.target_batch(batch)[:, :classes].bool()
+        # Exact: below 2**53 every count of pixels is a double.
+        intersection = (predicted & truth).sum(dim=(-2, -1), dtype=torch.float64)
+        union = (predicted | truth).sum(dim=(-2, -1), dtype=torch.float64)
+        total += torch.where(union == 0, 1.0, intersection / union).sum()
+    return total.item() / (len(indices) * classes)
+
+
+def evaluate(
+    network: nn.Module,
+    dataset: Dataset,
+    indices: Sequence[int],
+    *,
+    postprocess: bool = False,
+    batch_size: int = 8,
+) -> dict[str, Any]:
+    """Measure predictions against the truth, by structure and image.
+
+    Parameters
+    ----------
+    network, dataset, indices, batch_size
+        As for `predict`.
+    postprocess
+        Whether to keep the largest component of each structure only, and fill its holes.
+
+    Returns
+    -------
+    dict
+        ``"miou"``, the mean over images and structures without background, and ``"miou_std"``,
+        its standard deviation over images; by structure ``"iou"`` (mean over images),
+        ``"iou_std"``, ``"macd_mm"`` (mean absolute contour distance in mm, mean over the images
+        where it is defined, nan if there are none) and ``"missed"`` (number of images where it
+        is not: only one of prediction and truth is empty); ``"images"``: a list of rows
+        ``{"id", "miou", "iou": {structure: ...}, "macd_mm": {...}}``. IOU as fractions;
+        standard deviations divide by the number of images.
+
+    Raises
+    ------
+    ValueError
+        If `indices` is empty.
+    """
+    if len(indices) == 0:
+        raise ValueError("evaluate: indices must name at least one image, got none")
+    images: list[dict[str, Any]] = []
+    for batch, masks in _predictions(network, dataset, indices, batch_size):
+        truth = dataset.target_batch(batch).cpu().numpy()
+        for index, predicted, true in zip(batch, masks.cpu().numpy(), truth, strict=True):
+            row = _measure(predicted, true, dataset, postprocess)
+            images.append({"id": dataset.ids[index], **row})
+    overlaps = np.array([list(image["iou"].values()) for image in images])
+    distances = np.array([list(image["macd_mm"].values()) for image in images])
+    mious = overlaps.mean(axis=1)
+    by_structure = dict(zip(dataset.classes, distances.T, strict=True))
+    return {
+        "miou": float(mious.mean()),
+        "miou_std": float(mious.std()),
+        "iou": _named(dataset, overlaps.mean(axis=0)),
+        "iou_std": _named(dataset, overlaps.std(axis=0)),
+        "macd_mm": {
+            name: float(known.mean()) if (known := d[np.isfinite(d)]).size else float("nan")
+            for name, d in by_structure.items()
+        },
+        "missed": {name: int(np.isnan(d).sum()) for name, d in by_structure.items()},
+        "images": images,
+    }
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> Table:
+    """Set results of `evaluate` side by side, one row for each structure.
+
+    Parameters
+    ----------
+    results
+        Results by name, such as ``{"pre-trained": ..., "semitc": ...}``, all of the same
+        structures.
+    title
+        Stands above the table.
+
+    Returns
+    -------
+    rich.table.Table
+        IOU in percent (mean and standard deviation over images) and contour distance in mm.
+    """
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left")
+    table.add_column("structure")
+    for name in results:
+        table.add_column(f"{name}\nIOU %", justify="right")
+        table.add_column("\nMACD mm", justify="right")
+    structures = list(next(iter(results.values()))["iou"])
+    for structure in structures:
+        cells = []
+        for result in results.values():
+            cells.append(_percent(result["iou"][structure], result["iou_std"][structure]))
+            cells.append(_millimetres(result["macd_mm"][structure], result["missed"][structure]))
+        table.add_row(structure, *cells, end_section=structure == structures[-1])
+    cells = []
+    for result in results.values():
+        distances = [d for d in result["macd_mm"].values() if d is not None and np.isfinite(d)]
+        mean = float(np.mean(distances)) if distances else None
+        cells.append(_percent(result["miou"], result["miou_std"]))
+        cells.append(_millimetres(mean, sum(result["missed"].values())))
+    table.add_row("mean", *cells, style="bold")
+    if any(sum(result["missed"].values()) for result in results.values()):
+        table.caption = "(n missed): images where only one of prediction and truth is empty"
+    return table
+
+
+def _predictions(
+    network: nn.Module, dataset: Dataset, indices: Sequence[int], batch_size: int
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    training = network.training
+    network.eval()
+    try:
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            # Within the loop: a generator must not keep the mode on while its caller runs.
+            with torch.inference_mode():
+                masks = network(dataset.image_batch(batch)) > 0.5
+            yield batch, masks
+    finally:
+        network.train(training)
+
+
+def _measure(
+    predicted: np.ndarray, true: np.ndarray, dataset: Dataset, postprocess: bool
+) -> dict[str, Any]:
+    """Measure one image: masks (C + 1, H, W)."""
+    overlaps, distances = [], []
+    for a, b in zip(predicted[:-1], true[:-1], strict=True):
+        mask = metrics.postprocess(a) if postprocess else a
+        overlaps.append(metrics.iou(mask, b))
+        distances.append(metrics.contour_distance(mask, b, dataset.spacing))
+    return {
+        "miou": float(np.mean(overlaps)),
+        "iou": _named(dataset, overlaps),
+        "macd_mm": _named(dataset, distances),
+    }
+
+
+def _named(dataset: Dataset, values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    return {name: float(value) for name, value in zip(dataset.classes, values, strict=True)}
+
+
+def _percent(mean: float, deviation: float) -> str:
+    return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
+
+
+def _millimetres(distance: float | None, missed: int) -> str:
+    # None is what nan becomes in a file of JSON.
+    number = "-" if distance is None or not np.isfinite(distance) else f"{distance:.2f}"
+    return f"{number} ({missed} missed)" if missed else number

@@ -1,0 +1,321 @@
+"""The folder of a run: what stands in it, how it is written, and when it is left alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from tcseg.config import Config
+from tcseg.files import write_atomically, write_json
+from tcseg.metrics_file import MetricsFile
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.tensorboard import SummaryWriter
+
+__all__ = ["RunError", "RunFinished", "RunFolder", "load_checkpoint"]
+
+
+class RunError(Exception):
+    """A run that cannot be started, continued or read; the message is one clear line."""
+
+
+class RunFinished(RunError):
+    """The run to be continued is finished already; nothing was changed."""
+
+
+class RunFolder:
+    """A run as files: options, figures by step, checkpoint, weights, summary.
+
+    Everything but ``metrics.csv`` and the TensorBoard events is replaced in one step, so that a
+    kill leaves the old file or the new. The summary comes last: a run that has one is finished.
+
+    Use `create` to train, `RunFolder(path)` to read.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The folder.
+    metrics : MetricsFile
+        The table ``metrics.csv``.
+
+    Examples
+    --------
+    >>> with RunFolder.create("runs/first", config, resume=False) as run:  # doctest: +SKIP
+    ...     run.log({"step": 1, "loss": 0.9})
+    ...     run.save_checkpoint({"step": 1, "network": network.state_dict()})
+    ...     run.save_weights(network.state_dict())
+    ...     run.save_summary({"test": {"miou": 0.9}})
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.metrics = MetricsFile(self.path / "metrics.csv")
+        self._writer: SummaryWriter | None = None
+        # TensorBoard hides what event files of an earlier process have from this step on.
+        self._first_step = 1
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config: Config, *, resume: bool) -> RunFolder:
+        """Open a folder to train in, before anything expensive is done.
+
+        Parameters
+        ----------
+        path
+            The folder; made if it is missing, while the folder that it lies in must exist.
+        config
+            The options, written to ``config.toml`` (when resuming: compared with it).
+        resume
+            Whether to continue the unfinished run that stands there.
+
+        Raises
+        ------
+        RunError
+            If the folder holds a run and `resume` is false, holds none and `resume` is true,
+            holds something else, was run with other options, or cannot be written.
+        RunFinished
+            If `resume` is true and the run, of the same options, is finished.
+        """
+        run = cls(path)
+        if resume:
+            run._check_resumable(config)
+            return run
+        run._check_free()
+        try:
+            run.path.mkdir(exist_ok=True)
+            config.save(run.path / "config.toml")
+        except FileNotFoundError as error:
+            parent = run.path.absolute().parent
+            message = f"{run.path}: its folder {parent} does not exist; create it (mkdir -p) first"
+            raise RunError(message) from error
+        except OSError as error:
+            message = f"{run.path}: cannot be written ({error.strerror}); choose another --out"
+            raise RunError(message) from error
+        return run
+
+    def _check_free(self) -> None:
+        if self.finished:
+            raise RunError(f"{self.path} holds a finished run; choose another --out")
+        if (self.path / "config.toml").exists():
+            raise RunError(
+                f"{self.path} holds an unfinished run; continue it with --resume, "
+                "or choose another --out"
+            )
+        # What starts with a dot is left by a kill in the middle of a write, or by the desktop.
+        if self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir()):
+            raise RunError(f"{self.path} is not empty and holds no run; choose another --out")
+
+    def _check_resumable(self, config: Config) -> None:
+        if not (self.path / "config.toml").exists():
+            raise RunError(f"{self.path} holds no run to resume; leave out --resume to start one")
+        differences = config.differences(self.config())
+        if differences:
+            raise RunError(
+                f"{self.path} was started with other options ({'; '.join(differences)}); "
+                "use the same ones, or choose another --out without --resume"
+            )
+        if not os.access(self.path, os.W_OK):
+            raise RunError(f"{self.path} is read-only; make it writable to resume")
+        if self.finished:
+            raise RunFinished(f"{self.path} is finished already; nothing to do")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "summary.json").exists()
+
+    def config(self) -> Config:
+        """Read the options the run was started with.
+
+        Raises
+        ------
+        RunError
+            If the folder holds no run.
+        ValueError
+            If the file cannot be understood.
+        """
+        try:
+            return Config.load(self.path / "config.toml")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise RunError(f"{self.path} is no run: it has no config.toml") from error
+
+    def log(self, row: Mapping[str, float | int | str]) -> None:
+        """Append one row to ``metrics.csv``, its numbers to TensorBoard as well.
+
+        Parameters
+        ----------
+        row
+            Values by name, ``"step"`` among them: the number of steps done since the beginning
+            of the run, pre-training included. Rows may have different names.
+        """
+        if self._writer is None:
+            # Imported late: TensorBoard takes a second or two.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.path), purge_step=self._first_step)
+        self.metrics.append(row)
+        for name, value in row.items():
+            if name != "step" and not isinstance(value, str):
+                self._writer.add_scalar(name, value, int(row["step"]))
+
+    def rewind(self, step: int) -> None:
+        """Forget the figures logged beyond `step`, the one of the checkpoint resumed from.
+
+        Call it on every resume before the first `log`, with 0 where there was no checkpoint yet.
+        """
+        self.metrics.rewind(step)
+        self._first_step = step + 1
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace ``checkpoint.pt``.
+
+        Parameters
+        ----------
+        state
+            Dictionaries, lists and tuples, nested, of tensors, numbers, strings, None, with at
+            least the key ``"step"``: no NumPy scalar and no object of a class of one's own.
+
+        Raises
+        ------
+        TypeError
+            If a value could not be read back with ``weights_only=True``.
+        """
+        import torch
+
+        _check_plain(state, "state")
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        write_atomically(self.path / "checkpoint.pt", buffer.getbuffer())
+
+    def load_checkpoint(
+        self, map_location: torch.device | str | None = "cpu"
+    ) -> dict[str, Any] | None:
+        """Read ``checkpoint.pt``, or give None where there is none yet.
+
+        Raises
+        ------
+        RunError
+            If the file is broken or was not written by `save_checkpoint`.
+        """
+        path = self.path / "checkpoint.pt"
+        return load_checkpoint(path, map_location) if path.exists() else None
+
+    def save_weights(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Replace ``model.safetensors`` by a network's state dictionary."""
+        from safetensors.torch import save
+
+        # Copies: safetensors refuses tensors that share memory or are not contiguous.
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+        write_atomically(self.path / "model.safetensors", save(tensors))
+
+    def load_weights(self) -> dict[str, torch.Tensor]:
+        """Read ``model.safetensors``, to the CPU.
+
+        Raises
+        ------
+        RunError
+            If there is none yet, or it is broken.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self.path / "model.safetensors"
+        if not path.exists():
+            self.config()  # a folder that is no run says so
+            raise RunError(
+                f"{self.path} has no weights yet; continue the run: tcseg train --out {self.path} "
+                "--resume"
+            )
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise RunError(f"{path}: broken or not a safetensors file ({error})") from error
+
+    def save_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``, which makes the run a finished one: write it last."""
+        write_json(self.path / "summary.json", summary)
+
+    def summary(self) -> dict[str, Any]:
+        """Read ``summary.json``.
+
+        Raises
+        ------
+        RunError
+            If the run is not finished, or the file is broken.
+        """
+        path = self.path / "summary.json"
+        try:
+            summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise RunError(f"{self.path} is not a finished run: no summary.json") from error
+        except ValueError as error:
+            raise RunError(f"{path}: broken ({error})") from error
+        return summary
+
+    def close(self) -> None:
+        """Flush and close the TensorBoard events."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> Self:
+        """Return the run itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the run."""
+        self.close()
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], map_location: torch.device | str | None = "cpu"
+) -> dict[str, Any]:
+    """Read a checkpoint of any run, without running code from it.
+
+    Raises
+    ------
+    RunError
+        If the file is missing, broken, or not a checkpoint of this package.
+    """
+    import torch
+
+    try:
+        state = torch.load(path, map_location=map_location, weights_only=True)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # on foreign bytes torch.load raises almost anything
+        raise RunError(
+            f"{path}: broken or not a checkpoint of tcseg; delete it to start the run again, or "
+            "put a good copy in its place"
+        ) from error
+    if not (isinstance(state, dict) and type(state.get("step")) is int):
+        raise RunError(f"{path}: not a checkpoint of tcseg (it has no step number)")
+    return state
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Refuse what `torch.load` would not take with ``weights_only=True``."""
+    import torch
+
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _check_plain(item, f"{where}[{name!r}]")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _check_plain(item, f"{where}[{index}]")
+    # By exact type: numpy.float64 is a float, but is stored as an object of NumPy.
+    elif type(value) not in (bool, int, float, str, type(None)) and not torch.is_tensor(value):
+        raise TypeError(
+            f"save_checkpoint: {where} must be a tensor, number, string or None, "
+            f"got {type(value).__name__}"
+        )

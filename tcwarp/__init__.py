@@ -1,0 +1,29 @@
+"""Warp images and volumes by dense displacement fields in torch, on CPU and CUDA.
+
+Conventions: a displacement is a floating tensor ``(N, D, *spatial)``, D = 2 or 3, in pixels of
+the grid, component k along spatial axis k (``(dy, dx)``, ``(dz, dy, dx)``). Warps pull:
+``warp(I, u)(x) = I(x + u(x))``.
+"""
+
+from . import reference
+from ._native import cuda_status
+from .algebra import align, compose, invert, jacobian_determinant
+from .fields import gaussian_smooth, random_displacement
+from .modules import RandomElastic, Warp
+from .warping import warp
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "RandomElastic",
+    "Warp",
+    "align",
+    "compose",
+    "cuda_status",
+    "gaussian_smooth",
+    "invert",
+    "jacobian_determinant",
+    "random_displacement",
+    "reference",
+    "warp",
+]

@@ -1,0 +1,116 @@
+"""Argument checks. Every message names function, argument, what was expected and what came."""
+
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._native import cuda_status
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LONGEST_AXIS = 2**30
+
+
+def check_tensor(function: str, name: str, value: Any) -> None:
+    """Raise TypeError unless value is a tensor on a device that has kernels."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    check_device(function, name, value.device)
+
+
+def check_device(function: str, name: str, device: torch.device) -> None:
+    """Raise unless the operators run on this device."""
+    if device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f"{function}: {name} must be on a CPU or CUDA device, got {device}")
+    if device.type == "cuda" and cuda_status() != "loaded":
+        raise RuntimeError(
+            f"{function}: {name} is on {device}, but the CUDA operators of tcwarp are "
+            f"{cuda_status()}; until then use .cpu()"
+        )
+
+
+def check_floating(function: str, name: str, value: Tensor) -> None:
+    """Raise TypeError unless the dtype is one of the four floating ones."""
+    if value.dtype not in FLOATING:
+        raise TypeError(
+            f"{function}: {name} must have a floating dtype (float16, bfloat16, float32 or "
+            f"float64), got {value.dtype}; convert it with .float()"
+        )
+
+
+def check_displacement(function: str, name: str, value: Any) -> None:
+    """Raise unless value is a displacement (N, D, *spatial)."""
+    check_tensor(function, name, value)
+    check_floating(function, name, value)
+    if value.dim() not in (4, 5) or value.shape[1] != value.dim() - 2:
+        raise ValueError(
+            f"{function}: {name} must have shape (N, 2, H, W) or (N, 3, D, H, W), "
+            f"got {tuple(value.shape)}"
+        )
+    check_axes(function, name, value.shape[2:])
+
+
+def check_axes(function: str, name: str, size: tuple[int, ...]) -> None:
+    """Raise ValueError where an axis is longer than positions can be counted."""
+    if any(length > LONGEST_AXIS for length in size):
+        raise ValueError(
+            f"{function}: no axis of {name} may be longer than 2**30, got {tuple(size)}"
+        )
+
+
+def check_same(function: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise unless two displacements agree in shape, dtype and device."""
+    if value.shape != other.shape:
+        raise ValueError(
+            f"{function}: {name} must have the shape of {other_name}, "
+            f"{tuple(other.shape)}, got {tuple(value.shape)}"
+        )
+    if value.dtype != other.dtype:
+        raise TypeError(
+            f"{function}: {name} must have the dtype of {other_name}, {other.dtype}, "
+            f"got {value.dtype}"
+        )
+    check_same_device(function, name, value, other_name, other)
+
+
+def check_same_device(
+    function: str, name: str, value: Tensor, other_name: str, other: Tensor
+) -> None:
+    """Raise ValueError unless two tensors are on one device."""
+    if value.device != other.device:
+        raise ValueError(
+            f"{function}: {name} must be on the device of {other_name}, {other.device}, "
+            f"got {value.device}"
+        )
+
+
+def lookup(function: str, name: str, value: Any, table: Mapping[str, int]) -> int:
+    """Return the code of a name, or raise ValueError with the names there are."""
+    if not isinstance(value, str) or value not in table:
+        names = ", ".join(repr(key) for key in table)
+        raise ValueError(f"{function}: {name} must be one of {names}, got {value!r}")
+    return table[value]
+
+
+def check_number(function: str, name: str, value: Any, *, positive: bool = False) -> float:
+    """Return a finite number as float; raise where it is none, or not positive where asked."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
+    number = float(value)
+    low = "positive and finite" if positive else "finite and not negative"
+    if not (0 < number if positive else 0 <= number) or number == float("inf"):
+        raise ValueError(f"{function}: {name} must be {low}, got {value}")
+    return number
+
+
+def check_sigma(function: str, sigma: Any, dimensions: int) -> tuple[float, ...]:
+    """Return one positive sigma per axis."""
+    values = tuple(sigma) if isinstance(sigma, (tuple, list)) else (sigma,) * dimensions
+    if len(values) != dimensions:
+        raise ValueError(
+            f"{function}: sigma must be one number or one per spatial axis ({dimensions}), "
+            f"got {len(values)}"
+        )
+    return tuple(check_number(function, "sigma", value, positive=True) for value in values)

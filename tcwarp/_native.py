@@ -1,0 +1,116 @@
+"""Load the native libraries; register fake kernels and gradients of their operators.
+
+The operators stand in ``csrc/schemas.cpp``, one line each; what torch must know of them beside
+their kernels stands here, in the same order.
+"""
+
+from pathlib import Path
+
+import torch
+
+try:
+    from . import _C  # noqa: F401  (registers torch.ops.tcwarp)
+except ImportError as error:
+    raise ImportError(
+        "tcwarp: the native library cannot be loaded "
+        f"({error}). Build it with `pip install .` from the source folder, "
+        f"with torch >= 2.10 (installed here: {torch.__version__})."
+    ) from error
+
+NEAREST, LINEAR = 0, 1
+MODES = {"nearest": NEAREST, "linear": LINEAR}
+PADDING_MODES = {"zeros": 0, "border": 1, "reflection": 2}
+
+
+def _load_cuda() -> str:
+    """Load the CUDA operators where torch has CUDA; return what came of it."""
+    if torch.version.cuda is None:
+        return f"not used: torch {torch.__version__} has no CUDA"
+    library = Path(__file__).parent / "_cuda.so"
+    if not library.exists():
+        return "not built: install nvcc (the CUDA toolkit) and run `pip install .` again"
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        return f"not loaded: {error}"
+    return "loaded"
+
+
+_CUDA_STATUS = _load_cuda()
+
+
+def cuda_status() -> str:
+    """Return ``"loaded"`` where the CUDA operators can be used, otherwise why not."""
+    return _CUDA_STATUS
+
+
+def _dense_like(tensor: torch.Tensor) -> torch.Tensor:
+    # The layout rule of csrc/cpu/common.h: planes or channels last, anything else is copied.
+    last = torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
+    if tensor.is_contiguous() or tensor.is_contiguous(memory_format=last):
+        return torch.empty_like(tensor)
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("tcwarp::warp")
+def _(input, displacement, mode, padding_mode):
+    return _dense_like(input)
+
+
+@torch.library.register_fake("tcwarp::warp_backward_input")
+def _(grad_output, displacement, mode, padding_mode):
+    return _dense_like(grad_output)
+
+
+@torch.library.register_fake("tcwarp::warp_backward_displacement")
+def _(grad_output, input, displacement, mode, padding_mode):
+    return torch.empty_like(displacement, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("tcwarp::field_coefficients")
+def _(seed, batch, modes, identity_probability):
+    return seed.new_empty((batch, len(modes), *modes), dtype=torch.float64)
+
+
+@torch.library.register_fake("tcwarp::align")
+def _(first, second, tolerance, steps):
+    return torch.empty_like(first, memory_format=torch.contiguous_format)
+
+
+def _save_for_warp(ctx, inputs, output):
+    input, displacement, ctx.mode, ctx.padding_mode = inputs
+    # The image is needed for the gradient of the displacement only.
+    needs_image = ctx.needs_input_grad[1] and ctx.mode != NEAREST
+    ctx.save_for_backward(displacement, input if needs_image else None)
+
+
+def _backward_warp(ctx, grad_output):
+    displacement, input = ctx.saved_tensors
+    codes = ctx.mode, ctx.padding_mode
+    ops = torch.ops.tcwarp
+    grad_input = grad_displacement = None
+    if ctx.needs_input_grad[0]:
+        grad_input = ops.warp_backward_input(grad_output, displacement, *codes)
+    if input is not None:
+        grad_displacement = ops.warp_backward_displacement(grad_output, input, displacement, *codes)
+    return grad_input, grad_displacement, None, None
+
+
+def _backward_scatter(ctx, grad):
+    # <grad, scatter(g, u)> = <warp(grad, u), g>: the gradient by g is the gather again, and the
+    # gradient by u is that of the warp.
+    displacement, grad_output = ctx.saved_tensors
+    codes = ctx.mode, ctx.padding_mode
+    ops = torch.ops.tcwarp
+    grad_grad = grad_displacement = None
+    if ctx.needs_input_grad[0]:
+        grad_grad = ops.warp(grad, displacement, *codes)
+    if grad_output is not None:
+        grad_displacement = ops.warp_backward_displacement(grad_output, grad, displacement, *codes)
+    return grad_grad, grad_displacement, None, None
+
+
+torch.library.register_autograd("tcwarp::warp", _backward_warp, setup_context=_save_for_warp)
+torch.library.register_autograd(
+    "tcwarp::warp_backward_input", _backward_scatter, setup_context=_save_for_warp
+)

@@ -1,0 +1,171 @@
+"""Composition and inversion of displacement fields. Write phi = id + u."""
+
+import torch
+from torch import Tensor, ops
+
+from ._checks import check_displacement, check_same
+from .warping import single_or_double, warp
+
+# Newton's method needs two or three steps on smooth fields; the rest is for fields near folding.
+MAXIMUM_STEPS = 32
+
+
+def compose(first: Tensor, second: Tensor) -> Tensor:
+    """Return the displacement of both warps in one.
+
+    ``warp(warp(I, first), second) = warp(I, compose(first, second))``, up to interpolation:
+    ``second(x) + first(x + second(x))``, `first` interpolated linearly and continued at its
+    border.
+
+    Parameters
+    ----------
+    first, second : Tensor, shape (N, D, *spatial)
+        Displacements in pixels; `first` is applied to the image first.
+
+    Returns
+    -------
+    Tensor, shape (N, D, *spatial)
+        Differentiable by both.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not displacements, or they do not agree in shape, dtype and device.
+    """
+    _check_pair("compose", "first", first, "second", second)
+    return second + warp(first, second, mode="linear", padding_mode="border")
+
+
+def invert(
+    displacement: Tensor, *, return_residual: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Return the inverse v of a displacement u: ``warp(warp(I, u), v) = I`` up to interpolation.
+
+    Solves ``v(x) + u(x + v(x)) = 0`` for each pixel, u interpolated linearly and continued at
+    its border. Not differentiable.
+
+    Parameters
+    ----------
+    displacement : Tensor, shape (N, D, *spatial)
+        In pixels. A field that folds (`jacobian_determinant` not positive somewhere) has no
+        inverse there; the residual shows where.
+    return_residual : bool
+        Return also how far from solved each pixel is.
+
+    Returns
+    -------
+    inverse : Tensor, shape (N, D, *spatial)
+    residual : Tensor, shape (N, *spatial)
+        Largest component of ``|v + u(x + v)|`` in pixels; below 1e-4 for smooth float32 fields.
+        NaN where no inverse exists because the field is not finite.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not a displacement.
+
+    Examples
+    --------
+    >>> field = tcwarp.random_displacement(1, (64, 64), sigma=16.0, displacement_std=2.0)
+    >>> inverse, residual = tcwarp.invert(field, return_residual=True)
+    >>> bool(residual.max() < 1e-3)
+    True
+    """
+    check_displacement("invert", "displacement", displacement)
+    inverse = _solve(displacement, None)
+    if not return_residual:
+        return inverse
+    left = inverse + _read(displacement, inverse)
+    return inverse, left.abs().amax(dim=1)
+
+
+def align(t1: Tensor, t2: Tensor) -> Tensor:
+    """Return the displacement of ``t2 o t1^-1``, which carries what t1 showed to what t2 shows.
+
+    ``warp(warp(I, t1), align(t1, t2)) = warp(I, t2)`` up to interpolation. One fixed point per
+    pixel gives it without building the inverse: ``a(x) = y - x`` with
+    ``y + t1(y) = x + t2(x)``. Exact, and fast, where a member of the batch is the identity.
+    Not differentiable.
+
+    Parameters
+    ----------
+    t1, t2 : Tensor, shape (N, D, *spatial)
+        Displacements in pixels. Where t1 folds there is no inverse: see `invert`.
+
+    Returns
+    -------
+    Tensor, shape (N, D, *spatial)
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not displacements, or they do not agree in shape, dtype and device.
+
+    References
+    ----------
+    Equation 1 of Bortsova et al., MICCAI 2019, aligns the two branches by this field.
+    """
+    _check_pair("align", "t1", t1, "t2", t2)
+    return _solve(t1, t2)
+
+
+def jacobian_determinant(displacement: Tensor) -> Tensor:
+    """Return the determinant of the Jacobian of ``x + u(x)``: the local change of volume.
+
+    Central differences inside and one-sided ones at the border, as ``numpy.gradient``; 0 along
+    an axis of one pixel. Where it is not positive, the field folds.
+
+    Parameters
+    ----------
+    displacement : Tensor, shape (N, D, *spatial)
+        In pixels.
+
+    Returns
+    -------
+    Tensor, shape (N, *spatial)
+        1 where the field is constant. Differentiable.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not a displacement.
+    """
+    check_displacement("jacobian_determinant", "displacement", displacement)
+    dimensions = displacement.shape[1]
+    rows = []
+    for k in range(dimensions):
+        component = displacement[:, k]
+        row = [_difference(component, axis) for axis in range(1, dimensions + 1)]
+        row[k] = row[k] + 1
+        rows.append(row)
+    if dimensions == 2:
+        (a, b), (c, d) = rows
+        return a * d - b * c
+    (a, b, c), (d, e, f), (g, h, i) = rows
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+
+def _difference(component: Tensor, axis: int) -> Tensor:
+    if component.numel() == 0 or component.shape[axis] == 1:
+        return torch.zeros_like(component)
+    return torch.gradient(component, dim=axis)[0]
+
+
+def _check_pair(function: str, name: str, first: Tensor, other_name: str, second: Tensor) -> None:
+    check_displacement(function, name, first)
+    check_displacement(function, other_name, second)
+    check_same(function, other_name, second, name, first)
+
+
+def _solve(first: Tensor, second: Tensor | None) -> Tensor:
+    working = single_or_double(first)
+    # Displacements are relative to their pixel, so precision does not depend on the image size.
+    tolerance = 1e-10 if working.dtype == torch.float64 else 1e-5
+    target = None if second is None else single_or_double(second)
+    return ops.tcwarp.align(working, target, tolerance, MAXIMUM_STEPS).to(first.dtype)
+
+
+def _read(field: Tensor, displacement: Tensor) -> Tensor:
+    # A displacement that is not finite has no image: NaN, not the 0 of a warp.
+    values = warp(field, displacement, mode="linear", padding_mode="border")
+    return torch.where(displacement.isfinite().all(dim=1, keepdim=True), values, torch.nan)

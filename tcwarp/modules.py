@@ -1,0 +1,100 @@
+"""The operators as modules."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._checks import check_tensor
+from .fields import random_displacement
+from .warping import warp
+
+
+class Warp(nn.Module):
+    """Module form of `tcwarp.warp`.
+
+    Parameters
+    ----------
+    mode, padding_mode : str
+        As in `tcwarp.warp`.
+
+    Examples
+    --------
+    >>> layer = tcwarp.Warp(mode="linear", padding_mode="border")
+    >>> layer(torch.rand(1, 3, 8, 8), torch.zeros(1, 2, 8, 8)).shape
+    torch.Size([1, 3, 8, 8])
+    """
+
+    def __init__(self, *, mode: str = "nearest", padding_mode: str = "zeros") -> None:
+        super().__init__()
+        self.mode = mode
+        self.padding_mode = padding_mode
+
+    def forward(self, input: Tensor, displacement: Tensor) -> Tensor:
+        """Warp input (N, C, *spatial) by displacement (N, D, *spatial)."""
+        return warp(input, displacement, mode=self.mode, padding_mode=self.padding_mode)
+
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        return f"mode={self.mode!r}, padding_mode={self.padding_mode!r}"
+
+
+class RandomElastic(nn.Module):
+    """Deform a batch elastically, and its labels with it, by one random field per sample.
+
+    Parameters
+    ----------
+    mode : {"linear", "nearest"}
+        How floating tensors are interpolated; all others (labels) are copied by nearest.
+    padding_mode : str
+        As in `tcwarp.warp`.
+    **field
+        Arguments of `tcwarp.random_displacement`: magnitude, sigma, displacement_std,
+        identity_probability.
+
+    Examples
+    --------
+    >>> deform = tcwarp.RandomElastic(sigma=8.0, displacement_std=2.0)
+    >>> image, label = deform(torch.rand(2, 1, 32, 32), torch.ones(2, 1, 32, 32, dtype=torch.uint8))
+    >>> label.dtype
+    torch.uint8
+    """
+
+    def __init__(self, *, mode: str = "linear", padding_mode: str = "border", **field: Any) -> None:
+        super().__init__()
+        self.mode = mode
+        self.padding_mode = padding_mode
+        self.field = field
+
+    def forward(
+        self, *tensors: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Return the deformed tensors (N, C, *spatial), all by the same fields."""
+        if not tensors:
+            raise TypeError("RandomElastic: at least one tensor must be given, got none")
+        for tensor in tensors:
+            check_tensor("RandomElastic", "every argument", tensor)
+        image = tensors[0]
+        displacement = random_displacement(
+            image.shape[0],
+            image.shape[2:],
+            generator=generator,
+            dtype=torch.float64 if image.dtype == torch.float64 else torch.float32,
+            device=image.device,
+            **self.field,
+        )
+        warped = tuple(
+            warp(
+                tensor,
+                displacement,
+                mode=self.mode if tensor.is_floating_point() else "nearest",
+                padding_mode=self.padding_mode,
+            )
+            for tensor in tensors
+        )
+        return warped[0] if len(warped) == 1 else warped
+
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        field = "".join(f", {name}={value}" for name, value in self.field.items())
+        return f"mode={self.mode!r}, padding_mode={self.padding_mode!r}{field}"

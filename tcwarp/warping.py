@@ -1,0 +1,90 @@
+"""The warp: values pulled from where the displacement points."""
+
+from torch import Tensor, ops
+
+from ._checks import (
+    check_displacement,
+    check_floating,
+    check_same_device,
+    check_tensor,
+    lookup,
+)
+from ._native import LINEAR, MODES, PADDING_MODES
+
+
+def warp(
+    input: Tensor,
+    displacement: Tensor,
+    *,
+    mode: str = "nearest",
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """Warp a batch of images or volumes by displacement fields: ``out(x) = input(x + u(x))``.
+
+    Parameters
+    ----------
+    input : Tensor, shape (N, C, H, W) or (N, C, D, H, W)
+        Any strides; channels-last stays channels-last. Mode ``"nearest"`` takes every dtype and
+        copies values bit for bit; ``"linear"`` takes floating ones (half precision is summed in
+        the precision of the displacement).
+    displacement : Tensor, shape (N, 2, H, W) or (N, 3, D, H, W)
+        Pixels, in array order: component k displaces along spatial axis k. Half precision is
+        converted to float32. Where a component is NaN or infinite the output is 0 under every
+        padding mode; finite ones are clamped to 2**30 pixels.
+    mode : {"nearest", "linear"}
+        Nearest reads from ``x + floor(u + 1/2)``: the displacement is rounded, half up.
+    padding_mode : {"zeros", "border", "reflection"}
+        What stands outside the image. Reflection is half-sample symmetric, d c b a | a b c d.
+
+    Returns
+    -------
+    Tensor
+        Shape, dtype and memory format of the input. Differentiable by the input (its backward is
+        the exact adjoint: values go back to where they came from) and, in mode ``"linear"``, by
+        the displacement.
+
+    Raises
+    ------
+    TypeError
+        Not tensors, or a dtype that the mode does not take.
+    ValueError
+        Shapes or devices that do not fit, an unknown mode.
+
+    References
+    ----------
+    The nearest gather and its scatter are the transformation layer of Bortsova et al.,
+    "Semi-supervised medical image segmentation via learning consistency under transformations",
+    MICCAI 2019.
+
+    Examples
+    --------
+    >>> image = torch.arange(4.0).reshape(1, 1, 1, 4)
+    >>> displacement = torch.zeros(1, 2, 1, 4)
+    >>> displacement[:, 1] = 1  # read one pixel to the right
+    >>> tcwarp.warp(image, displacement)
+    tensor([[[[1., 2., 3., 0.]]]])
+    """
+    check_tensor("warp", "input", input)
+    check_displacement("warp", "displacement", displacement)
+    if input.dim() != displacement.dim():
+        form = "(N, C, H, W)" if displacement.dim() == 4 else "(N, C, D, H, W)"
+        raise ValueError(
+            f"warp: input must have shape {form} like its displacement, got {tuple(input.shape)}"
+        )
+    expected = (input.shape[0], input.dim() - 2, *input.shape[2:])
+    if tuple(displacement.shape) != expected:
+        raise ValueError(
+            f"warp: displacement must have shape {expected} for input {tuple(input.shape)}, "
+            f"got {tuple(displacement.shape)}"
+        )
+    check_same_device("warp", "displacement", displacement, "input", input)
+    mode_code = lookup("warp", "mode", mode, MODES)
+    padding_code = lookup("warp", "padding_mode", padding_mode, PADDING_MODES)
+    if mode_code == LINEAR:
+        check_floating("warp", "input (in mode 'linear'; 'nearest' takes any dtype)", input)
+    return ops.tcwarp.warp(input, single_or_double(displacement), mode_code, padding_code)
+
+
+def single_or_double(displacement: Tensor) -> Tensor:
+    """Return the displacement in float32 or float64: half precision cannot hold coordinates."""
+    return displacement if displacement.element_size() >= 4 else displacement.float()

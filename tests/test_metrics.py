@@ -1,0 +1,186 @@
+"""Metrics: known shapes, an independent implementation, and the corner cases."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from tcseg.metrics import contour_distance, iou, postprocess
+
+masks = arrays(bool, (9, 11))
+
+
+def square(top, left, side=20, shape=(64, 64)):
+    mask = np.zeros(shape, bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def disc(radius, shape=(201, 201)):
+    y, x = np.indices(shape) - np.array(shape).reshape(2, 1, 1) // 2
+    return y**2 + x**2 <= radius**2
+
+
+def test_iou_of_known_shapes():
+    assert iou(square(10, 10), square(10, 10)) == 1
+    assert iou(square(10, 10), square(40, 40)) == 0
+    assert iou(square(10, 10), square(10, 20)) == pytest.approx(1 / 3)
+    assert iou(disc(40), disc(80)) == pytest.approx(1 / 4, abs=0.01)
+
+
+def test_iou_of_empty_masks():
+    empty = np.zeros((4, 4), bool)
+    assert iou(empty, empty) == 1
+    assert iou(empty, ~empty) == 0
+    assert iou(np.zeros((0, 4)), np.zeros((0, 4))) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
+def test_iou_takes_tensors_of_any_shape_and_dtype(dtype):
+    a = torch.zeros(2, 3, 4, 5)
+    b = a.clone()
+    a[0], b[:] = 1, 1
+    assert iou(a.to(dtype), b.to(dtype)) == 0.5
+    assert iou(a.to(dtype).requires_grad_(dtype.is_floating_point), b.numpy()) == 0.5
+
+
+@given(masks, masks)
+def test_iou_is_that_of_sets_of_pixels(a, b):
+    first = set(map(tuple, np.argwhere(a)))
+    second = set(map(tuple, np.argwhere(b)))
+    expected = len(first & second) / len(first | second) if first | second else 1.0
+    assert iou(a, b) == expected == iou(b, a)
+
+
+@pytest.mark.parametrize("function", [iou, lambda a, b: contour_distance(a, b, 1.0)])
+def test_shapes_must_agree(function):
+    with pytest.raises(ValueError, match=r"one shape, got \(4, 4\) and \(4, 5\)"):
+        function(np.ones((4, 4)), np.ones((4, 5)))
+
+
+def test_contour_distance_of_shifted_points_and_lines():
+    a, b = np.zeros((2, 10, 30), bool)
+    a[3, 2], b[3, 9] = True, True
+    assert contour_distance(a, b, 0.35) == pytest.approx(7 * 0.35)
+    a[:], b[:] = False, False
+    a[2, :], b[6, :] = True, True
+    assert contour_distance(a, b, (2.0, 1.0)) == pytest.approx(8)
+
+
+def test_contour_distance_of_shifted_squares():
+    # A square of side s moved right by d. Its trailing side (s pixels) is d away from the other's
+    # contour; of top and bottom only the pixels left behind are off it, by d - 1, ..., 1; the
+    # leading side lies inside, its ends nearer to the other's top and bottom: 0, 1, ..., d - 1.
+    side, shift = 20, 4
+    trailing, left_behind = side * shift, 2 * sum(range(1, shift))
+    leading = side * shift - 2 * sum(range(1, shift + 1))
+    pixels = 4 * side - 4
+    moved = contour_distance(square(10, 10), square(10, 10 + shift), 1.0)
+    assert moved == pytest.approx((trailing + left_behind + leading) / pixels)
+
+
+@pytest.mark.parametrize("radii", [(30, 35), (40, 80), (50, 51)])
+def test_contour_distance_of_concentric_discs(radii):
+    inner, outer = radii
+    distance = contour_distance(disc(inner), disc(outer), 1.0)
+    assert distance == pytest.approx(outer - inner, abs=0.5)
+    assert contour_distance(disc(inner), disc(outer), 0.7) == pytest.approx(0.7 * distance)
+
+
+def test_contour_distance_counts_the_edge_of_the_image_as_contour():
+    whole = np.ones((11, 11), bool)
+    point = np.zeros((11, 11), bool)
+    point[5, 5] = True
+    ring = np.argwhere(np.pad(np.zeros((9, 9)), 1, constant_values=1)) - 5
+    distances = np.hypot(*ring.T)
+    expected = (distances.sum() + 5) / (len(distances) + 1)
+    assert contour_distance(whole, point, 1.0) == pytest.approx(expected)
+
+
+def test_contour_distance_of_empty_masks():
+    empty = np.zeros((8, 8), bool)
+    assert contour_distance(empty, empty, 1.0) == 0
+    assert math.isnan(contour_distance(empty, ~empty, 1.0))
+    assert math.isnan(contour_distance(~empty, empty, 1.0))
+
+
+@pytest.mark.parametrize("spacing", [0, -1, math.nan, math.inf, (1, 0)])
+def test_contour_distance_refuses_a_senseless_spacing(spacing):
+    with pytest.raises(ValueError, match="spacing must be positive and finite"):
+        contour_distance(np.ones((4, 4)), np.ones((4, 4)), spacing)
+
+
+@settings(max_examples=50)
+@given(masks, masks, st.tuples(st.floats(0.1, 3), st.floats(0.1, 3)))
+def test_contour_distance_against_plain_loops(a, b, spacing):
+    def contour(mask):
+        padded = np.pad(mask, 1)
+        return [
+            np.multiply((y, x), spacing)
+            for y, x in np.argwhere(mask)
+            if not all(
+                padded[y + 1 + dy, x + 1 + dx] for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0))
+            )
+        ]
+
+    if not (a.any() and b.any()):
+        return
+    first, second = contour(a), contour(b)
+    nearest = [min(math.dist(p, q) for q in second) for p in first]
+    nearest += [min(math.dist(p, q) for q in first) for p in second]
+    assert contour_distance(a, b, spacing) == pytest.approx(np.mean(nearest), abs=1e-9)
+
+
+def test_contour_distance_against_monai():
+    metrics = pytest.importorskip("monai.metrics")
+    random = np.random.default_rng(0)
+    for _ in range(5):
+        a, b = np.zeros((2, 48, 40), bool)
+        for mask in (a, b):
+            for _ in range(3):
+                top, left = random.integers(0, 30, 2)
+                mask[top : top + random.integers(3, 20), left : left + random.integers(3, 20)] = (
+                    True
+                )
+        expected = metrics.compute_average_surface_distance(
+            torch.from_numpy(a)[None, None],
+            torch.from_numpy(b)[None, None],
+            include_background=True,
+            symmetric=True,
+            spacing=(0.5, 0.8),
+        )
+        assert contour_distance(a, b, (0.5, 0.8)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_postprocess_keeps_the_largest_component_and_fills_it():
+    mask = square(5, 5, 20)
+    wanted = mask.copy()
+    mask[10:13, 10:13] = False  # a hole
+    mask[40:45, 40:45] = True  # something smaller elsewhere
+    result = postprocess(torch.from_numpy(mask))
+    assert result.dtype == bool
+    np.testing.assert_array_equal(result, wanted)
+
+
+def test_postprocess_connects_over_corners_and_leaves_bays_open():
+    mask = np.zeros((8, 8), bool)
+    mask[1, 1] = mask[2, 2] = True  # connected over a corner: larger than the single pixel
+    mask[6, 6] = True
+    assert postprocess(mask).sum() == 2
+    bay = square(1, 1, 6, (8, 8))
+    bay[3, 3:] = False
+    np.testing.assert_array_equal(postprocess(bay), bay)
+
+
+def test_postprocess_of_an_empty_mask_is_empty():
+    assert not postprocess(np.zeros((5, 5), bool)).any()
+
+
+@given(masks)
+def test_postprocess_is_idempotent(mask):
+    once = postprocess(mask)
+    np.testing.assert_array_equal(postprocess(once), once)
