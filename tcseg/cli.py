@@ -26,7 +26,8 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # `tcseg ... | head`: click knows what to do
+        # Click's own: wrong usage, the end of --help, and `tcseg ... | head`.
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except RunFinished as error:
             click.echo(error)
@@ -73,22 +74,37 @@ def _config_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def _examples(*lines: str) -> str:
+    """Set examples below a help text; the control character keeps click from wrapping them."""
+    return "\n  ".join(("\b\nExamples:", *lines))
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_examples(
+        "tcseg doctor",
+        "tcseg train --method semitc --labelled 5 --size 128 --out first",
+        "tcseg evaluate first",
+    ),
+)
 @click.version_option(package_name="tcwarp", prog_name="tcseg")
 def main() -> None:
     """Learn to segment from few labelled and many unlabelled images.
 
-    \b
-    First steps:
-      tcseg doctor
-      tcseg train --method semitc --labelled 5 --size 128 --out first
-      tcseg evaluate first
-
-    An unexpected error shows its traceback; TCSEG_DEBUG=1 shows that of every error.
+    TCSEG_DEBUG=1 in the environment shows where an error comes from.
     """
 
 
-@main.command()
+@main.command(
+    epilog=_examples(
+        "tcseg train --method baseline --size 128 --out baseline",
+        "tcseg train --method semitc --size 128 --pretrained baseline --out semitc",
+        "tcseg train --data jsrt --root JSRT --labelled 5 --out jsrt",
+        "tcseg train --out jsrt --resume",
+        "tcseg train --config jsrt/config.toml --seed 1 --out jsrt-1",
+    )
+)
 @_config_options
 @click.option(
     "--config",
@@ -107,16 +123,7 @@ def main() -> None:
 def train(
     ctx: click.Context, config_file: Path | None, out: Path, resume: bool, **options: Any
 ) -> None:
-    """Train a network; write weights, figures and pictures to a folder.
-
-    \b
-    Examples:
-      tcseg train --method baseline --size 128 --out runs/baseline
-      tcseg train --pretrained runs/baseline --size 128 --out runs/semitc
-      tcseg train --data jsrt --root JSRT --labelled 5 --out runs/jsrt
-      tcseg train --out runs/jsrt --resume
-      tcseg train --config runs/jsrt/config.toml --seed 1 --out runs/jsrt-1
-    """
+    """Train a network; write weights, figures and pictures to a folder."""
     if config_file is not None:
         config = Config.load(config_file)
     elif resume and (out / "config.toml").exists():
@@ -146,7 +153,9 @@ def train(
         raise
 
 
-@main.command()
+@main.command(
+    epilog=_examples("tcseg evaluate first", "tcseg evaluate first --on validation --postprocess")
+)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--on",
@@ -161,21 +170,12 @@ def train(
     help="Keep the largest component of each structure only, and fill its holes.",
 )
 @click.option("--root", help="Folder of the data set, where it is not the one trained with.")
-@click.option(
-    "--device", default="auto", show_default=True, help=Config.__dataclass_fields__["device"].metadata["help"]
-)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: str) -> None:
-    """Measure the network of the folder RUN; print a table, write RUN/evaluation-....json.
-
-    \b
-    Examples:
-      tcseg evaluate runs/first
-      tcseg evaluate runs/first --on validation --postprocess
-    """
+    """Measure the network of the folder RUN; print a table, write RUN/evaluation-....json."""
     folder = RunFolder(run)
     config = folder.config()
-    overrides = {"device": device} | ({"root": root} if root else {})
-    config = dataclasses.replace(config, **overrides)
+    config = dataclasses.replace(config, device=device, root=root or config.root)
     config.validate()
     weights = folder.load_weights()
 
@@ -192,19 +192,19 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise RunError(
-            f"{run}: its weights do not fit network {config.network!r}: {str(error).splitlines()[0]}"
-        ) from error
+        message = f"{run}: its weights do not fit network {config.network!r}; was its code changed?"
+        raise RunError(message) from error
     split = make_split(dataset, config.split)
     indices = split.test if on == "test" else split.validation
     results = evaluation.evaluate(network.to(target), dataset, indices, postprocess=postprocess)
 
     name = f"evaluation-{on}{'-postprocessed' if postprocess else ''}.json"
     write_json(run / name, {"on": on, "postprocess": postprocess, **results})
-    title = f"{run}: {len(indices)} {on} images{', post-processed' if postprocess else ''}"
-    console = Console()
-    console.print(evaluation.results_table({config.method: results}, title))
-    console.print(f"Details by image: {run / name}", highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)  # paths stay as they are
+    processed = ", post-processed" if postprocess else ""
+    console.print(f"{run}: {len(indices)} {on} images{processed}")
+    console.print(evaluation.results_table({config.method: results}))
+    console.print(f"Details by image: {run / name}")
 
 
 @main.command()

@@ -153,9 +153,10 @@ def results_table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> 
     rich.table.Table
         IOU in percent (mean and standard deviation over images) and contour distance in mm.
     """
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left")
+    table = Table(title=escape(title) or None, title_justify="left")
     table.add_column("structure")
     for name in results:
         table.add_column(f"{name}\nIOU %", justify="right")

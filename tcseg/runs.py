@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from tcseg.config import Config
@@ -36,13 +35,6 @@ class RunFolder:
     kill leaves the old file or the new. The summary comes last: a run that has one is finished.
 
     Use `create` to train, `RunFolder(path)` to read.
-
-    Attributes
-    ----------
-    path : pathlib.Path
-        The folder.
-    metrics : MetricsFile
-        The table ``metrics.csv``.
 
     Examples
     --------
@@ -86,15 +78,16 @@ class RunFolder:
             run._check_resumable(config)
             return run
         run._check_free()
+        parent = run.path.absolute().parent
+        if not parent.exists():
+            raise RunError(
+                f"{path}: its folder {parent} does not exist; create it (mkdir -p) first"
+            )
         try:
             run.path.mkdir(exist_ok=True)
             config.save(run.path / "config.toml")
-        except FileNotFoundError as error:
-            parent = run.path.absolute().parent
-            message = f"{run.path}: its folder {parent} does not exist; create it (mkdir -p) first"
-            raise RunError(message) from error
         except OSError as error:
-            message = f"{run.path}: cannot be written ({error.strerror}); choose another --out"
+            message = f"{path}: cannot be written ({error.strerror}); choose another --out"
             raise RunError(message) from error
         return run
 
@@ -192,18 +185,10 @@ class RunFolder:
         torch.save(dict(state), buffer)
         write_atomically(self.path / "checkpoint.pt", buffer.getbuffer())
 
-    def load_checkpoint(
-        self, map_location: torch.device | str | None = "cpu"
-    ) -> dict[str, Any] | None:
-        """Read ``checkpoint.pt``, or give None where there is none yet.
-
-        Raises
-        ------
-        RunError
-            If the file is broken or was not written by `save_checkpoint`.
-        """
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """Read ``checkpoint.pt`` as `load_checkpoint` does, or give None where there is none."""
         path = self.path / "checkpoint.pt"
-        return load_checkpoint(path, map_location) if path.exists() else None
+        return load_checkpoint(path) if path.exists() else None
 
     def save_weights(self, state: Mapping[str, torch.Tensor]) -> None:
         """Replace ``model.safetensors`` by a network's state dictionary."""
@@ -227,10 +212,7 @@ class RunFolder:
         path = self.path / "model.safetensors"
         if not path.exists():
             self.config()  # a folder that is no run says so
-            raise RunError(
-                f"{self.path} has no weights yet; continue the run: tcseg train --out {self.path} "
-                "--resume"
-            )
+            raise RunError(f"{self.path} has no weights yet; continue the run with --resume")
         try:
             return load_file(path)
         except SafetensorError as error:
@@ -267,20 +249,13 @@ class RunFolder:
         """Return the run itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the run."""
         self.close()
 
 
-def load_checkpoint(
-    path: str | os.PathLike[str], map_location: torch.device | str | None = "cpu"
-) -> dict[str, Any]:
-    """Read a checkpoint of any run, without running code from it.
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint of any run, to the CPU, without running code from it.
 
     Raises
     ------
@@ -290,14 +265,16 @@ def load_checkpoint(
     import torch
 
     try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
+        content = Path(path).read_bytes()
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # on foreign bytes torch.load raises almost anything
-        raise RunError(
-            f"{path}: broken or not a checkpoint of tcseg; delete it to start the run again, or "
-            "put a good copy in its place"
-        ) from error
+        message = (
+            f"{path}: broken or not a checkpoint of tcseg; put a good copy there, or delete it"
+        )
+        raise RunError(message) from error
     if not (isinstance(state, dict) and type(state.get("step")) is int):
         raise RunError(f"{path}: not a checkpoint of tcseg (it has no step number)")
     return state

@@ -8,8 +8,8 @@ namespace {
 
 template <int D, typename T>
 TCWARP_MULTIVERSION void align_run(const Run<D, T>& first, const T* field,
-                                   const T* second, int64_t pixels,
-                                   T tolerance, int steps, T* output) {
+                                   const T* second, int64_t pixels, T tolerance,
+                                   int steps, T* output) {
   for (int64_t i = 0; i < first.count; ++i) {
     int32_t at[D];
     T target[D], offset[D];

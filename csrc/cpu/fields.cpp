@@ -27,12 +27,12 @@ Tensor field_coefficients(const Tensor& seed, int64_t batch,
               draws_identity(key, sample, identity_probability);
           for (int64_t i = 0; i < pixels; ++i) {
             normals[plane * pixels + i] =
-                identity ? 0.0
-                         : field_normal(
-                               key, sample,
-                               static_cast<uint32_t>(i / width / height),
-                               static_cast<uint32_t>(i / width % height),
-                               static_cast<uint32_t>(i % width), component);
+                identity
+                    ? 0.0
+                    : field_normal(key, sample,
+                                   static_cast<uint32_t>(i / width / height),
+                                   static_cast<uint32_t>(i / width % height),
+                                   static_cast<uint32_t>(i % width), component);
           }
         }
       });

@@ -12,7 +12,7 @@ TCWARP_MULTIVERSION void nearest_sources(const Run<D, T>& run,
                                          Index* __restrict index) {
   const int64_t count = run.count;
   for (int64_t i = 0; i < count; ++i) {
-    bool inside = true;
+    int32_t outside = 0;  // negative if any axis is; a bool is not vectorized
     Index flat = 0;
     for (int k = 0; k < D; ++k) {
       const T displacement = run.displacement[k][i];
@@ -20,10 +20,10 @@ TCWARP_MULTIVERSION void nearest_sources(const Run<D, T>& run,
       const int32_t source = pad_index<padding>(
           run.position[k] + along + nearest_offset(bounded(displacement)),
           run.size[k]);
-      inside &= is_finite(displacement) & (source >= 0);
+      outside |= is_finite(displacement) ? source : kOutside;
       flat = flat * run.size[k] + source;
     }
-    index[i] = inside ? flat : kOutside;
+    index[i] = outside < 0 ? kOutside : flat;
   }
 }
 

@@ -90,8 +90,8 @@ TCWARP_MULTIVERSION void blend(const V* __restrict input, int64_t pixel_stride,
 }
 
 template <Padding padding, typename Index, int D, typename V, typename T>
-void warp_linear(const V* input, const Field<D, T>& field,
-                 const Layout& layout, V* output) {
+void warp_linear(const V* input, const Field<D, T>& field, const Layout& layout,
+                 V* output) {
   parallel_over_pixels(
       layout, layout.channels << D, [&](int64_t n, int64_t begin, int64_t end) {
         LinearStencil<D, T, Index> stencil;
@@ -131,8 +131,8 @@ void launch_linear(const Tensor& input, const Tensor& displacement,
   V* const target = output.mutable_data_ptr<V>();
   dispatch_warp(displacement, layout, padding_mode,
                 [&](const auto& field, auto padding, auto index) {
-                  warp_linear<padding(), decltype(index)>(source, field,
-                                                          layout, target);
+                  warp_linear<padding(), decltype(index)>(source, field, layout,
+                                                          target);
                 });
 }
 

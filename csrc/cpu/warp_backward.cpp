@@ -97,8 +97,7 @@ TCWARP_MULTIVERSION void add_slope(const V* __restrict gradient,
     T slope = 0;
     for (int t = 0; t < stencil.kTaps; ++t) {
       const T weight = stencil.weight[t][i];
-      const T value =
-          static_cast<T>(input[stencil.index[t][i] * pixel_stride]);
+      const T value = static_cast<T>(input[stencil.index[t][i] * pixel_stride]);
       slope = weight != 0 ? slope + weight * value : slope;
     }
     sum[i] += slope * static_cast<T>(gradient[i * pixel_stride]);
@@ -117,8 +116,7 @@ void backward_displacement(const V* gradient, const V* input,
         const V* const from = gradient + layout.sample_offset(n);
         for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
           for (int axis = 0; axis < D; ++axis) {
-            T* const sum =
-                output + (n * D + axis) * layout.pixels + run.first;
+            T* const sum = output + (n * D + axis) * layout.pixels + run.first;
             std::fill_n(sum, run.count, T(0));
             linear_stencil<D, padding>(run, axis, stencil);
             for (int64_t c = 0; c < layout.channels; ++c) {
@@ -134,9 +132,8 @@ void backward_displacement(const V* gradient, const V* input,
 
 }  // namespace
 
-Tensor warp_backward_input(const Tensor& gradient_,
-                           const Tensor& displacement_, int64_t mode,
-                           int64_t padding_mode) {
+Tensor warp_backward_input(const Tensor& gradient_, const Tensor& displacement_,
+                           int64_t mode, int64_t padding_mode) {
   const Tensor gradient = dense(gradient_);
   const Tensor displacement = torch::stable::contiguous(displacement_);
   Tensor output = torch::stable::empty_like(gradient);
@@ -146,24 +143,22 @@ Tensor warp_backward_input(const Tensor& gradient_,
       gradient.scalar_type(), "warp_backward_input", AT_WRAP([&] {
         const auto* const source = gradient.const_data_ptr<scalar_t>();
         auto* const target = output.mutable_data_ptr<scalar_t>();
-        dispatch_warp(
-            displacement, layout, padding_mode,
-            [&](const auto& field, auto padding, auto index) {
-              if (static_cast<Mode>(mode) == Mode::kNearest) {
-                backward_nearest<padding(), decltype(index)>(source, field,
-                                                             layout, target);
-              } else {
-                backward_linear<padding(), decltype(index)>(source, field,
-                                                            layout, target);
-              }
-            });
+        dispatch_warp(displacement, layout, padding_mode,
+                      [&](const auto& field, auto padding, auto index) {
+                        if (static_cast<Mode>(mode) == Mode::kNearest) {
+                          backward_nearest<padding(), decltype(index)>(
+                              source, field, layout, target);
+                        } else {
+                          backward_linear<padding(), decltype(index)>(
+                              source, field, layout, target);
+                        }
+                      });
       }),
       AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);
   return output;
 }
 
-Tensor warp_backward_displacement(const Tensor& gradient_,
-                                  const Tensor& input_,
+Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
                                   const Tensor& displacement_, int64_t mode,
                                   int64_t padding_mode) {
   STD_TORCH_CHECK(static_cast<Mode>(mode) == Mode::kLinear,
@@ -180,13 +175,13 @@ Tensor warp_backward_displacement(const Tensor& gradient_,
       input.scalar_type(), "warp_backward_displacement", AT_WRAP([&] {
         const auto* const source = input.const_data_ptr<scalar_t>();
         const auto* const from = gradient.const_data_ptr<scalar_t>();
-        dispatch_warp(
-            displacement, layout, padding_mode,
-            [&](const auto& field, auto padding, auto index) {
-              using T = std::decay_t<decltype(*field.data)>;
-              backward_displacement<padding(), decltype(index)>(
-                  from, source, field, layout, output.mutable_data_ptr<T>());
-            });
+        dispatch_warp(displacement, layout, padding_mode,
+                      [&](const auto& field, auto padding, auto index) {
+                        using T = std::decay_t<decltype(*field.data)>;
+                        backward_displacement<padding(), decltype(index)>(
+                            from, source, field, layout,
+                            output.mutable_data_ptr<T>());
+                      });
       }),
       AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);
   return output;
@@ -195,8 +190,7 @@ Tensor warp_backward_displacement(const Tensor& gradient_,
 }  // namespace tcwarp::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(tcwarp, CPU, m) {
-  m.impl("warp_backward_input",
-         TORCH_BOX(&tcwarp::cpu::warp_backward_input));
+  m.impl("warp_backward_input", TORCH_BOX(&tcwarp::cpu::warp_backward_input));
   m.impl("warp_backward_displacement",
          TORCH_BOX(&tcwarp::cpu::warp_backward_displacement));
 }

@@ -41,12 +41,20 @@ TCWARP_HOST_DEVICE T bounded(T displacement) {
   return value < -limit ? -limit : value;
 }
 
+// Floor of a bounded value. Truncate and correct: unlike std::floor this is a
+// vector instruction on every x86-64 level.
+template <typename T>
+TCWARP_HOST_DEVICE int32_t floor_to_int(T value) {
+  const int32_t truncated = static_cast<int32_t>(value);
+  return truncated - static_cast<int32_t>(static_cast<T>(truncated) > value);
+}
+
 // floor(u + 1/2) without the rounding of that sum: 0.49999997f goes to 0.
 template <typename T>
 TCWARP_HOST_DEVICE int32_t nearest_offset(T displacement) {
-  const T below = std::floor(displacement);
-  return static_cast<int32_t>(below) +
-         static_cast<int32_t>(displacement - below >= T(0.5));
+  const int32_t below = floor_to_int(displacement);
+  return below +
+         static_cast<int32_t>(displacement - static_cast<T>(below) >= T(0.5));
 }
 
 // The index that stands for `index` on an axis of `size` pixels, or kOutside.
@@ -81,9 +89,9 @@ TCWARP_HOST_DEVICE LinearTaps<T> linear_taps(T displacement, int32_t position,
   const bool finite = is_finite(displacement);
   const T value = bounded(displacement);
   // The displacement is split, never the position: exact for any image size.
-  const T below = std::floor(value);
-  const T fraction = value - below;
-  const int32_t base = position + static_cast<int32_t>(below);
+  const int32_t below = floor_to_int(value);
+  const T fraction = value - static_cast<T>(below);
+  const int32_t base = position + below;
   LinearTaps<T> taps;
   for (int t = 0; t < 2; ++t) {
     const int32_t index = pad_index<padding>(base + t, size);

@@ -100,8 +100,8 @@ TCWARP_HOST_DEVICE void solve_offset(const T* field, const int32_t (&size)[D],
       norm = size_k <= norm || norm != norm ? norm : size_k;
     }
     if (norm <= tolerance || norm != norm) break;
-    const bool newton = norm <= T(0.5) * previous &&
-                        newton_step<D>(jacobian, residual, step);
+    const bool newton =
+        norm <= T(0.5) * previous && newton_step<D>(jacobian, residual, step);
     for (int k = 0; k < D; ++k) offset[k] -= newton ? step[k] : residual[k];
     previous = norm;
   }

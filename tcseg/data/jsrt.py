@@ -1,4 +1,4 @@
-"""JSRT chest radiographs with the SCR outlines, read from the layouts in which they are published."""
+"""JSRT chest radiographs with the SCR outlines, read as they are published."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIELD_OF_VIEW_MM = 0.175 * 2048
 FOLDS = ("fold1", "fold2")
 
 _ID = re.compile(r"JPC(LN|NN)\d{3}")
-_IMG_SIZE, _IMG_BYTES = 2048, 2048 * 2048 * 2
+_RAW_SIDE, _RAW_BYTES = 2048, 2048 * 2048 * 2
 _EXTENSIONS = (".png", ".tif", ".tiff", ".img")
 
 
@@ -28,9 +28,9 @@ def load(root: str | Path, size: int) -> Dataset:
     Parameters
     ----------
     root
-        Folder with ``scr/fold{1,2}/masks/<structure>/<id>.gif`` and the images: PNG or TIFF (8 or 16
-        bit, square, any size) or the original ``.IMG`` files, in ``images/``, in the folder itself or
-        in any other folder inside it, such as ``All247images/``.
+        Folder with ``scr/fold{1,2}/masks/<structure>/<id>.gif`` and the images: PNG or TIFF (8 or
+        16 bit, square, any size) or the original ``.IMG`` files, in ``images/``, in the folder
+        itself or in any other folder inside it, such as ``All247images/``.
     size
         Height and width to resize to, in pixels: images by area averaging, masks by area averaging
         and a threshold of one half, so that the thin clavicles keep their width.
@@ -76,8 +76,8 @@ def _find_images(root: Path) -> dict[str, Path]:
             break
     else:
         raise DataError(
-            f"jsrt: no images JPCLN001 ... JPCNN093 ({', '.join(_EXTENSIONS)}) in {root / 'images'}, "
-            f"{root} or a folder inside it"
+            f"jsrt: no images JPCLN001 ... JPCNN093 ({', '.join(_EXTENSIONS)}) in {root} "
+            "or a folder inside it; put them into images/"
         )
     found: dict[str, Path] = {}
     for path in files:
@@ -135,63 +135,64 @@ def _refuse(names: Sequence[str], kind: str, trouble: str, way_out: str) -> None
 def read_image(path: Path, size: int) -> NDArray[np.uint8]:
     """Read one radiograph as uint8 (size, size), bone bright.
 
-    Sources with more than 8 bits are scaled by a fixed range, 12 bits (the detector's) or, where a
+    Sources with more than 8 bits are scaled by a fixed range, 12 bits (the digitiser's) or, where a
     value exceeds that, 16. The extremes of an image are no measure of its exposure: they belong to
     the blackened name plates and the film's edge.
     """
     if path.suffix.lower() == ".img":
-        values = _read_raw(path).astype(np.float32) / 16
+        picture, divisor = Image.fromarray(_read_raw(path)), 16
     else:
-        values = _decode(path)
-        if values.dtype == np.uint8:
-            values = values.astype(np.float32)
-        elif values.dtype.kind in "iu" and values.min() >= 0 and values.max() < 65536:
-            values = values.astype(np.float32) / (16 if values.max() < 4096 else 256)
-        else:
-            raise DataError(f"jsrt: {path} has {values.dtype} pixels; expected 8 or 16 bit integers")
-    # The last half step of the range would round to 256.
-    return np.minimum(_resize(values, size) + 0.5, 255).astype(np.uint8)
+        picture, divisor = _decode(path), 1
+        if picture.mode != "L":
+            wide = np.asarray(picture)
+            if wide.dtype.kind == "f" or wide.min() < 0 or wide.max() > 65535:
+                raise DataError(f"jsrt: {path} has {wide.dtype} pixels, expected 8 or 16 bits")
+            picture, divisor = Image.fromarray(wide), 16 if wide.max() < 4096 else 256
+    values = np.asarray(_resize(picture.convert("F"), size)) / divisor
+    # Rounded; the last half step of a long range would give 256.
+    return np.minimum(values + 0.5, 255).astype(np.uint8)
 
 
 def _read_raw(path: Path) -> NDArray[np.uint16]:
+    """Read an original JSRT file as 12-bit values, bone bright."""
     length = path.stat().st_size
-    if length != _IMG_BYTES:
+    if length != _RAW_BYTES:
         raise DataError(
-            f"jsrt: {path} has {length} bytes, expected {_IMG_BYTES} (2048 x 2048, 16 bit); "
+            f"jsrt: {path} has {length} bytes, expected {_RAW_BYTES} (2048 x 2048, 16 bit); "
             "download it again"
         )
-    raw = np.fromfile(path, dtype=">u2").reshape(_IMG_SIZE, _IMG_SIZE)
+    raw = np.fromfile(path, dtype=">u2").reshape(_RAW_SIDE, _RAW_SIDE)
     if raw.max() > 4095:
         raise DataError(
             f"jsrt: {path} has values up to {raw.max()}, expected at most 4095 (12 bits, "
             "big-endian); take the original file"
         )
-    return 4095 - raw.astype(np.uint16)  # the film digitiser stored bone dark
+    return (4095 - raw).astype(np.uint16)  # the film digitiser stored bone dark
 
 
 def _read_mask(path: Path, size: int) -> NDArray[np.bool_]:
-    # 254 and not 255: then one half is a whole number, and exactly half covered is outside.
-    covered = np.where(_decode(path) > 0, np.uint8(254), np.uint8(0))
-    return _resize(covered, size) > 127
+    # 254 and not 255: one half is then a whole number, and exactly half covered is outside.
+    picture = _decode(path).point([0] + [254] * 255)
+    return np.asarray(_resize(picture, size)) > 127
 
 
-def _decode(path: Path) -> NDArray:
-    """Read the pixels of a grey image file, square and of one channel."""
+def _decode(path: Path) -> Image.Image:
+    """Decode an image file to one square grey channel, of 8 bits (mode L) or as many as it has."""
     try:
         with Image.open(path) as file:
-            grey = file if file.mode in ("L", "F") or file.mode[0] == "I" else file.convert("L")
-            values = np.asarray(grey)
+            picture = file if file.mode[0] in "FI" else file.convert("L")
+            picture.load()
     # Pillow's decoders raise all of these on damaged files.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"jsrt: cannot read {path}: {error}; copy it again") from error
-    if values.ndim != 2 or values.shape[0] != values.shape[1]:
-        raise DataError(f"jsrt: {path} has shape {values.shape}, expected a square image")
-    return values
+    if picture.width != picture.height:
+        raise DataError(f"jsrt: {path} has {picture.width} x {picture.height} pixels, not a square")
+    return picture
 
 
-def _resize(values: NDArray, size: int) -> NDArray:
-    if len(values) == size:
-        return values
-    shrinks = len(values) > size
+def _resize(picture: Image.Image, size: int) -> Image.Image:
+    if picture.width == size:
+        return picture
+    shrinks = picture.width > size
     method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(values).resize((size, size), method))
+    return picture.resize((size, size), method)

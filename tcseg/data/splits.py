@@ -25,11 +25,11 @@ def make_split(dataset: Dataset, split: int) -> Split:
     """Divide a data set into training, validation and test images.
 
     JSRT, splits 0 to 4: the images with even numbers are the test set of even splits, those with
-    odd numbers of odd ones. Of the rest, shuffled by the split number, 100 train and the others validate
-    (a partial copy of the data keeps at least a sixth of the rest for validation).
+    odd numbers of odd ones. Of the rest, shuffled by the split number, 100 train and the others
+    validate (a partial copy of the data keeps at least a sixth of the rest for validation).
 
-    Phantom: the same 100 training, 20 validation and 40 test images for every split; the split number
-    only shuffles the training images, and so draws other labelled ones.
+    Phantom: the same 100 training, 20 validation and 40 test images for every split; the split
+    number only shuffles the training images, and so draws other labelled ones.
 
     Raises
     ------

@@ -1,0 +1,237 @@
+"""Random transforms t = (t_in, t_out) of images and their labels.
+
+A transform is a class with one method, ``draw``. What it draws moves pixels (a displacement,
+applied to image and label alike) or changes the values of the image (t_out is then the
+identity), or both. Strengths in pixels are given for images 512 pixels wide and scale with the
+image, so that a picture deforms alike at every size.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+import tcwarp
+
+REFERENCE_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One transform for each member of a batch.
+
+    Attributes
+    ----------
+    displacement : Tensor, shape (b, 2, H, W), or None
+        Where t_in and t_out read from, in pixels; None is the identity.
+    adjust : callable or None
+        What t_in does to image values (b, 1, H, W) after the warp.
+    """
+
+    displacement: Tensor | None = None
+    adjust: Callable[[Tensor], Tensor] | None = None
+
+    def image(self, images: Tensor) -> Tensor:
+        """Apply t_in to images (b, 1, H, W) in [0, 1]."""
+        if self.displacement is not None:
+            images = tcwarp.warp(images, self.displacement, mode="linear", padding_mode="border")
+        return images if self.adjust is None else self.adjust(images)
+
+    def label(self, labels: Tensor) -> Tensor:
+        """Apply t_out to labels (b, C, H, W) of any dtype: values are copied, never mixed."""
+        if self.displacement is None:
+            return labels
+        return tcwarp.warp(labels, self.displacement, mode="nearest", padding_mode="border")
+
+
+def align(first: Draw, second: Draw, predictions: Tensor) -> Tensor:
+    """Apply ``t2_out o t1_out^-1`` to predictions (b, C, H, W) made under the first draw.
+
+    Differentiable: gradients go back to the pixels that the values came from.
+    """
+    if first.displacement is None and second.displacement is None:
+        return predictions
+    t1 = _or_zeros(first.displacement, second.displacement)
+    t2 = _or_zeros(second.displacement, first.displacement)
+    return tcwarp.warp(predictions, tcwarp.align(t1, t2), mode="nearest", padding_mode="border")
+
+
+def _or_zeros(displacement: Tensor | None, other: Tensor | None) -> Tensor:
+    if displacement is not None:
+        return displacement
+    assert other is not None
+    return torch.zeros_like(other)
+
+
+class Transform(Protocol):
+    """A distribution of transforms."""
+
+    def draw(self, batch: int, size: tuple[int, int], generator: Generator) -> Draw:
+        """Draw one transform for each of `batch` images of `size`, on the generator's device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """Smooth random deformation by Gaussian-smoothed noise.
+
+    Attributes
+    ----------
+    magnitude, sigma : float
+        Of the noise and its Gaussian, in pixels at 512 x 512.
+    displacement_std : float, optional
+        Root mean square displacement in pixels at 512 x 512, in place of `magnitude`.
+    identity_probability : float
+        How often an image stays as it is.
+    """
+
+    magnitude: float = 1000.0
+    sigma: float = 100.0
+    displacement_std: float | None = None
+    identity_probability: float = 0.5
+
+    def draw(self, batch: int, size: tuple[int, int], generator: Generator) -> Draw:
+        """Draw displacements."""
+        scale = size[-1] / REFERENCE_SIZE
+        std = self.displacement_std
+        return Draw(
+            tcwarp.random_displacement(
+                batch,
+                size,
+                # Smoothing divides the noise by sigma in pixels, so the noise scales twice.
+                magnitude=self.magnitude * scale * scale,
+                sigma=self.sigma * scale,
+                displacement_std=None if std is None else std * scale,
+                identity_probability=self.identity_probability,
+                generator=generator,
+                dtype=torch.float32,
+                device=generator.device,
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Rotation, scaling, shear and shift about the centre, uniform within plus or minus a bound.
+
+    Attributes
+    ----------
+    rotation : float
+        Degrees.
+    scale, shear, shift : float
+        Fractions: of the size of things, of a unit shear, of the image width.
+    identity_probability : float
+        How often an image stays as it is.
+    """
+
+    rotation: float = 5.0
+    scale: float = 0.1
+    shear: float = 0.05
+    shift: float = 0.05
+    identity_probability: float = 0.5
+
+    def draw(self, batch: int, size: tuple[int, int], generator: Generator) -> Draw:
+        """Draw displacements ``(A - 1) (x - centre) + shift``."""
+        kept = _uniform((batch, 1), generator) >= self.identity_probability
+        values = (2 * _uniform((batch, 6), generator) - 1) * kept
+        angle = values[:, 0] * math.radians(self.rotation)
+        scales = 1 + values[:, 1:3] * self.scale
+        shears = values[:, 3] * self.shear
+        cosine, sine = torch.cos(angle), torch.sin(angle)
+        rotation = torch.stack([cosine, -sine, sine, cosine], dim=1).view(-1, 2, 2)
+        stretch = torch.diag_embed(scales)
+        stretch[:, 0, 1] = shears
+        matrix = rotation @ stretch - torch.eye(2, device=generator.device)
+        axes = [
+            torch.arange(n, device=generator.device, dtype=torch.float32) - (n - 1) / 2
+            for n in size
+        ]
+        grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
+        shift = values[:, 4:6, None] * (self.shift * size[-1])
+        return Draw((matrix @ grid + shift).view(batch, 2, *size))
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Change of exposure: gamma, contrast, brightness, and noise. Labels stay as they are.
+
+    Attributes
+    ----------
+    gamma, contrast : float
+        Standard deviation of the logarithm of the factor.
+    brightness, noise : float
+        Standard deviation in units of the image range.
+    """
+
+    gamma: float = 0.3
+    contrast: float = 0.2
+    brightness: float = 0.1
+    noise: float = 0.02
+
+    def draw(self, batch: int, size: tuple[int, int], generator: Generator) -> Draw:
+        """Draw factors, and noise for every pixel."""
+        normals = torch.randn(4, batch, 1, 1, 1, generator=generator, device=generator.device)
+        gamma, contrast = (normals[0] * self.gamma).exp(), (normals[1] * self.contrast).exp()
+        brightness, deviation = normals[2] * self.brightness, normals[3].abs() * self.noise
+        noise = torch.randn(batch, 1, *size, generator=generator, device=generator.device)
+
+        def adjust(images: Tensor) -> Tensor:
+            images = images.clamp(0, 1) ** gamma
+            centre = images.mean(dim=(1, 2, 3), keepdim=True)
+            return (images - centre) * contrast + centre + brightness + noise * deviation
+
+        return Draw(adjust=adjust)
+
+
+@dataclass(frozen=True)
+class Compose:
+    """One transform after the other.
+
+    Attributes
+    ----------
+    transforms : sequence of Transform
+        The first is applied to the image first.
+    """
+
+    transforms: Sequence[Transform]
+
+    def draw(self, batch: int, size: tuple[int, int], generator: Generator) -> Draw:
+        """Draw from all, joining displacements into one so that the image is read once."""
+        joined = Draw()
+        for transform in self.transforms:
+            joined = _join(joined, transform.draw(batch, size, generator))
+        return joined
+
+
+def _join(first: Draw, second: Draw) -> Draw:
+    displacement = second.displacement if first.displacement is None else first.displacement
+    if first.displacement is not None and second.displacement is not None:
+        displacement = tcwarp.compose(first.displacement, second.displacement)
+    adjusts = [draw.adjust for draw in (first, second) if draw.adjust is not None]
+
+    def adjust(images: Tensor) -> Tensor:
+        for one in adjusts:
+            images = one(images)
+        return images
+
+    return Draw(displacement, adjust if adjusts else None)
+
+
+def _uniform(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    return torch.rand(shape, generator=generator, device=generator.device)
+
+
+# What `--recipe` names: the distribution T of the paper, and one that deforms more.
+RECIPES: dict[str, Transform] = {
+    "paper": Elastic(magnitude=1000.0, sigma=100.0, identity_probability=0.5),
+    "strong": Compose(
+        [
+            Affine(),
+            Elastic(displacement_std=12.0, sigma=64.0, identity_probability=0.5),
+            Intensity(),
+        ]
+    ),
+}

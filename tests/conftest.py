@@ -1,0 +1,31 @@
+"""Hypothesis profiles and fixtures that all tests share."""
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+
+# No deadline: the first example of a test may load a library, and machines differ in speed.
+hypothesis.settings.register_profile(
+    "quick", max_examples=40, deadline=None, derandomize=True, print_blob=True
+)
+hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Every device that the operators run on; `-m cuda` selects the GPU's tests."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return request.param
+
+
+@pytest.fixture
+def threads() -> Iterator[list[int]]:
+    """Thread counts to compare; the count in force comes back afterwards."""
+    before = torch.get_num_threads()
+    yield [1, 2, 3, 5]
+    torch.set_num_threads(before)

@@ -1,0 +1,225 @@
+"""Each wrong argument is one line: the function, the argument, what was expected, what came."""
+
+import pytest
+import torch
+from assertions import raises
+
+import tcwarp
+
+IMAGE = torch.zeros(2, 3, 4, 5)
+FIELD = torch.zeros(2, 2, 4, 5)
+
+
+# -------------------------------------------------------------------------------------- warp
+
+
+@pytest.mark.parametrize(
+    "image, field, error, parts",
+    [
+        ([[1.0]], FIELD, TypeError, ("warp: input must be a torch.Tensor", "got list")),
+        (IMAGE, None, TypeError, ("warp: displacement must be a torch.Tensor", "got NoneType")),
+        (
+            *(IMAGE, FIELD.int(), TypeError),
+            ("warp: displacement must have a floating dtype", "got torch.int32"),
+        ),
+        (
+            *(IMAGE, FIELD.to(torch.complex64), TypeError),
+            ("warp: displacement must have a floating dtype", "got torch.complex64"),
+        ),
+        (
+            *(IMAGE, FIELD[0], ValueError),
+            ("warp: displacement must have shape", "(N, 2, H, W)", "got (2, 4, 5)"),
+        ),
+        (
+            *(IMAGE, torch.zeros(2, 3, 4, 5), ValueError),
+            ("warp: displacement must have shape", "got (2, 3, 4, 5)"),
+        ),
+        (
+            *(IMAGE, torch.zeros(1, 2, 4, 5), ValueError),
+            ("warp: displacement must have shape (2, 2, 4, 5)", "got (1, 2, 4, 5)"),
+        ),
+        (
+            *(IMAGE, torch.zeros(2, 2, 5, 4), ValueError),
+            ("warp: displacement must have shape (2, 2, 4, 5)", "got (2, 2, 5, 4)"),
+        ),
+        (
+            *(IMAGE[0], FIELD, ValueError),
+            ("warp: input must have shape (N, C, H, W)", "got (3, 4, 5)"),
+        ),
+        (
+            *(IMAGE, torch.zeros(2, 3, 1, 4, 5), ValueError),
+            ("warp: input must have shape (N, C, D, H, W)", "got (2, 3, 4, 5)"),
+        ),
+        (
+            *(IMAGE, FIELD.to("meta"), ValueError),
+            ("warp: displacement must be on the device of input", "cpu", "got meta"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_warp_refuses_wrong_tensors(image, field, error, parts, mode):
+    with raises(error, *parts):
+        tcwarp.warp(image, field, mode=mode)
+
+
+@pytest.mark.parametrize("value", ["bilinear", "", None, 0, "Nearest"])
+def test_warp_names_the_modes(value):
+    with raises(ValueError, "warp: mode must be one of", "'nearest', 'linear'", f"got {value!r}"):
+        tcwarp.warp(IMAGE, FIELD, mode=value)
+
+
+@pytest.mark.parametrize("value", ["reflect", None, 1])
+def test_warp_names_the_padding_modes(value):
+    with raises(
+        *(ValueError, "warp: padding_mode must be one of"),
+        *("'zeros', 'border', 'reflection'", f"got {value!r}"),
+    ):
+        tcwarp.warp(IMAGE, FIELD, padding_mode=value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.complex64])
+def test_linear_warp_refuses_what_it_cannot_interpolate(dtype):
+    with raises(TypeError, "warp: input", "'linear'", "floating dtype", f"got {dtype}"):
+        tcwarp.warp(IMAGE.to(dtype), FIELD, mode="linear")
+
+
+def test_module_refuses_like_the_function():
+    with raises(ValueError, "warp: mode must be one of", "got 'quadratic'"):
+        tcwarp.Warp(mode="quadratic")(IMAGE, FIELD)
+
+
+# -------------------------------------------------------------------------------- the algebra
+
+
+@pytest.mark.parametrize(
+    "name, arguments", [("compose", ("first", "second")), ("align", ("t1", "t2"))]
+)
+def test_pairs_of_fields_must_agree(name, arguments):
+    function = getattr(tcwarp, name)
+    first, second = (f"{name}: {argument}" for argument in arguments)
+    with raises(TypeError, f"{first} must be a torch.Tensor", "got list"):
+        function([], FIELD)
+    with raises(TypeError, f"{second} must be a torch.Tensor", "got float"):
+        function(FIELD, 1.0)
+    with raises(ValueError, f"{first} must have shape", "got (2, 3, 4, 5)"):
+        function(IMAGE, FIELD)
+    with raises(TypeError, f"{second} must have a floating dtype", "got torch.int64"):
+        function(FIELD, FIELD.long())
+    with raises(ValueError, f"{second} must have the shape of {arguments[0]}", "got (1, 2, 4, 5)"):
+        function(FIELD, FIELD[:1])
+    with raises(TypeError, f"{second} must have the dtype of {arguments[0]}", "got torch.float64"):
+        function(FIELD, FIELD.double())
+    with raises(ValueError, f"{second} must be on the device of {arguments[0]}", "got meta"):
+        function(FIELD, FIELD.to("meta"))
+
+
+@pytest.mark.parametrize("name", ["invert", "jacobian_determinant"])
+def test_single_fields(name):
+    function = getattr(tcwarp, name)
+    with raises(TypeError, f"{name}: displacement must be a torch.Tensor", "got str"):
+        function("field")
+    with raises(TypeError, f"{name}: displacement must have a floating dtype", "got torch.uint8"):
+        function(FIELD.byte())
+    with raises(ValueError, f"{name}: displacement must have shape", "got (2, 3, 4, 5)"):
+        function(IMAGE)
+
+
+# ---------------------------------------------------------------------- smoothing and drawing
+
+
+def test_gaussian_smooth_refuses_wrong_input():
+    name = "gaussian_smooth"
+    with raises(TypeError, f"{name}: input must be a torch.Tensor", "got int"):
+        tcwarp.gaussian_smooth(3, 1.0)
+    with raises(TypeError, f"{name}: input must have a floating dtype", "got torch.int32"):
+        tcwarp.gaussian_smooth(IMAGE.int(), 1.0)
+    with raises(ValueError, f"{name}: input must have shape (N, C, *spatial)", "got (4, 5)"):
+        tcwarp.gaussian_smooth(IMAGE[0, 0], 1.0)
+    with raises(ValueError, f"{name}: boundary must be one of", "'reflect'", "got 'mirror'"):
+        tcwarp.gaussian_smooth(IMAGE, 1.0, boundary="mirror")
+
+
+def smooth(sigma):
+    return tcwarp.gaussian_smooth(IMAGE, sigma)
+
+
+def draw(sigma):
+    return tcwarp.random_displacement(1, (4, 5), sigma=sigma)
+
+
+@pytest.mark.parametrize(
+    "function, name", [(smooth, "gaussian_smooth"), (draw, "random_displacement")]
+)
+def test_sigma(function, name):
+    for value in (0, 0.0, -1.0, float("nan"), float("inf"), (1.0, 0.0)):
+        with raises(ValueError, f"{name}: sigma must be positive and finite", "got"):
+            function(value)
+    for value in ("wide", None, True, (1.0, "wide")):
+        with raises(TypeError, f"{name}: sigma must be a number", "got"):
+            function(value)
+    with raises(
+        ValueError, f"{name}: sigma must be one number or one per spatial axis (2)", "got 3"
+    ):
+        function((1.0, 2.0, 3.0))
+
+
+@pytest.mark.parametrize("argument", ["magnitude", "displacement_std"])
+def test_size_of_the_displacement(argument):
+    for value in (-1.0, float("nan"), float("inf")):
+        with raises(ValueError, f"random_displacement: {argument} must be", f"got {value}"):
+            tcwarp.random_displacement(1, (4, 5), **{argument: value})
+    with raises(TypeError, f"random_displacement: {argument} must be a number", "got str"):
+        tcwarp.random_displacement(1, (4, 5), **{argument: "large"})
+
+
+def test_identity_probability():
+    for value in (-0.1, 1.1, float("nan")):
+        with raises(
+            ValueError, "random_displacement: identity_probability must be", f"got {value}"
+        ):
+            tcwarp.random_displacement(1, (4, 5), identity_probability=value)
+
+
+def test_batch_and_size():
+    name = "random_displacement"
+    for value in (1.0, True, None, "2"):
+        with raises(TypeError, f"{name}: batch must be an int", "got"):
+            tcwarp.random_displacement(value, (4, 5))
+    with raises(ValueError, f"{name}: batch must not be negative", "got -1"):
+        tcwarp.random_displacement(-1, (4, 5))
+    for value in (4, (4,), (1, 2, 3, 4), (4, -5)):
+        with raises(ValueError, f"{name}: size must be 2 or 3 lengths", "got"):
+            tcwarp.random_displacement(1, value)
+    with raises(ValueError, f"{name}: no axis of size may be longer than 2**30", "got"):
+        tcwarp.random_displacement(1, (4, 2**30 + 1))
+    for value in ((4, 5.0), (4, None), "45"):
+        with raises((TypeError, ValueError), f"{name}: size must be", "got"):
+            tcwarp.random_displacement(1, value)
+
+
+def test_dtype_and_device_of_a_field():
+    with raises(TypeError, "random_displacement: dtype must be a floating dtype", "torch.int32"):
+        tcwarp.random_displacement(1, (4, 5), dtype=torch.int32)
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="random_displacement: device.*CUDA operators"):
+            tcwarp.random_displacement(1, (4, 5), device="cuda")
+
+
+def test_random_elastic_refuses_what_is_no_tensor():
+    elastic = tcwarp.RandomElastic(sigma=2.0)
+    with raises(TypeError, "RandomElastic: at least one tensor", "got none"):
+        elastic()
+    with raises(TypeError, "RandomElastic:", "torch.Tensor", "got list"):
+        elastic(IMAGE, [1])
+
+
+@pytest.mark.parametrize("argument", ["input", "displacement"])
+def test_devices_without_kernels(argument):
+    # FakeTensor of another backend: the check comes before any kernel is asked.
+    class Elsewhere(torch.Tensor):
+        device = torch.device("mps")
+
+    odd = torch.zeros(2, 2, 4, 5).as_subclass(Elsewhere)
+    arguments = (odd, FIELD) if argument == "input" else (IMAGE, odd)
+    with raises(ValueError, f"warp: {argument} must be on a CPU or CUDA device", "got mps"):
+        tcwarp.warp(*arguments)

@@ -1,0 +1,150 @@
+"""Evaluation and pictures: the metrics by structure and image, with networks of known answers."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from tcseg.data import load_dataset
+from tcseg.evaluation import evaluate, predict, results_table, validation_miou
+from tcseg.metrics import contour_distance, iou
+from tcseg.pictures import save_panel
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    return load_dataset("phantom", size=32)
+
+
+class Thresholds(torch.nn.Module):
+    """A network so simple that its answer is known: class c where the image exceeds level[c]."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.level = torch.nn.Parameter(torch.linspace(0.2, 0.7, classes + 1))
+
+    def forward(self, images):
+        return (images > self.level.view(1, -1, 1, 1)).float()
+
+
+def test_evaluation_is_that_of_the_metrics_image_by_image(phantom):
+    network, indices = Thresholds(len(phantom.classes)), [5, 3, 8]
+    results = evaluate(network, phantom, indices, batch_size=2)
+    predicted = predict(network, phantom, indices, batch_size=2)
+    assert predicted.dtype == torch.bool
+    assert predicted.shape == (3, len(phantom.classes) + 1, 32, 32)
+    truth = phantom.target_batch(indices)
+    for c, name in enumerate(phantom.classes):
+        overlaps = [iou(predicted[i, c], truth[i, c]) for i in range(3)]
+        distances = [
+            contour_distance(predicted[i, c], truth[i, c], phantom.spacing) for i in range(3)
+        ]
+        assert results["iou"][name] == pytest.approx(np.mean(overlaps))
+        assert results["iou_std"][name] == pytest.approx(np.std(overlaps))
+        known = [d for d in distances if not np.isnan(d)]
+        assert results["missed"][name] == 3 - len(known)
+        wanted = np.mean(known) if known else np.nan
+        assert results["macd_mm"][name] == pytest.approx(wanted, nan_ok=True)
+    assert [row["id"] for row in results["images"]] == [phantom.ids[i] for i in indices]
+    assert results["miou"] == pytest.approx(np.mean(list(results["iou"].values())))
+    quick = validation_miou(network, phantom, indices, batch_size=2)
+    assert quick == pytest.approx(results["miou"])
+
+
+class Truth(torch.nn.Module):
+    """Answers with given masks, in order."""
+
+    def __init__(self, masks):
+        super().__init__()
+        self.masks, self.seen = masks, 0
+
+    def forward(self, images):
+        assert not self.training
+        assert torch.is_inference_mode_enabled()
+        self.seen += len(images)
+        return self.masks[self.seen - len(images) : self.seen].float()
+
+
+def test_the_truth_is_perfect_and_the_network_keeps_its_mode(phantom):
+    network = Truth(phantom.target_batch([0, 1, 2])).train()
+    results = evaluate(network, phantom, [0, 1, 2], batch_size=2)
+    assert network.training
+    assert results["miou"] == 1
+    assert set(results["macd_mm"].values()) == {0}
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_a_structure_that_is_not_found_counts_as_missed(phantom):
+    masks = phantom.target_batch([0, 1])
+    masks[0, 2] = 0
+    results = evaluate(Truth(masks), phantom, [0, 1])
+    assert results["missed"]["heart"] == 1
+    assert results["macd_mm"]["heart"] == 0  # of the image where it was found
+    assert results["iou"]["heart"] == 0.5
+
+
+def test_postprocessing_is_applied(phantom):
+    masks = phantom.target_batch([0])
+    specks = masks.clone()
+    specks[:, 2, 0, 0] = 1 - specks[:, 2, 0, 0]
+    assert evaluate(Truth(specks), phantom, [0])["iou"]["heart"] < 1
+    assert evaluate(Truth(specks), phantom, [0], postprocess=True)["iou"]["heart"] == 1
+
+
+@pytest.mark.parametrize("measure", [evaluate, validation_miou])
+def test_nothing_to_evaluate_is_an_error(phantom, measure):
+    with pytest.raises(ValueError, match="indices must name at least one image"):
+        measure(Truth(None), phantom, [])
+
+
+def test_predict_of_nothing_is_empty(phantom):
+    assert predict(Truth(None), phantom, []).shape == (0, len(phantom.classes) + 1, 32, 32)
+
+
+def test_the_table_has_a_row_for_each_structure_and_the_mean(phantom):
+    masks = phantom.target_batch([0])
+    perfect = evaluate(Truth(masks), phantom, [0])
+    empty = evaluate(Truth(masks * 0), phantom, [0])
+    console = Console(width=120, record=True, file=io.StringIO())
+    # As read back from a file: nan has become null there.
+    empty["macd_mm"] = dict.fromkeys(empty["macd_mm"])
+    console.print(results_table({"best": perfect, "worst": empty}, "test"))
+    lines = console.export_text().splitlines()
+    for name in (*phantom.classes, "mean"):
+        (row,) = (line for line in lines if f"│ {name} " in line)
+        assert "100.0 ± 0.0" in row
+        assert "0.00" in row
+        assert "- (" in row
+
+
+# Pictures.
+
+
+def test_a_panel_is_a_picture_of_every_case(phantom, tmp_path):
+    from PIL import Image
+
+    heights = []
+    for indices in ([0], [0, 1, 2]):
+        save_panel(tmp_path / "p.png", phantom, indices, phantom.target_batch(indices) > 0, "title")
+        with Image.open(tmp_path / "p.png") as picture:
+            heights.append(picture.height)
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        assert np.ptp(pixels, axis=2).max() > 50  # colours, not grey alone
+    assert heights[1] > 2 * heights[0]
+    assert os.listdir(tmp_path) == ["p.png"]
+
+
+def test_a_panel_of_empty_and_full_masks(phantom, tmp_path):
+    predictions = phantom.target_batch([0]) > 0
+    predictions[:, 0], predictions[:, 1] = True, False
+    save_panel(tmp_path / "p.png", phantom, [0], predictions, "")
+    assert (tmp_path / "p.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("indices", [[], [0, 1]])
+def test_a_panel_needs_a_prediction_for_each_case(phantom, tmp_path, indices):
+    with pytest.raises(ValueError, match="save_panel: predictions must be one"):
+        save_panel(tmp_path / "p.png", phantom, indices, phantom.target_batch([0]) > 0, "")
