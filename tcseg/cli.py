@@ -207,6 +207,23 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
     console.print(f"Details by image: {run / name}")
 
 
+@main.command(epilog=_examples("tcseg demo --out demo"))
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the runs, made if it is missing; finished ones in it are shown again.",
+)
+@click.option("--size", default=64, show_default=True, help="Height and width of the phantoms.")
+@click.option("--pretrain-steps", default=500, show_default=True, help="Steps of pre-training.")
+@click.option("--steps", default=500, show_default=True, help="Steps of each method.")
+def demo(out: Path, size: int, pretrain_steps: int, steps: int) -> None:
+    """Show in minutes, without data, what unlabelled images add to 5 labelled ones."""
+    from tcseg.demo import demo as run_demo
+
+    run_demo(out, size=size, pretrain_steps=pretrain_steps, steps=steps)
+
+
 @main.command()
 @click.pass_context
 def doctor(ctx: click.Context) -> None:

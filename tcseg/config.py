@@ -68,9 +68,7 @@ class Config:
     learning_rate: float = _option(1.0, "Learning rate of Adadelta.")
     validate_every: int = _option(100, "Steps from one validation to the next.")
     checkpoint_every: int = _option(100, "Steps from one checkpoint to the next.")
-    pretrained: str | None = _option(
-        None, "Run folder or checkpoint whose pre-training is taken over."
-    )
+    pretrained: str | None = _option(None, "Run folder whose pre-training is taken over.")
 
     def validate(self) -> None:
         """Check every value.

@@ -32,13 +32,13 @@ def soft_iou_loss(target: Tensor, prediction: Tensor) -> Tensor:
     >>> soft_iou_loss(mask, mask)
     tensor([0.])
     """
-    if target.shape != prediction.shape:
+    if target.shape != prediction.shape or target.dim() != 4:
         raise ValueError(
             "soft_iou_loss: target and prediction must have one shape (b, C, H, W), got "
             f"{tuple(target.shape)} and {tuple(prediction.shape)}"
         )
-    prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
-    target = target.to(prediction.dtype)
+    dtype = torch.promote_types(torch.promote_types(target.dtype, prediction.dtype), torch.float32)
+    target, prediction = target.to(dtype), prediction.to(dtype)
     intersection = (target * prediction).sum(dim=(2, 3))
     union = target.sum(dim=(2, 3)) + prediction.sum(dim=(2, 3)) - intersection
     # A thousandth of a pixel on both sides: 0 / 0 becomes 1, anything else keeps its value.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,10 @@ def save_panel(
     path: str | os.PathLike[str],
     dataset: Dataset,
     indices: Sequence[int],
-    predictions: Tensor,
+    predictions: Mapping[str, Tensor],
     title: str,
 ) -> None:
-    """Draw cases one below the other: image, truth and prediction, a colour for each structure.
+    """Draw cases one below the other: image, truth and predictions, a colour for each structure.
 
     Parameters
     ----------
@@ -54,7 +54,8 @@ def save_panel(
     indices
         The cases to draw; a row of the picture each.
     predictions
-        bool (b, C + 1, H, W), background last, in the order of `indices`.
+        By heading, a column of the picture each: bool (b, C + 1, H, W), background last, in the
+        order of `indices`.
     title
         Stands above the picture.
 
@@ -65,22 +66,24 @@ def save_panel(
     """
     cases, classes = len(indices), len(dataset.classes)
     shape = (cases, classes + 1, *dataset.images.shape[-2:])
-    if cases == 0 or tuple(predictions.shape) != shape:
-        raise ValueError(
-            "save_panel: predictions must be one (C + 1, H, W) for each of at least one case, "
-            f"expected shape {shape}, got {tuple(predictions.shape)}"
-        )
+    for name, masks in predictions.items():
+        if cases == 0 or tuple(masks.shape) != shape:
+            raise ValueError(
+                "save_panel: predictions must be one (C + 1, H, W) for each of at least one case, "
+                f"expected shape {shape}, got {tuple(masks.shape)} for {name!r}"
+            )
     images = dataset.image_batch(indices).cpu().numpy()[:, 0]
     truths = dataset.target_batch(indices).cpu().numpy()[:, :classes].astype(bool)
-    predicted = predictions.cpu().numpy()[:, :classes].astype(bool)
+    predicted = [masks.cpu().numpy()[:, :classes].astype(bool) for masks in predictions.values()]
+    headings = ("image", "truth", *predictions)
 
-    width = 3 * INCHES + 2 * GAP + 2 * MARGIN
+    width = len(headings) * INCHES + (len(headings) - 1) * GAP + 2 * MARGIN
     height = HEAD + cases * INCHES + (cases - 1) * GAP + FOOT
     figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
     grid = figure.subplots(
         cases,
-        3,
+        len(headings),
         squeeze=False,
         gridspec_kw={
             "left": MARGIN / width,
@@ -92,12 +95,14 @@ def save_panel(
         },
     )
     for row, index in enumerate(indices):
-        agreement = np.mean([iou(a, b) for a, b in zip(predicted[row], truths[row], strict=True)])
-        for axes, masks in zip(grid[row], (None, truths[row], predicted[row]), strict=True):
+        shown = (None, truths[row], *(masks[row] for masks in predicted))
+        for axes, masks in zip(grid[row], shown, strict=True):
             _draw(axes, images[row], masks)
         _note(grid[row, 0], dataset.ids[index])
-        _note(grid[row, 2], f"mIOU {100 * agreement:.1f} %")
-    for axes, heading in zip(grid[0], ("image", "truth", "prediction"), strict=True):
+        for axes, masks in zip(grid[row, 2:], shown[2:], strict=True):
+            pairs = zip(masks, truths[row], strict=True)
+            _note(axes, f"mIOU {100 * np.mean([iou(a, b) for a, b in pairs]):.1f} %")
+    for axes, heading in zip(grid[0], headings, strict=True):
         axes.set_title(heading, color=TEXT, fontsize=10, pad=5)
     # Placed in inches from the edges, so that the number of rows does not matter.
     figure.text(0.5, 1 - 0.3 / height, title, color=TEXT, fontsize=12, ha="center", va="center")

@@ -59,7 +59,7 @@ class RunFolder:
         Parameters
         ----------
         path
-            The folder; made if it is missing, while the folder that it lies in must exist.
+            The folder; made if it is missing, with those above it.
         config
             The options, written to ``config.toml`` (when resuming: compared with it).
         resume
@@ -78,13 +78,8 @@ class RunFolder:
             run._check_resumable(config)
             return run
         run._check_free()
-        parent = run.path.absolute().parent
-        if not parent.exists():
-            raise RunError(
-                f"{path}: its folder {parent} does not exist; create it (mkdir -p) first"
-            )
         try:
-            run.path.mkdir(exist_ok=True)
+            run.path.mkdir(parents=True, exist_ok=True)
             config.save(run.path / "config.toml")
         except OSError as error:
             message = f"{path}: cannot be written ({error.strerror}); choose another --out"
@@ -94,14 +89,16 @@ class RunFolder:
     def _check_free(self) -> None:
         if self.finished:
             raise RunError(f"{self.path} holds a finished run; choose another --out")
-        if (self.path / "config.toml").exists():
-            raise RunError(
-                f"{self.path} holds an unfinished run; continue it with --resume, "
-                "or choose another --out"
-            )
         # What starts with a dot is left by a kill in the middle of a write, or by the desktop.
-        if self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir()):
-            raise RunError(f"{self.path} is not empty and holds no run; choose another --out")
+        present = self.path.iterdir() if self.path.is_dir() else ()
+        names = {path.name for path in present if not path.name.startswith(".")}
+        # Options alone are a run that never began, because of a wrong option perhaps.
+        if names <= {"config.toml"}:
+            return
+        if "config.toml" in names:
+            way = "continue it with --resume, or choose another --out"
+            raise RunError(f"{self.path} holds an unfinished run; {way}")
+        raise RunError(f"{self.path} is not empty and holds no run; choose another --out")
 
     def _check_resumable(self, config: Config) -> None:
         if not (self.path / "config.toml").exists():

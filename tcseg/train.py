@@ -69,9 +69,11 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.network: nn.Module = build_network(config.network, len(self.dataset.classes))
         # Convolutions on CPU and on tensor cores are faster in this layout.
-        self.network.to(self.device, memory_format=torch.channels_last)
+        self.network.to(self.device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = self._new_optimizer()
-        # Everything random in training comes from here, on the device: no waiting, one state.
+        # Batches and transforms are drawn from here, on the device: no waiting. Only dropout, of a
+        # network that has it, draws from torch's global generator.
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.state = Progressed()
 
@@ -141,7 +143,9 @@ class Trainer:
                 terms[name] = terms.get(name, 0) + value
             state.step += 1
             phase_end = state.step in (config.pretrain_steps, self.total_steps)
-            if state.step % LOG_EVERY == 0 or phase_end:
+            saving = state.step % config.checkpoint_every == 0 or phase_end
+            # Also before every checkpoint: none is written whose loss was not looked at.
+            if state.step % LOG_EVERY == 0 or saving:
                 means = {k: float(v) / (state.step - logged_at) for k, v in terms.items()}
                 self._check_finite(means["loss"])
                 phase = "pre-training" if pretraining else config.method
@@ -151,7 +155,7 @@ class Trainer:
             if state.step % config.validate_every == 0 or phase_end:
                 self._validate()
                 show(state.step, float("nan"), state.best_miou)
-            if state.step % config.checkpoint_every == 0 or phase_end:
+            if saving:
                 state.seconds = time.monotonic() - started
                 self.save()
         state.seconds = time.monotonic() - started
@@ -163,8 +167,9 @@ class Trainer:
             self.network.load_state_dict(state.best)
         state.pretrained = self._copy_weights()
         self.optimizer = self._new_optimizer()
-        # Its own stream: a run that took pre-training over goes on exactly as one that did it.
+        # Own streams: a run that took pre-training over goes on exactly as one that did it.
         self.generator.manual_seed(self.config.seed + 2**32)
+        torch.manual_seed(self.config.seed + 2**32)
         state.best_miou = -1.0
         self._validate()
 
@@ -194,6 +199,7 @@ class Trainer:
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "generator": self.generator.get_state(),
+                "global_generator": torch.get_rng_state(),
             }
         )
 
@@ -202,7 +208,8 @@ class Trainer:
         self.state = Progressed(**{name: checkpoint[name] for name in vars(Progressed())})
         self.network.load_state_dict(checkpoint["network"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.generator.set_state(checkpoint["generator"].cpu())
+        self.generator.set_state(checkpoint["generator"])
+        torch.set_rng_state(checkpoint["global_generator"])
 
     def take_pretrained(self, path: Path) -> None:
         """Start after the pre-training that another run has done.
@@ -214,7 +221,7 @@ class Trainer:
         """
         theirs = RunFolder(path).config()
         fixed = ("data", "size", "labelled", "split", "seed", "recipe", "network", "pretrain_steps")
-        for name in (*fixed, "batch_size", "learning_rate"):
+        for name in (*fixed, "batch_size", "learning_rate", "validate_every"):
             here, there = getattr(self.config, name), getattr(theirs, name)
             if here != there:
                 option = name.replace("_", "-")
@@ -229,7 +236,7 @@ class Trainer:
         self.state.step = self.config.pretrain_steps
 
 
-def train(config: Config, out: Path, resume: bool) -> dict[str, Any]:
+def train(config: Config, out: Path, resume: bool, *, show_results: bool = True) -> dict[str, Any]:
     """Train a network into a run folder.
 
     Parameters
@@ -240,6 +247,8 @@ def train(config: Config, out: Path, resume: bool) -> dict[str, Any]:
         Folder of the run.
     resume : bool
         Continue the unfinished run in `out`.
+    show_results : bool
+        Print the table of results at the end.
 
     Returns
     -------
@@ -278,7 +287,7 @@ def train(config: Config, out: Path, resume: bool) -> dict[str, Any]:
 
             show(trainer.state.step, float("nan"), trainer.state.best_miou)
             trainer.fit(show)
-        return _finish(trainer, console)
+        return _finish(trainer, console, show_results)
 
 
 def _start(trainer: Trainer, resume: bool) -> None:
@@ -303,7 +312,12 @@ def _describe(trainer: Trainer, console: Console) -> None:
     )
 
 
-def _finish(trainer: Trainer, console: Console) -> dict[str, Any]:
+def picture_cases(indices: list[int]) -> list[int]:
+    """Choose a few cases, evenly spread, for a picture."""
+    return indices[:: max(1, len(indices) // PICTURE_CASES)][:PICTURE_CASES]
+
+
+def _finish(trainer: Trainer, console: Console, show_results: bool) -> dict[str, Any]:
     """Evaluate the best network and the pre-trained one; write and print the results."""
     from tcseg.pictures import save_panel
 
@@ -315,11 +329,10 @@ def _finish(trainer: Trainer, console: Console) -> dict[str, Any]:
     run.save_weights(network.state_dict())
     test = evaluate(network, dataset, split.test)
     validation = evaluate(network, dataset, split.validation)
-    cases = split.test[:: max(1, len(split.test) // PICTURE_CASES)][:PICTURE_CASES]
+    cases = picture_cases(split.test)
     title = f"{config.method}, {config.labelled} labelled images, {config.data}"
-    save_panel(
-        run.path / "test.png", dataset, cases, predict(network, dataset, cases), title
-    )
+    prediction = {"prediction": predict(network, dataset, cases)}
+    save_panel(run.path / "test.png", dataset, cases, prediction, title)
     summary = {
         **{name: getattr(config, name) for name in ("data", "size", "method", "labelled")},
         **{name: getattr(config, name) for name in ("split", "seed", "recipe", "pretrain_steps")},
@@ -332,11 +345,11 @@ def _finish(trainer: Trainer, console: Console) -> dict[str, Any]:
         "pretrained_test": _without_images(pretrained),
     }
     run.save_summary(summary)
-    title = f"{len(split.test)} test images, {state.seconds:.0f} s of training"
-    console.print(results_table({"pre-trained": pretrained, config.method: test}, title))
-    console.print(
-        f"Weights, figures and pictures: {run.path}", highlight=False, soft_wrap=True
-    )
+    if show_results:
+        title = f"{len(split.test)} test images, {state.seconds:.0f} s of training"
+        console.print(results_table({"pre-trained": pretrained, config.method: test}, title))
+        where = f"Weights, figures and pictures: {run.path}"
+        console.print(where, highlight=False, soft_wrap=True)
     return summary
 
 

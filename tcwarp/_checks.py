@@ -100,7 +100,7 @@ def check_number(function: str, name: str, value: Any, *, positive: bool = False
         raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
     number = float(value)
     low = "positive and finite" if positive else "finite and not negative"
-    if not (0 < number if positive else 0 <= number) or number == float("inf"):
+    if not (number > 0 if positive else number >= 0) or number == float("inf"):
         raise ValueError(f"{function}: {name} must be {low}, got {value}")
     return number
 

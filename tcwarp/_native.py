@@ -5,8 +5,10 @@ their kernels stands here, in the same order.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 try:
     from . import _C  # noqa: F401  (registers torch.ops.tcwarp)
@@ -44,7 +46,7 @@ def cuda_status() -> str:
     return _CUDA_STATUS
 
 
-def _dense_like(tensor: torch.Tensor) -> torch.Tensor:
+def _dense_like(tensor: Tensor) -> Tensor:
     # The layout rule of csrc/cpu/common.h: planes or channels last, anything else is copied.
     last = torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
     if tensor.is_contiguous() or tensor.is_contiguous(memory_format=last):
@@ -53,38 +55,40 @@ def _dense_like(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @torch.library.register_fake("tcwarp::warp")
-def _(input, displacement, mode, padding_mode):
+def _(input: Tensor, displacement: Tensor, mode: int, padding_mode: int) -> Tensor:
     return _dense_like(input)
 
 
 @torch.library.register_fake("tcwarp::warp_backward_input")
-def _(grad_output, displacement, mode, padding_mode):
+def _(grad_output: Tensor, displacement: Tensor, mode: int, padding_mode: int) -> Tensor:
     return _dense_like(grad_output)
 
 
 @torch.library.register_fake("tcwarp::warp_backward_displacement")
-def _(grad_output, input, displacement, mode, padding_mode):
+def _(
+    grad_output: Tensor, input: Tensor, displacement: Tensor, mode: int, padding_mode: int
+) -> Tensor:
     return torch.empty_like(displacement, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("tcwarp::field_coefficients")
-def _(seed, batch, modes, identity_probability):
+def _(seed: Tensor, batch: int, modes: list[int], identity_probability: float) -> Tensor:
     return seed.new_empty((batch, len(modes), *modes), dtype=torch.float64)
 
 
 @torch.library.register_fake("tcwarp::align")
-def _(first, second, tolerance, steps):
+def _(first: Tensor, second: Tensor | None, tolerance: float, steps: int) -> Tensor:
     return torch.empty_like(first, memory_format=torch.contiguous_format)
 
 
-def _save_for_warp(ctx, inputs, output):
+def _save_for_warp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, displacement, ctx.mode, ctx.padding_mode = inputs
     # The image is needed for the gradient of the displacement only.
     needs_image = ctx.needs_input_grad[1] and ctx.mode != NEAREST
     ctx.save_for_backward(displacement, input if needs_image else None)
 
 
-def _backward_warp(ctx, grad_output):
+def _backward_warp(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     displacement, input = ctx.saved_tensors
     codes = ctx.mode, ctx.padding_mode
     ops = torch.ops.tcwarp
@@ -96,7 +100,7 @@ def _backward_warp(ctx, grad_output):
     return grad_input, grad_displacement, None, None
 
 
-def _backward_scatter(ctx, grad):
+def _backward_scatter(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # <grad, scatter(g, u)> = <warp(grad, u), g>: the gradient by g is the gather again, and the
     # gradient by u is that of the warp.
     displacement, grad_output = ctx.saved_tensors
@@ -110,7 +114,17 @@ def _backward_scatter(ctx, grad):
     return grad_grad, grad_displacement, None, None
 
 
+def _backward_of_displacement_gradient(ctx: Any, grad: Tensor) -> None:
+    raise RuntimeError(
+        "warp: the gradient by the displacement cannot be differentiated again; only the one by "
+        "the input can"
+    )
+
+
 torch.library.register_autograd("tcwarp::warp", _backward_warp, setup_context=_save_for_warp)
 torch.library.register_autograd(
     "tcwarp::warp_backward_input", _backward_scatter, setup_context=_save_for_warp
+)
+torch.library.register_autograd(
+    "tcwarp::warp_backward_displacement", _backward_of_displacement_gradient
 )

@@ -158,11 +158,12 @@ def _check_pair(function: str, name: str, first: Tensor, other_name: str, second
 
 
 def _solve(first: Tensor, second: Tensor | None) -> Tensor:
-    working = single_or_double(first)
+    working = single_or_double(first).detach()
     # Displacements are relative to their pixel, so precision does not depend on the image size.
     tolerance = 1e-10 if working.dtype == torch.float64 else 1e-5
-    target = None if second is None else single_or_double(second)
-    return ops.tcwarp.align(working, target, tolerance, MAXIMUM_STEPS).to(first.dtype)
+    target = None if second is None else single_or_double(second).detach()
+    offset: Tensor = ops.tcwarp.align(working, target, tolerance, MAXIMUM_STEPS)
+    return offset.to(first.dtype)
 
 
 def _read(field: Tensor, displacement: Tensor) -> Tensor:

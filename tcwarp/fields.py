@@ -233,8 +233,10 @@ def random_displacement(
         raise TypeError(f"{name}: batch must be an int, got {type(batch).__name__}")
     if batch < 0:
         raise ValueError(f"{name}: batch must not be negative, got {batch}")
-    if not isinstance(size, Sequence) or len(size) not in (2, 3) or any(n < 0 for n in size):
-        raise ValueError(f"{name}: size must be 2 or 3 lengths of at least 0, got {size!r}")
+    lengths = tuple(size) if isinstance(size, Sequence) else ()
+    integers = all(isinstance(n, (int, torch.SymInt)) for n in lengths)
+    if len(lengths) not in (2, 3) or not integers or any(n < 0 for n in lengths):
+        raise ValueError(f"{name}: size must be 2 or 3 lengths (int) of at least 0, got {size!r}")
     check_axes(name, "size", tuple(size))
     sigmas = check_sigma(name, sigma, len(size))
     magnitude = check_number(name, "magnitude", magnitude)
@@ -248,14 +250,15 @@ def random_displacement(
     if dtype not in FLOATING:
         raise TypeError(f"{name}: dtype must be a floating dtype, got {dtype}")
     if device is None:
-        device = torch.get_default_device() if generator is None else generator.device
+        # An empty tensor, as torch.get_default_device cannot be compiled.
+        device = torch.empty(0).device if generator is None else generator.device
     device = torch.device(device)
     check_device(name, "device", device)
     if batch == 0 or 0 in size:
         return torch.zeros((batch, len(size), *size), dtype=dtype, device=device)
 
     drawn_on = torch.device("cpu") if generator is None else generator.device
-    seed = torch.empty(1, dtype=torch.int64, device=drawn_on).random_(generator=generator)
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=drawn_on)
     working = torch.float64 if dtype == torch.float64 else torch.float32
     factors, variance = [], 1.0
     for length, one in zip(size, sigmas, strict=True):
@@ -265,7 +268,7 @@ def random_displacement(
     scale = magnitude / math.sqrt(3)
     if displacement_std is not None:
         scale = displacement_std / math.sqrt(variance)
-    field = ops.tcwarp.field_coefficients(
+    field: Tensor = ops.tcwarp.field_coefficients(
         seed.to(device, non_blocking=True),
         batch,
         [factor.shape[1] for factor in factors],

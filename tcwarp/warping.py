@@ -82,7 +82,8 @@ def warp(
     padding_code = lookup("warp", "padding_mode", padding_mode, PADDING_MODES)
     if mode_code == LINEAR:
         check_floating("warp", "input (in mode 'linear'; 'nearest' takes any dtype)", input)
-    return ops.tcwarp.warp(input, single_or_double(displacement), mode_code, padding_code)
+    output: Tensor = ops.tcwarp.warp(input, single_or_double(displacement), mode_code, padding_code)
+    return output
 
 
 def single_or_double(displacement: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ def test_size_changes_the_resolution_only(size):
     assert abs(image.mean() - fine_image.mean()) < 4
     for mask, fine in zip(masks, fine_masks, strict=True):
         centre = (np.argwhere(mask) + 0.5).mean(0) / size
-        np.testing.assert_allclose(centre, (np.argwhere(fine) + 0.5).mean(0) / 256, atol=0.015)
+        fine_centre = (np.argwhere(fine) + 0.5).mean(0) / 256
+        np.testing.assert_allclose(centre, fine_centre, atol=max(0.01, 0.7 / size))
 
 
 def test_anatomy_is_that_of_a_chest_radiograph(phantoms):
@@ -61,7 +62,7 @@ def test_anatomy_is_that_of_a_chest_radiograph(phantoms):
     area = masks.mean((0, 2, 3))
     assert 0.12 < area[LEFT_LUNG] < area[RIGHT_LUNG] < 0.20
     assert 0.06 < area[HEART] < 0.12
-    assert ((0.006 < area[3:]) & (area[3:] < 0.013)).all()
+    assert ((area[3:] > 0.006) & (area[3:] < 0.013)).all()
     lungs = masks[:, :2].any(1)
     for clavicle in (LEFT_CLAVICLE, RIGHT_CLAVICLE):
         share = (masks[:, clavicle] & lungs).sum((1, 2)) / masks[:, clavicle].sum((1, 2))

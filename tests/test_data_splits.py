@@ -1,5 +1,7 @@
 """Splits: disjoint, complete, reproducible, nested; impossible requests refused."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -52,7 +54,7 @@ def test_split_number_draws_other_labels_and_nothing_else_does(data):
 def test_labelled_subsets_are_nested():
     split = make_split(JSRT, 0)
     subsets = [labelled_subset(split, n) for n in (5, 10, 25, 50, 100)]
-    for small, large in zip(subsets, subsets[1:], strict=False):
+    for small, large in itertools.pairwise(subsets):
         assert large[: len(small)] == small
     assert [len(subset) for subset in subsets] == [5, 10, 25, 50, 100]
     assert not set(subsets[-1]) & set(split.test + split.validation)

@@ -201,7 +201,7 @@ def test_dtype_and_device_of_a_field():
     with raises(TypeError, "random_displacement: dtype must be a floating dtype", "torch.int32"):
         tcwarp.random_displacement(1, (4, 5), dtype=torch.int32)
     if not torch.cuda.is_available():
-        with pytest.raises(RuntimeError, match="random_displacement: device.*CUDA operators"):
+        with raises(RuntimeError, "random_displacement: device", "CUDA operators"):
             tcwarp.random_displacement(1, (4, 5), device="cuda")
 
 

@@ -128,7 +128,8 @@ def test_a_panel_is_a_picture_of_every_case(phantom, tmp_path):
 
     heights = []
     for indices in ([0], [0, 1, 2]):
-        save_panel(tmp_path / "p.png", phantom, indices, phantom.target_batch(indices) > 0, "title")
+        predictions = {"prediction": phantom.target_batch(indices) > 0}
+        save_panel(tmp_path / "p.png", phantom, indices, predictions, "title")
         with Image.open(tmp_path / "p.png") as picture:
             heights.append(picture.height)
             pixels = np.asarray(picture.convert("RGB")).astype(int)
@@ -140,11 +141,12 @@ def test_a_panel_is_a_picture_of_every_case(phantom, tmp_path):
 def test_a_panel_of_empty_and_full_masks(phantom, tmp_path):
     predictions = phantom.target_batch([0]) > 0
     predictions[:, 0], predictions[:, 1] = True, False
-    save_panel(tmp_path / "p.png", phantom, [0], predictions, "")
+    save_panel(tmp_path / "p.png", phantom, [0], {"a": predictions, "b": predictions}, "")
     assert (tmp_path / "p.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("indices", [[], [0, 1]])
 def test_a_panel_needs_a_prediction_for_each_case(phantom, tmp_path, indices):
     with pytest.raises(ValueError, match="save_panel: predictions must be one"):
-        save_panel(tmp_path / "p.png", phantom, indices, phantom.target_batch([0]) > 0, "")
+        predictions = {"prediction": phantom.target_batch([0]) > 0}
+        save_panel(tmp_path / "p.png", phantom, indices, predictions, "")

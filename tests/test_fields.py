@@ -21,7 +21,7 @@ def generator(seed: int, device: str = "cpu") -> torch.Generator:
 
 def seed_drawn_from(seed: int) -> int:
     """The 64-bit key that `random_displacement` takes from a generator."""
-    return int(torch.empty(1, dtype=torch.int64).random_(generator=generator(seed)))
+    return int(torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator(seed)))
 
 
 # ------------------------------------------------------------------------------------ values

@@ -82,6 +82,13 @@ def test_linear_by_hand():
         np.testing.assert_allclose(warped[0, 0, 0], values, err_msg=padding_mode)
 
 
+def test_linear_does_not_read_taps_of_weight_zero():
+    image = np.array([[[[1.0, np.inf, -0.0, np.nan, 2.0]]]])
+    warped = reference.warp(image, np.zeros((1, 2, 1, 5)), "linear", "border")
+    np.testing.assert_array_equal(warped, image)
+    assert np.signbit(warped[0, 0, 0, 2])
+
+
 def test_displacement_runs_along_its_axis():
     image = np.arange(24.0).reshape(1, 1, 2, 3, 4)
     for axis in range(3):

@@ -40,9 +40,19 @@ def test_an_empty_folder_may_become_a_run(tmp_path):
     assert RunFolder(tmp_path).config() == CONFIG
 
 
+def test_a_run_that_never_began_may_begin_again(run):
+    # Such as one stopped by an option that does not fit the data.
+    other = replace(CONFIG, labelled=7)
+    RunFolder.create(run.path, other, resume=False)
+    assert run.config() == other
+
+
 def test_an_unfinished_run_is_only_continued_when_asked(run):
+    run.metrics.append({"step": 1, "loss": 0.5})
+    before = contents(run.path)
     with pytest.raises(RunError, match=r"unfinished run; continue it with --resume, or .* --out"):
         RunFolder.create(run.path, CONFIG, resume=False)
+    assert contents(run.path) == before
     RunFolder.create(run.path, CONFIG, resume=True)
 
 
@@ -84,10 +94,9 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     assert list(contents(tmp_path)) == ["thesis.txt"]
 
 
-def test_a_missing_parent_folder_is_named(tmp_path):
-    with pytest.raises(RunError, match=r"its folder .*missing does not exist; create it"):
-        RunFolder.create(tmp_path / "missing" / "run", CONFIG, resume=False)
-    assert not (tmp_path / "missing").exists()
+def test_missing_parent_folders_are_made(tmp_path):
+    run = RunFolder.create(tmp_path / "missing" / "run", CONFIG, resume=False)
+    assert run.config() == CONFIG
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path):

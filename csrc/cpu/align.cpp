@@ -27,8 +27,8 @@ void align_fields(const Field<D, T>& first, const T* second, int64_t samples,
                   T tolerance, int steps, T* output) {
   const Layout layout{samples, D, first.pixels, 1, first.pixels};
   constexpr int64_t work = 256;  // about that of so many copied values
-  parallel_over_pixels(
-      layout, work, [&](int64_t n, int64_t begin, int64_t end) {
+  parallel_over_tiles(
+      layout, kLinearTile, work, [&](int64_t n, int64_t begin, int64_t end) {
         const int64_t sample = layout.sample_offset(n);
         for_each_run(first, n, begin, end, [&](const Run<D, T>& run) {
           const int64_t at = sample + run.first;
@@ -49,7 +49,7 @@ Tensor align(const Tensor& first_, const std::optional<Tensor>& second_,
   Tensor output = torch::stable::empty_like(first);
   if (output.numel() == 0) return output;
   dispatch_field(first, [&](const auto& field) {
-    using T = std::decay_t<decltype(*field.data)>;
+    using T = typename std::decay_t<decltype(field)>::Scalar;
     align_fields(field, second ? second->const_data_ptr<T>() : nullptr,
                  first.size(0), static_cast<T>(tolerance),
                  static_cast<int>(steps), output.mutable_data_ptr<T>());

@@ -1,18 +1,9 @@
-// What the CPU kernels share: how a tensor is walked, and how work is split.
+// What the CPU kernels share: how their work is split.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/Dispatch_v2.h>
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <algorithm>
-#include <cstring>
-#include <limits>
-#include <type_traits>
 
-#include "../shared/index.h"
+#include "../shared/tensors.h"
 
 // One build that is fast everywhere: the hot loops are compiled for several
 // x86-64 levels and the loader picks one (AVX-512 gained nothing over AVX2 when
@@ -27,83 +18,23 @@
 
 namespace tcwarp::cpu {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+// Pixels handled at once, channel by channel: long enough that the planes of
+// several channels do not evict each other line by line, short enough that
+// indices (nearest) or taps (linear) stay in the second cache.
+constexpr int64_t kNearestTile = 1 << 14;
+constexpr int64_t kLinearTile = 1 << 12;
 
-// Pixels handled at once: their indices and weights stay in the first cache.
-constexpr int64_t kChunk = 512;
-
-// Values of (N, C, *size) laid out as planes (channel_stride = pixels) or
-// channels last (channel_stride = 1); nothing else reaches the kernels.
-struct Layout {
-  int64_t samples, channels, pixels;
-  int64_t pixel_stride, channel_stride;
-
-  int64_t sample_offset(int64_t n) const { return n * channels * pixels; }
-};
-
-// Whether the values stand pixel by pixel, all channels of one together.
-inline bool is_channels_last(const Tensor& tensor) {
-  int64_t expected = 1;
-  const auto matches = [&](int64_t axis) {
-    const int64_t size = tensor.size(axis);
-    const bool fits = size == 1 || tensor.stride(axis) == expected;
-    expected *= size;
-    return fits;
-  };
-  bool last = matches(1);
-  for (int64_t axis = tensor.dim() - 1; axis > 1; --axis) {
-    last = matches(axis) && last;
-  }
-  return matches(0) && last;
-}
-
-// The tensor itself where a kernel can walk it, otherwise a contiguous copy.
-inline Tensor dense(const Tensor& tensor) {
-  return tensor.is_contiguous() || is_channels_last(tensor)
-             ? tensor
-             : torch::stable::contiguous(tensor);
-}
-
-inline Layout layout_of(const Tensor& tensor) {
-  Layout layout{tensor.size(0), tensor.size(1), 1, 1, 1};
-  for (int64_t k = 2; k < tensor.dim(); ++k) layout.pixels *= tensor.size(k);
-  if (!tensor.is_contiguous()) {  // channels last
-    layout.pixel_stride = layout.channels;
-  } else {
-    layout.channel_stride = layout.pixels;
-  }
-  return layout;
-}
-
-// A displacement (N, D, *size), contiguous, as rows along the last axis.
-template <int D, typename T>
-struct Field {
-  const T* data;
-  int32_t size[D];
-  int64_t pixels;
-
-  explicit Field(const Tensor& displacement)
-      : data(displacement.const_data_ptr<T>()), pixels(1) {
-    for (int k = 0; k < D; ++k) {
-      size[k] = static_cast<int32_t>(displacement.size(2 + k));
-      pixels *= size[k];
-    }
-  }
-};
-
-// A run of pixels [column, column + count) of one row of a field.
+// Consecutive pixels of one row of a field.
 template <int D, typename T>
 struct Run {
-  const T* displacement[D];  // component k of its first pixel
-  int32_t position[D];       // its first pixel
+  const T* displacement[D];  // component k of the first pixel
+  int32_t position[D];       // of the first pixel
   int32_t size[D];
-  int64_t first;  // flat index of its first pixel
+  int64_t first;  // flat index of the first pixel
   int64_t count;
 };
 
-// Calls body(run) for every run of at most kChunk pixels in [begin, end) of
-// sample n.
+// Calls body(run) for every run in pixels [begin, end) of sample n.
 template <int D, typename T, typename Body>
 void for_each_run(const Field<D, T>& field, int64_t n, int64_t begin,
                   int64_t end, const Body& body) {
@@ -118,25 +49,31 @@ void for_each_run(const Field<D, T>& field, int64_t n, int64_t begin,
       run.displacement[k] = field.data + (n * D + k) * field.pixels + first;
     }
     run.first = first;
-    run.count = std::min({end - first, width - run.position[D - 1], kChunk});
+    run.count = std::min(end - first, width - run.position[D - 1]);
     body(run);
     first += run.count;
   }
 }
 
-// Calls body(n, begin, end) in parallel over ranges of pixels of each sample.
+// Work, in copied values, below which a second thread costs more than it saves.
+constexpr int64_t kGrainWork = 1 << 15;
+
+// Calls body(n, begin, end) in parallel over tiles of pixels of each sample.
 template <typename Body>
-void parallel_over_pixels(const Layout& layout, int64_t work_per_pixel,
-                          const Body& body) {
-  constexpr int64_t grain_work = 1 << 15;
-  const int64_t grain = std::max<int64_t>(
-      kChunk, grain_work / std::max<int64_t>(1, work_per_pixel));
-  const int64_t ranges = (layout.pixels + grain - 1) / grain;
+void parallel_over_tiles(const Layout& layout, int64_t largest_tile,
+                         int64_t work_per_pixel, const Body& body) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t share =
+      (layout.samples * layout.pixels + threads - 1) / threads;
+  const int64_t tile = std::clamp<int64_t>(share, 1, largest_tile);
+  const int64_t tiles = (layout.pixels + tile - 1) / tile;
+  const int64_t work = std::min(tile, layout.pixels) * work_per_pixel;
+  const int64_t grain = 1 + kGrainWork / std::max<int64_t>(1, work);
   torch::stable::parallel_for(
-      0, layout.samples * ranges, 1, [&](int64_t begin, int64_t end) {
+      0, layout.samples * tiles, grain, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) {
-          const int64_t first = task % ranges * grain;
-          body(task / ranges, first, std::min(first + grain, layout.pixels));
+          const int64_t first = task % tiles * tile;
+          body(task / tiles, first, std::min(first + tile, layout.pixels));
         }
       });
 }
@@ -148,63 +85,17 @@ void parallel_over_channels(const Layout& layout, const Body& body) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t groups = std::min(
       layout.channels, (threads + layout.samples - 1) / layout.samples);
+  const int64_t grain =
+      1 +
+      kGrainWork / (layout.pixels * ((layout.channels + groups - 1) / groups));
   torch::stable::parallel_for(
-      0, layout.samples * groups, 1, [&](int64_t begin, int64_t end) {
+      0, layout.samples * groups, grain, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) {
           const int64_t group = task % groups;
           body(task / groups, layout.channels * group / groups,
                layout.channels * (group + 1) / groups);
         }
       });
-}
-
-// Calls body with a constant for the padding.
-template <typename Body>
-void dispatch_padding(int64_t padding_mode, const Body& body) {
-  switch (static_cast<Padding>(padding_mode)) {
-    case Padding::kZeros:
-      return body(std::integral_constant<Padding, Padding::kZeros>{});
-    case Padding::kBorder:
-      return body(std::integral_constant<Padding, Padding::kBorder>{});
-    case Padding::kReflection:
-      return body(std::integral_constant<Padding, Padding::kReflection>{});
-  }
-  STD_TORCH_CHECK(false, "padding_mode code ", padding_mode, " is unknown");
-}
-
-// Calls body(field) with the Field<D, T> of a contiguous displacement.
-template <typename Body>
-void dispatch_field(const Tensor& displacement, const Body& body) {
-  const auto with_dimensions = [&](auto coordinate) {
-    using T = decltype(coordinate);
-    if (displacement.size(1) == 2) {
-      body(Field<2, T>(displacement));
-    } else {
-      body(Field<3, T>(displacement));
-    }
-  };
-  if (displacement.scalar_type() == ScalarType::Double) {
-    with_dimensions(double{});
-  } else {
-    with_dimensions(float{});
-  }
-}
-
-// Calls body(field, padding, index) with the type of the indices as well: 32
-// bits are twice as many to a register.
-template <typename Body>
-void dispatch_warp(const Tensor& displacement, const Layout& layout,
-                   int64_t padding_mode, const Body& body) {
-  dispatch_field(displacement, [&](const auto& field) {
-    dispatch_padding(padding_mode, [&](auto padding) {
-      if (layout.channels * layout.pixels <=
-          std::numeric_limits<int32_t>::max()) {
-        body(field, padding, int32_t{});
-      } else {
-        body(field, padding, int64_t{});
-      }
-    });
-  });
 }
 
 }  // namespace tcwarp::cpu

@@ -8,9 +8,8 @@ Tensor field_coefficients(const Tensor& seed, int64_t batch,
                           std::vector<int64_t> modes,
                           double identity_probability) {
   const int64_t dimensions = static_cast<int64_t>(modes.size());
-  std::vector<int64_t> shape{batch, dimensions};
-  shape.insert(shape.end(), modes.begin(), modes.end());
-  Tensor output = torch::stable::empty(shape, ScalarType::Double);
+  Tensor output =
+      torch::stable::empty(coefficient_shape(batch, modes), ScalarType::Double);
   if (output.numel() == 0) return output;
   const int64_t key = *seed.const_data_ptr<int64_t>();
   double* const normals = output.mutable_data_ptr<double>();

@@ -1,4 +1,4 @@
-// First half of every CPU warp: for a run of pixels, where they read from and
+// First half of every CPU warp: for a tile of pixels, where they read from and
 // with what weight. Computed once, used for all channels, forward and backward.
 #pragma once
 
@@ -6,65 +6,75 @@
 
 namespace tcwarp::cpu {
 
-// index[i]: flat source pixel of pixel i of the run, or kOutside.
-template <int D, Padding padding, typename T, typename Index>
-TCWARP_MULTIVERSION void nearest_sources(const Run<D, T>& run,
-                                         Index* __restrict index) {
-  const int64_t count = run.count;
-  for (int64_t i = 0; i < count; ++i) {
-    int32_t outside = 0;  // negative if any axis is; a bool is not vectorized
-    Index flat = 0;
-    for (int k = 0; k < D; ++k) {
-      const T displacement = run.displacement[k][i];
-      const int32_t along = k == D - 1 ? static_cast<int32_t>(i) : 0;
-      const int32_t source = pad_index<padding>(
-          run.position[k] + along + nearest_offset(bounded(displacement)),
-          run.size[k]);
-      outside |= is_finite(displacement) ? source : kOutside;
-      flat = flat * run.size[k] + source;
-    }
-    index[i] = outside < 0 ? kOutside : flat;
+// Pixel i of a run: its displacement and its position.
+template <int D, typename T>
+TCWARP_HOST_DEVICE void load_pixel(const Run<D, T>& run, int64_t i,
+                                   T (&displacement)[D],
+                                   int32_t (&position)[D]) {
+  for (int k = 0; k < D; ++k) {
+    displacement[k] = run.displacement[k][i];
+    position[k] = run.position[k] + (k == D - 1 ? static_cast<int32_t>(i) : 0);
   }
 }
 
-// The 2^D taps of a run of pixels. A tap of weight 0 is skipped by its users:
-// infinities and NaN beside it do not leak.
+template <int D, Padding padding, typename T, typename Index>
+TCWARP_MULTIVERSION void nearest_sources_of_run(const Run<D, T>& run,
+                                                Index* __restrict index) {
+  const int64_t count = run.count;
+  for (int64_t i = 0; i < count; ++i) {
+    T displacement[D];
+    int32_t position[D];
+    load_pixel(run, i, displacement, position);
+    index[i] =
+        nearest_source<D, padding, Index>(displacement, position, run.size);
+  }
+}
+
+// index[i]: flat source of pixel begin + i of sample n, or kOutside.
+template <Padding padding, int D, typename T, typename Index>
+void nearest_sources(const Field<D, T>& field, int64_t n, int64_t begin,
+                     int64_t end, Index* index) {
+  for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
+    nearest_sources_of_run<D, padding>(run, index + (run.first - begin));
+  });
+}
+
 template <int D, typename T, typename Index>
 struct LinearStencil {
   static constexpr int kTaps = 1 << D;
-  Index index[kTaps][kChunk];
-  T weight[kTaps][kChunk];
+  Index index[kTaps][kLinearTile];
+  T weight[kTaps][kLinearTile];
 };
 
-// slope_axis < 0 gives the weights; otherwise their derivative by the
-// displacement along that axis.
 template <int D, Padding padding, typename T, typename Index>
-TCWARP_MULTIVERSION void linear_stencil(
-    const Run<D, T>& run, int slope_axis,
+TCWARP_MULTIVERSION void linear_stencil_of_run(
+    const Run<D, T>& run, int slope_axis, int64_t at,
     LinearStencil<D, T, Index>& __restrict stencil) {
   const int64_t count = run.count;
   for (int64_t i = 0; i < count; ++i) {
-    LinearTaps<T> taps[D];
-    bool finite = true;
-    for (int k = 0; k < D; ++k) {
-      const T displacement = run.displacement[k][i];
-      const int32_t along = k == D - 1 ? static_cast<int32_t>(i) : 0;
-      taps[k] = linear_taps<padding>(displacement, run.position[k] + along,
-                                     run.size[k]);
-      finite &= is_finite(displacement);
-    }
-    for (int corner = 0; corner < 1 << D; ++corner) {
-      Index flat = 0;
-      T weight = finite ? T(1) : T(0);
-      for (int k = 0; k < D; ++k) {
-        const int t = corner >> k & 1;
-        flat = flat * run.size[k] + taps[k].index[t];
-        weight *= k == slope_axis ? taps[k].slope[t] : taps[k].weight[t];
-      }
-      stencil.index[corner][i] = flat;
-      stencil.weight[corner][i] = weight;
+    T displacement[D], weight[1 << D];
+    int32_t position[D];
+    Index index[1 << D];
+    load_pixel(run, i, displacement, position);
+    linear_corners<D, padding>(displacement, position, run.size, slope_axis,
+                               index, weight);
+    for (int t = 0; t < stencil.kTaps; ++t) {
+      stencil.index[t][at + i] = index[t];
+      stencil.weight[t][at + i] = weight[t];
     }
   }
+}
+
+// The taps of pixels [begin, end) of sample n; slope_axis as for
+// linear_corners.
+template <Padding padding, int D, typename T, typename Index>
+void linear_stencil(const Field<D, T>& field, int64_t n, int64_t begin,
+                    int64_t end, int slope_axis,
+                    LinearStencil<D, T, Index>& stencil) {
+  for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
+    linear_stencil_of_run<D, padding>(run, slope_axis, run.first - begin,
+                                      stencil);
+  });
 }
 
 }  // namespace tcwarp::cpu

@@ -4,11 +4,7 @@
 namespace tcwarp::cpu {
 namespace {
 
-struct Bits128 {
-  uint64_t low, high;
-};
-
-// One channel of a run, planes: the index is clamped so that the load is
+// One channel of a tile, planes: the index is clamped so that the load is
 // always valid and the compiler can use gather instructions.
 template <typename V, typename Index>
 TCWARP_MULTIVERSION void gather_plane(const V* __restrict input,
@@ -20,7 +16,7 @@ TCWARP_MULTIVERSION void gather_plane(const V* __restrict input,
   }
 }
 
-// All channels of a run, channels last.
+// All channels of a tile, channels last.
 template <typename V, typename Index>
 void gather_pixels(const V* input, const Index* index, V* output,
                    int64_t channels, int64_t count) {
@@ -36,25 +32,24 @@ void gather_pixels(const V* input, const Index* index, V* output,
 template <Padding padding, typename Index, int D, typename V, typename T>
 void warp_nearest(const V* input, const Field<D, T>& field,
                   const Layout& layout, V* output) {
-  parallel_over_pixels(
-      layout, layout.channels, [&](int64_t n, int64_t begin, int64_t end) {
-        alignas(64) Index index[kChunk];
-        const V* const source = input + layout.sample_offset(n);
-        V* const target = output + layout.sample_offset(n);
-        for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
-          nearest_sources<D, padding>(run, index);
-          if (layout.channel_stride == 1) {
-            gather_pixels(source, index, target + run.first * layout.channels,
-                          layout.channels, run.count);
-            return;
-          }
-          for (int64_t c = 0; c < layout.channels; ++c) {
-            const int64_t plane = c * layout.channel_stride;
-            gather_plane(source + plane, index, target + plane + run.first,
-                         run.count);
-          }
-        });
-      });
+  parallel_over_tiles(layout, kNearestTile, layout.channels,
+                      [&](int64_t n, int64_t begin, int64_t end) {
+                        alignas(64) Index index[kNearestTile];
+                        const V* const source = input + layout.sample_offset(n);
+                        V* const target = output + layout.sample_offset(n);
+                        nearest_sources<padding>(field, n, begin, end, index);
+                        if (layout.pixel_stride != 1) {
+                          gather_pixels(source, index,
+                                        target + begin * layout.channels,
+                                        layout.channels, end - begin);
+                          return;
+                        }
+                        for (int64_t c = 0; c < layout.channels; ++c) {
+                          const int64_t plane = c * layout.channel_stride;
+                          gather_plane(source + plane, index,
+                                       target + plane + begin, end - begin);
+                        }
+                      });
 }
 
 // The value before the first tap is added: a pixel that reads from nowhere is
@@ -92,21 +87,20 @@ TCWARP_MULTIVERSION void blend(const V* __restrict input, int64_t pixel_stride,
 template <Padding padding, typename Index, int D, typename V, typename T>
 void warp_linear(const V* input, const Field<D, T>& field, const Layout& layout,
                  V* output) {
-  parallel_over_pixels(
-      layout, layout.channels << D, [&](int64_t n, int64_t begin, int64_t end) {
+  parallel_over_tiles(
+      layout, kLinearTile, layout.channels << D,
+      [&](int64_t n, int64_t begin, int64_t end) {
         LinearStencil<D, T, Index> stencil;
-        T initial[kChunk];
+        T initial[kLinearTile];
         const V* const source = input + layout.sample_offset(n);
         V* const target = output + layout.sample_offset(n);
-        for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
-          linear_stencil<D, padding>(run, -1, stencil);
-          initial_values(stencil, initial, run.count);
-          for (int64_t c = 0; c < layout.channels; ++c) {
-            const int64_t plane = c * layout.channel_stride;
-            blend(source + plane, layout.pixel_stride, stencil, initial,
-                  target + plane + run.first * layout.pixel_stride, run.count);
-          }
-        });
+        linear_stencil<padding>(field, n, begin, end, -1, stencil);
+        initial_values(stencil, initial, end - begin);
+        for (int64_t c = 0; c < layout.channels; ++c) {
+          const int64_t plane = c * layout.channel_stride;
+          blend(source + plane, layout.pixel_stride, stencil, initial,
+                target + plane + begin * layout.pixel_stride, end - begin);
+        }
       });
 }
 
@@ -136,28 +130,6 @@ void launch_linear(const Tensor& input, const Tensor& displacement,
                 });
 }
 
-// Nearest copies bits, whatever they mean: one kernel for each width.
-void warp_nearest_of_width(const Tensor& input, const Tensor& displacement,
-                           int64_t padding_mode, Tensor& output) {
-  switch (input.element_size()) {
-    case 1:
-      return launch_nearest<uint8_t>(input, displacement, padding_mode, output);
-    case 2:
-      return launch_nearest<uint16_t>(input, displacement, padding_mode,
-                                      output);
-    case 4:
-      return launch_nearest<uint32_t>(input, displacement, padding_mode,
-                                      output);
-    case 8:
-      return launch_nearest<uint64_t>(input, displacement, padding_mode,
-                                      output);
-    case 16:
-      return launch_nearest<Bits128>(input, displacement, padding_mode, output);
-  }
-  STD_TORCH_CHECK(false, "warp: input elements of ", input.element_size(),
-                  " bytes are not supported");
-}
-
 }  // namespace
 
 Tensor warp(const Tensor& input_, const Tensor& displacement_, int64_t mode,
@@ -167,7 +139,9 @@ Tensor warp(const Tensor& input_, const Tensor& displacement_, int64_t mode,
   Tensor output = torch::stable::empty_like(input);
   if (output.numel() == 0) return output;
   if (static_cast<Mode>(mode) == Mode::kNearest) {
-    warp_nearest_of_width(input, displacement, padding_mode, output);
+    dispatch_width(input, [&](auto bits) {
+      launch_nearest<decltype(bits)>(input, displacement, padding_mode, output);
+    });
     return output;
   }
   THO_DISPATCH_V2(input.scalar_type(), "warp", AT_WRAP([&] {

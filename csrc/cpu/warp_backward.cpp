@@ -7,83 +7,106 @@
 namespace tcwarp::cpu {
 namespace {
 
-// target[index[i]] += weight[i] * gradient[i] over one channel of a run.
-template <typename V, typename Index>
-void scatter(const V* gradient, int64_t pixel_stride, const Index* index,
-             V* target, int64_t count) {
+// Half precision is summed in float32, one plane at a time beside the result.
+template <typename V>
+using SumOf = std::conditional_t<std::is_same_v<V, double>, double, float>;
+
+// target[index[i]] += gradient[i] for one channel of a tile.
+template <typename V, typename S, typename Index>
+void scatter(const V* gradient, int64_t gradient_stride, const Index* index,
+             S* target, int64_t target_stride, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     if (index[i] < 0) continue;
-    V& sum = target[index[i] * pixel_stride];
-    sum = sum + gradient[i * pixel_stride];
+    target[index[i] * target_stride] +=
+        static_cast<S>(gradient[i * gradient_stride]);
   }
 }
 
-template <int D, typename V, typename T, typename Index>
-void scatter_weighted(const V* gradient, int64_t pixel_stride,
-                      const LinearStencil<D, T, Index>& stencil, V* target,
-                      int64_t count) {
-  using Sum = std::conditional_t<std::is_same_v<V, double>, double, T>;
+template <int D, typename V, typename S, typename T, typename Index>
+void scatter_weighted(const V* gradient, int64_t gradient_stride,
+                      const LinearStencil<D, T, Index>& stencil, S* target,
+                      int64_t target_stride, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    const Sum value = static_cast<Sum>(gradient[i * pixel_stride]);
+    const S value = static_cast<S>(gradient[i * gradient_stride]);
     for (int t = 0; t < stencil.kTaps; ++t) {
-      const Sum weight = stencil.weight[t][i];
+      const S weight = static_cast<S>(stencil.weight[t][i]);
       if (weight == 0) continue;
-      V& sum = target[stencil.index[t][i] * pixel_stride];
-      sum = static_cast<V>(static_cast<Sum>(sum) + weight * value);
+      target[stencil.index[t][i] * target_stride] += weight * value;
     }
   }
 }
 
-// Zeroes channels [first, last) of one sample where one thread owns them.
-template <typename V>
-void clear(V* sample, const Layout& layout, int64_t first, int64_t last) {
-  if (layout.pixel_stride == 1) {
-    std::fill_n(sample + first * layout.pixels, (last - first) * layout.pixels,
-                V(0));
-    return;
-  }
-  for (int64_t i = 0; i < layout.pixels; ++i) {
-    std::fill_n(sample + i * layout.channels + first, last - first, V(0));
-  }
+// Calls add(n, first, last, sums, channel stride, pixel stride) in parallel
+// with zeroed sums for channels [first, last) of sample n, and stores the sums.
+template <typename V, typename Add>
+void sum_channels(const Layout& layout, V* output, const Add& add) {
+  using S = SumOf<V>;
+  parallel_over_channels(layout, [&](int64_t n, int64_t begin, int64_t end) {
+    V* const target = output + layout.sample_offset(n);
+    if constexpr (std::is_same_v<V, S>) {
+      for (int64_t c = begin; c < end; ++c) {
+        for (int64_t i = 0; i < layout.pixels; ++i) {
+          target[c * layout.channel_stride + i * layout.pixel_stride] = 0;
+        }
+      }
+      add(n, begin, end, target, layout.channel_stride, layout.pixel_stride);
+    } else {
+      std::vector<S> plane(layout.pixels);
+      for (int64_t c = begin; c < end; ++c) {
+        std::fill(plane.begin(), plane.end(), S(0));
+        add(n, c, c + 1, plane.data(), 0, 1);
+        for (int64_t i = 0; i < layout.pixels; ++i) {
+          target[c * layout.channel_stride + i * layout.pixel_stride] =
+              static_cast<V>(plane[i]);
+        }
+      }
+    }
+  });
 }
 
 template <Padding padding, typename Index, int D, typename V, typename T>
 void backward_nearest(const V* gradient, const Field<D, T>& field,
                       const Layout& layout, V* output) {
-  parallel_over_channels(layout, [&](int64_t n, int64_t begin, int64_t end) {
-    alignas(64) Index index[kChunk];
-    const V* const source = gradient + layout.sample_offset(n);
-    V* const target = output + layout.sample_offset(n);
-    clear(target, layout, begin, end);
-    for_each_run(field, n, 0, field.pixels, [&](const Run<D, T>& run) {
-      nearest_sources<D, padding>(run, index);
-      for (int64_t c = begin; c < end; ++c) {
-        const int64_t plane = c * layout.channel_stride;
-        scatter(source + plane + run.first * layout.pixel_stride,
-                layout.pixel_stride, index, target + plane, run.count);
-      }
-    });
-  });
+  sum_channels(
+      layout, output,
+      [&](int64_t n, int64_t first, int64_t last, SumOf<V>* sums,
+          int64_t channel_stride, int64_t pixel_stride) {
+        alignas(64) Index index[kNearestTile];
+        const V* const source = gradient + layout.sample_offset(n);
+        for (int64_t begin = 0; begin < field.pixels; begin += kNearestTile) {
+          const int64_t end = std::min(begin + kNearestTile, field.pixels);
+          nearest_sources<padding>(field, n, begin, end, index);
+          for (int64_t c = first; c < last; ++c) {
+            scatter(source + c * layout.channel_stride +
+                        begin * layout.pixel_stride,
+                    layout.pixel_stride, index, sums + c * channel_stride,
+                    pixel_stride, end - begin);
+          }
+        }
+      });
 }
 
 template <Padding padding, typename Index, int D, typename V, typename T>
 void backward_linear(const V* gradient, const Field<D, T>& field,
                      const Layout& layout, V* output) {
-  parallel_over_channels(layout, [&](int64_t n, int64_t begin, int64_t end) {
-    LinearStencil<D, T, Index> stencil;
-    const V* const source = gradient + layout.sample_offset(n);
-    V* const target = output + layout.sample_offset(n);
-    clear(target, layout, begin, end);
-    for_each_run(field, n, 0, field.pixels, [&](const Run<D, T>& run) {
-      linear_stencil<D, padding>(run, -1, stencil);
-      for (int64_t c = begin; c < end; ++c) {
-        const int64_t plane = c * layout.channel_stride;
-        scatter_weighted(source + plane + run.first * layout.pixel_stride,
-                         layout.pixel_stride, stencil, target + plane,
-                         run.count);
-      }
-    });
-  });
+  sum_channels(
+      layout, output,
+      [&](int64_t n, int64_t first, int64_t last, SumOf<V>* sums,
+          int64_t channel_stride, int64_t pixel_stride) {
+        LinearStencil<D, T, Index> stencil;
+        const V* const source = gradient + layout.sample_offset(n);
+        for (int64_t begin = 0; begin < field.pixels; begin += kLinearTile) {
+          const int64_t end = std::min(begin + kLinearTile, field.pixels);
+          linear_stencil<padding>(field, n, begin, end, -1, stencil);
+          for (int64_t c = first; c < last; ++c) {
+            scatter_weighted(source + c * layout.channel_stride +
+                                 begin * layout.pixel_stride,
+                             layout.pixel_stride, stencil,
+                             sums + c * channel_stride, pixel_stride,
+                             end - begin);
+          }
+        }
+      });
 }
 
 // sum[i] += gradient * derivative of the interpolated value, one channel.
@@ -108,25 +131,23 @@ template <Padding padding, typename Index, int D, typename V, typename T>
 void backward_displacement(const V* gradient, const V* input,
                            const Field<D, T>& field, const Layout& layout,
                            T* output) {
-  parallel_over_pixels(
-      layout, (layout.channels * D) << D,
+  parallel_over_tiles(
+      layout, kLinearTile, (layout.channels * D) << D,
       [&](int64_t n, int64_t begin, int64_t end) {
         LinearStencil<D, T, Index> stencil;
         const V* const source = input + layout.sample_offset(n);
         const V* const from = gradient + layout.sample_offset(n);
-        for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
-          for (int axis = 0; axis < D; ++axis) {
-            T* const sum = output + (n * D + axis) * layout.pixels + run.first;
-            std::fill_n(sum, run.count, T(0));
-            linear_stencil<D, padding>(run, axis, stencil);
-            for (int64_t c = 0; c < layout.channels; ++c) {
-              const int64_t plane = c * layout.channel_stride;
-              add_slope(from + plane + run.first * layout.pixel_stride,
-                        source + plane, layout.pixel_stride, stencil, sum,
-                        run.count);
-            }
+        for (int axis = 0; axis < D; ++axis) {
+          T* const sum = output + (n * D + axis) * layout.pixels + begin;
+          std::fill_n(sum, end - begin, T(0));
+          linear_stencil<padding>(field, n, begin, end, axis, stencil);
+          for (int64_t c = 0; c < layout.channels; ++c) {
+            const int64_t plane = c * layout.channel_stride;
+            add_slope(from + plane + begin * layout.pixel_stride,
+                      source + plane, layout.pixel_stride, stencil, sum,
+                      end - begin);
           }
-        });
+        }
       });
 }
 
@@ -165,9 +186,7 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
                   "warp_backward_displacement: mode nearest has no gradient");
   const Tensor input = dense(input_);
   const Tensor displacement = torch::stable::contiguous(displacement_);
-  // Walked with the layout of the input.
-  Tensor gradient = torch::stable::empty_like(input);
-  torch::stable::copy_(gradient, gradient_);
+  const Tensor gradient = with_layout_of(gradient_, input);
   Tensor output = torch::stable::empty_like(displacement);
   if (output.numel() == 0) return output;
   const Layout layout = layout_of(input);
@@ -175,13 +194,13 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
       input.scalar_type(), "warp_backward_displacement", AT_WRAP([&] {
         const auto* const source = input.const_data_ptr<scalar_t>();
         const auto* const from = gradient.const_data_ptr<scalar_t>();
-        dispatch_warp(displacement, layout, padding_mode,
-                      [&](const auto& field, auto padding, auto index) {
-                        using T = std::decay_t<decltype(*field.data)>;
-                        backward_displacement<padding(), decltype(index)>(
-                            from, source, field, layout,
-                            output.mutable_data_ptr<T>());
-                      });
+        dispatch_warp(
+            displacement, layout, padding_mode,
+            [&](const auto& field, auto padding, auto index) {
+              using T = typename std::decay_t<decltype(field)>::Scalar;
+              backward_displacement<padding(), decltype(index)>(
+                  from, source, field, layout, output.mutable_data_ptr<T>());
+            });
       }),
       AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);
   return output;

@@ -103,4 +103,49 @@ TCWARP_HOST_DEVICE LinearTaps<T> linear_taps(T displacement, int32_t position,
   return taps;
 }
 
+// Flat index of the pixel that the nearest warp reads from, or kOutside.
+template <int D, Padding padding, typename Index, typename T>
+TCWARP_HOST_DEVICE Index nearest_source(const T (&displacement)[D],
+                                        const int32_t (&position)[D],
+                                        const int32_t (&size)[D]) {
+  int32_t outside = 0;  // negative if any axis is; a bool is not vectorized
+  Index flat = 0;
+  for (int k = 0; k < D; ++k) {
+    const int32_t offset = nearest_offset(bounded(displacement[k]));
+    const int32_t source = pad_index<padding>(position[k] + offset, size[k]);
+    outside |= is_finite(displacement[k]) ? source : kOutside;
+    flat = flat * size[k] + source;
+  }
+  return outside < 0 ? kOutside : flat;
+}
+
+// The 2^D taps of a linear warp: flat indices, always valid, and weights, or
+// with slope_axis >= 0 their derivative by the displacement along that axis.
+// Taps of weight 0 are to be skipped, so that infinities and NaN beside a tap
+// do not leak.
+template <int D, Padding padding, typename Index, typename T>
+TCWARP_HOST_DEVICE void linear_corners(const T (&displacement)[D],
+                                       const int32_t (&position)[D],
+                                       const int32_t (&size)[D], int slope_axis,
+                                       Index (&index)[1 << D],
+                                       T (&weight)[1 << D]) {
+  LinearTaps<T> taps[D];
+  bool finite = true;
+  for (int k = 0; k < D; ++k) {
+    taps[k] = linear_taps<padding>(displacement[k], position[k], size[k]);
+    finite &= is_finite(displacement[k]);
+  }
+  for (int corner = 0; corner < 1 << D; ++corner) {
+    Index flat = 0;
+    T product = finite ? T(1) : T(0);
+    for (int k = 0; k < D; ++k) {
+      const int t = corner >> k & 1;
+      flat = flat * size[k] + taps[k].index[t];
+      product *= k == slope_axis ? taps[k].slope[t] : taps[k].weight[t];
+    }
+    index[corner] = flat;
+    weight[corner] = product;
+  }
+}
+
 }  // namespace tcwarp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 from rich.progress import track
 
 from .dataset import CLASSES, DataError, Dataset, pack_masks
@@ -46,11 +48,10 @@ def load(root: str | Path, size: int) -> Dataset:
     images = _find_images(root)
     masks = _find_masks(root, images)
 
+    console = Console(stderr=True, quiet=not sys.stderr.isatty())
     pixels = np.empty((len(images), 1, size, size), np.uint8)
     bits = torch.empty((len(images), size, size), dtype=torch.uint8)
-    for i, name in enumerate(
-        track(images, "Reading JSRT", transient=True, disable=len(images) < 100)
-    ):
+    for i, name in enumerate(track(images, "Reading JSRT", console=console, transient=True)):
         pixels[i, 0] = read_image(images[name], size)
         bits[i] = pack_masks(np.stack([_read_mask(path, size) for path in masks[name]]))
     return Dataset(
@@ -84,7 +85,7 @@ def _find_images(root: Path) -> dict[str, Path]:
         twin = found.setdefault(path.stem.upper(), path)
         if twin is not path:
             raise DataError(f"jsrt: two files of one image, {twin} and {path}; remove one of them")
-    return found
+    return dict(sorted(found.items()))
 
 
 def _find_masks(root: Path, images: Iterable[str]) -> dict[str, list[Path]]:
@@ -135,22 +136,18 @@ def _refuse(names: Sequence[str], kind: str, trouble: str, way_out: str) -> None
 def read_image(path: Path, size: int) -> NDArray[np.uint8]:
     """Read one radiograph as uint8 (size, size), bone bright.
 
-    Sources with more than 8 bits are scaled by a fixed range, 12 bits (the digitiser's) or, where a
-    value exceeds that, 16. The extremes of an image are no measure of its exposure: they belong to
-    the blackened name plates and the film's edge.
+    The range of the image, after averaging, fills the 8 bits. A fixed range would do for most, but
+    seven films use a tenth of it or less and would stay a white sheet; and copies of the data
+    differ in their number of bits.
     """
-    if path.suffix.lower() == ".img":
-        picture, divisor = Image.fromarray(_read_raw(path)), 16
-    else:
-        picture, divisor = _decode(path), 1
-        if picture.mode != "L":
-            wide = np.asarray(picture)
-            if wide.dtype.kind == "f" or wide.min() < 0 or wide.max() > 65535:
-                raise DataError(f"jsrt: {path} has {wide.dtype} pixels, expected 8 or 16 bits")
-            picture, divisor = Image.fromarray(wide), 16 if wide.max() < 4096 else 256
-    values = np.asarray(_resize(picture.convert("F"), size)) / divisor
-    # Rounded; the last half step of a long range would give 256.
-    return np.minimum(values + 0.5, 255).astype(np.uint8)
+    is_raw = path.suffix.lower() == ".img"
+    picture = Image.fromarray(_read_raw(path)) if is_raw else _decode(path)
+    values = np.asarray(_resize(picture.convert("F"), size))
+    low, high = values.min(), values.max()
+    if not high > low:
+        raise DataError(f"jsrt: {path} shows nothing, all its pixels are alike; copy it again")
+    scaled = (values - low) * (255 / (high - low)) + 0.5
+    return np.asarray(scaled, dtype=np.uint8)
 
 
 def _read_raw(path: Path) -> NDArray[np.uint16]:

@@ -1,0 +1,103 @@
+"""What a benchmark leaves behind: rows of figures, and where, when and with what they were made."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Row:
+    """One comparison; times are medians over `rounds` alternating rounds."""
+
+    work: str
+    peer: str
+    ours_ms: float
+    peer_ms: float
+    rounds: int
+    at_least: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster than the peer."""
+        return self.peer_ms / self.ours_ms
+
+
+def processor() -> str:
+    """Return the name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def version_of(package: str) -> str:
+    """Return the installed version of a distribution, or "not installed"."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def environment(command: str) -> dict[str, Any]:
+    """Return hardware, versions, date and command of this run."""
+    from tcwarp import _C
+
+    hardware: dict[str, Any] = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0)
+        hardware["gpu"] = device.name
+        hardware["gpu_memory_gib"] = round(device.total_memory / 2**30, 1)
+    packages = ("torch", "numpy", "scipy", "opencv-python-headless", "tcwarp")
+    return {
+        "command": command,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware,
+        "versions": {
+            "python": platform.python_version(),
+            "cuda": torch.version.cuda,
+            **{package: version_of(package) for package in packages},
+        },
+        "build": _C.build_info(),
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table."""
+    lines = [
+        "| work | ours | peer | peer's time | ratio | to reach |",
+        "| --- | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        goal = "" if row.at_least is None else f"{row.at_least:g}x"
+        lines.append(
+            f"| {row.work} | {row.ours_ms:.3g} ms | {row.peer} | {row.peer_ms:.3g} ms "
+            f"| {row.ratio:.2f}x | {goal} |"
+        )
+    return "\n".join(lines)
+
+
+def write(path: Path, rows: Sequence[Row], command: str) -> None:
+    """Write `path` (JSON) and, beside it, the same as Markdown."""
+    facts = environment(command)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figures = [{**asdict(row), "ratio": row.ratio} for row in rows]
+    path.write_text(json.dumps({**facts, "rows": figures}, indent=2) + "\n")
+    hardware = ", ".join(f"{name} {value}" for name, value in facts["hardware"].items())
+    versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items() if value)
+    path.with_suffix(".md").write_text(
+        f"`{command}`, {facts['date']}\n\n{hardware}; {versions}\n\n{table(rows)}\n"
+    )

@@ -1,0 +1,56 @@
+// The displacement of t2 o t1^-1, one fixed point per thread.
+#include "../shared/invert.h"
+
+#include "common.cuh"
+
+namespace tcwarp::cuda {
+namespace {
+
+template <int D, typename T>
+__global__ void align_kernel(WarpWork<D, T> work,
+                             const T* __restrict__ second,  // (N, D, *size)
+                             T tolerance, int steps,
+                             T* __restrict__ output) {  // (N, D, *size)
+  const int64_t thread = thread_index();
+  if (thread >= work.threads) return;
+  const PixelWork<D, T> at(work, thread);
+  const int64_t sample = at.sample * D * work.pixels;
+  T target[D], offset[D];
+  for (int k = 0; k < D; ++k) {
+    target[k] =
+        second == nullptr ? T(0) : second[sample + k * work.pixels + at.pixel];
+  }
+  solve_offset<D>(work.displacement + sample, work.size, at.position, target,
+                  tolerance, steps, offset);
+  for (int k = 0; k < D; ++k) {
+    output[sample + k * work.pixels + at.pixel] = offset[k];
+  }
+}
+
+}  // namespace
+
+Tensor align(const Tensor& first_, const std::optional<Tensor>& second_,
+             double tolerance, int64_t steps) {
+  const Tensor first = torch::stable::contiguous(first_);
+  std::optional<Tensor> second;
+  if (second_) second = torch::stable::contiguous(*second_);
+  const torch::stable::accelerator::DeviceGuard guard(first.get_device_index());
+  Tensor output = torch::stable::empty_like(first);
+  if (output.numel() == 0) return output;
+  dispatch_field(first, [&](const auto& field) {
+    using F = std::decay_t<decltype(field)>;
+    using T = typename F::Scalar;
+    const WarpWork<F::kDimensions, T> work(field, layout_of(first), 1);
+    const T* const target = second ? second->const_data_ptr<T>() : nullptr;
+    launch(output, work.threads, align_kernel<F::kDimensions, T>, work, target,
+           static_cast<T>(tolerance), static_cast<int>(steps),
+           output.mutable_data_ptr<T>());
+  });
+  return output;
+}
+
+}  // namespace tcwarp::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(tcwarp, CUDA, m) {
+  m.impl("align", TORCH_BOX(&tcwarp::cuda::align));
+}

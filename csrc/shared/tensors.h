@@ -1,0 +1,173 @@
+// How a tensor is walked, and how its kind is turned into template arguments;
+// host code for CPU and CUDA alike.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/Dispatch_v2.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "index.h"
+
+namespace tcwarp {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Values of (N, C, *size) laid out as planes (channel_stride = pixels) or
+// channels last (channel_stride = 1); nothing else reaches the kernels.
+struct Layout {
+  int64_t samples, channels, pixels;
+  int64_t pixel_stride, channel_stride;
+
+  int64_t sample_offset(int64_t n) const { return n * channels * pixels; }
+};
+
+// Whether the values stand pixel by pixel, all channels of one together.
+inline bool is_channels_last(const Tensor& tensor) {
+  int64_t expected = 1;
+  const auto matches = [&](int64_t axis) {
+    const int64_t size = tensor.size(axis);
+    const bool fits = size == 1 || tensor.stride(axis) == expected;
+    expected *= size;
+    return fits;
+  };
+  bool last = matches(1);
+  for (int64_t axis = tensor.dim() - 1; axis > 1; --axis) {
+    last = matches(axis) && last;
+  }
+  return matches(0) && last;
+}
+
+// The tensor itself where a kernel can walk it, otherwise a contiguous copy.
+inline Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() || is_channels_last(tensor)
+             ? tensor
+             : torch::stable::contiguous(tensor);
+}
+
+inline Layout layout_of(const Tensor& tensor) {
+  Layout layout{tensor.size(0), tensor.size(1), 1, 1, 1};
+  for (int64_t k = 2; k < tensor.dim(); ++k) layout.pixels *= tensor.size(k);
+  if (!tensor.is_contiguous()) {  // channels last
+    layout.pixel_stride = layout.channels;
+  } else {
+    layout.channel_stride = layout.pixels;
+  }
+  return layout;
+}
+
+// A copy of `tensor` where its layout is not that of `like`, a dense tensor.
+inline Tensor with_layout_of(const Tensor& tensor, const Tensor& like) {
+  if (tensor.is_contiguous() && like.is_contiguous()) return tensor;
+  Tensor copy = torch::stable::empty_like(like);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
+// The shape (N, D, *modes) of the coefficients of random fields.
+inline std::vector<int64_t> coefficient_shape(
+    int64_t batch, const std::vector<int64_t>& modes) {
+  std::vector<int64_t> shape{batch, static_cast<int64_t>(modes.size())};
+  shape.insert(shape.end(), modes.begin(), modes.end());
+  return shape;
+}
+
+// A displacement (N, D, *size), contiguous, as rows along the last axis.
+template <int D, typename T>
+struct Field {
+  static constexpr int kDimensions = D;
+  using Scalar = T;
+
+  const T* data;
+  int32_t size[D];
+  int64_t pixels;
+
+  explicit Field(const Tensor& displacement)
+      : data(displacement.const_data_ptr<T>()), pixels(1) {
+    for (int k = 0; k < D; ++k) {
+      size[k] = static_cast<int32_t>(displacement.size(2 + k));
+      pixels *= size[k];
+    }
+  }
+};
+
+// Calls body with a constant for the padding.
+template <typename Body>
+void dispatch_padding(int64_t padding_mode, const Body& body) {
+  switch (static_cast<Padding>(padding_mode)) {
+    case Padding::kZeros:
+      return body(std::integral_constant<Padding, Padding::kZeros>{});
+    case Padding::kBorder:
+      return body(std::integral_constant<Padding, Padding::kBorder>{});
+    case Padding::kReflection:
+      return body(std::integral_constant<Padding, Padding::kReflection>{});
+  }
+  STD_TORCH_CHECK(false, "padding_mode code ", padding_mode, " is unknown");
+}
+
+// Bits of one element: nearest copies them whatever they mean.
+struct Bits128 {
+  uint64_t low, high;
+};
+
+// Calls body with an unsigned type as wide as the elements.
+template <typename Body>
+void dispatch_width(const Tensor& tensor, const Body& body) {
+  switch (tensor.element_size()) {
+    case 1:
+      return body(uint8_t{});
+    case 2:
+      return body(uint16_t{});
+    case 4:
+      return body(uint32_t{});
+    case 8:
+      return body(uint64_t{});
+    case 16:
+      return body(Bits128{});
+  }
+  STD_TORCH_CHECK(false, "warp: input elements of ", tensor.element_size(),
+                  " bytes are not supported");
+}
+
+// Calls body(field) with the Field<D, T> of a contiguous displacement.
+template <typename Body>
+void dispatch_field(const Tensor& displacement, const Body& body) {
+  const auto with_dimensions = [&](auto coordinate) {
+    using T = decltype(coordinate);
+    if (displacement.size(1) == 2) {
+      body(Field<2, T>(displacement));
+    } else {
+      body(Field<3, T>(displacement));
+    }
+  };
+  if (displacement.scalar_type() == ScalarType::Double) {
+    with_dimensions(double{});
+  } else {
+    with_dimensions(float{});
+  }
+}
+
+// Calls body(field, padding, index) with the type of the indices as well: 32
+// bits are twice as many to a register.
+template <typename Body>
+void dispatch_warp(const Tensor& displacement, const Layout& layout,
+                   int64_t padding_mode, const Body& body) {
+  dispatch_field(displacement, [&](const auto& field) {
+    dispatch_padding(padding_mode, [&](auto padding) {
+      if (layout.channels * layout.pixels <=
+          std::numeric_limits<int32_t>::max()) {
+        body(field, padding, int32_t{});
+      } else {
+        body(field, padding, int64_t{});
+      }
+    });
+  });
+}
+
+}  // namespace tcwarp
