@@ -1,8 +1,7 @@
 # `make help` lists the targets. `make demo` and `make test` do all set-up on a fresh machine.
 #
 # PYTHON  the interpreter that makes the virtual environment; for cuda-check, the one that is used as it is
-# TORCH   what pip installs as torch, options included, for example
-#         make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# TORCH   what pip installs as torch, options included; for a CPU build name torch's CPU index with --index-url
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv

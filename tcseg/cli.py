@@ -188,7 +188,7 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
 
     target = resolve_device(config.device)
     dataset = load_dataset(config.data, root=config.root, size=config.size).to(target)
-    network = build_network(config.network, len(dataset.classes))
+    network = build_network(config.network, len(dataset.classes), config.precision)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

@@ -25,6 +25,7 @@ __all__ = ["Config", "resolve_device"]
 DATA_SETS = ("phantom", "jsrt")
 METHODS = ("baseline", "suptc", "semitc", "semitc+")
 RECIPES = ("strong", "paper")
+PRECISIONS = ("float32", "bfloat16")
 # Methods without an unlabelled half in their batches.
 SUPERVISED_METHODS = ("baseline", "suptc")
 # What does not change the result, so that a run may be continued on another machine.
@@ -64,6 +65,11 @@ class Config:
     recipe: str = _option("strong", "Transforms of the training images.", RECIPES)
     device: str = _option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
     network: str = _option("unet", "unet, or the dotted path of a function or class.")
+    precision: str = _option(
+        "float32",
+        "Precision of the convolutions; bfloat16 is faster where the processor has it.",
+        PRECISIONS,
+    )
     consistency_weight: float = _option(1.0, "Weight of the consistency term (lambda).")
     learning_rate: float = _option(1.0, "Learning rate of Adadelta.")
     validate_every: int = _option(100, "Steps from one validation to the next.")

@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from tcseg.data import CLASSES
 
-
 # What is added to the logits of the structures: masks start nearly empty. From one half, soft IOU
-# divides the gradient of a small structure by the area of the whole image; measured on JSRT, 5
-# labels: validation mIOU after 100 steps 0.55 instead of 0.22, after 500 steps 0.77 instead of 0.37.
+# divides the gradient of a small structure by the area of the whole image; measured on JSRT with 5
+# labels: validation mIOU 0.55 instead of 0.22 after 100 steps, 0.77 instead of 0.37 after 500.
 STRUCTURE_LOGIT = -3.0
 
 
@@ -18,22 +17,35 @@ class Segmentation(nn.Module):
     """Standardise each image, apply a backbone that returns logits, and give probabilities.
 
     Structures overlap, so each class has its own sigmoid.
+
+    Parameters
+    ----------
+    backbone : Module
+        Standardised images (b, 1, H, W) to logits (b, C + 1, H, W).
+    precision : torch.dtype
+        Of the backbone's convolutions, by autocast; weights and probabilities are float32.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, precision: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.backbone = backbone
+        self.precision = precision
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (b, 1, H, W) in [0, 1] to probabilities (b, C + 1, H, W)."""
         mean = images.mean(dim=(1, 2, 3), keepdim=True)
         deviation = images.std(dim=(1, 2, 3), keepdim=True)
-        logits = self.backbone((images - mean) / (deviation + 1e-3))
+        standard = (images - mean) / (deviation + 1e-3)
+        reduced = self.precision != torch.float32
+        with torch.autocast(images.device.type, self.precision, enabled=reduced):
+            logits = self.backbone(standard).float()
         structures, background = logits[:, :-1] + STRUCTURE_LOGIT, logits[:, -1:]
         return torch.sigmoid(torch.cat([structures, background], dim=1))
 
 
-def build_network(name: str = "unet", classes: int = len(CLASSES)) -> Segmentation:
+def build_network(
+    name: str = "unet", classes: int = len(CLASSES), precision: str = "float32"
+) -> Segmentation:
     """Build a network by name.
 
     Parameters
@@ -44,25 +56,27 @@ def build_network(name: str = "unet", classes: int = len(CLASSES)) -> Segmentati
         its input.
     classes : int
         Number of structures; the background is added.
+    precision : {"float32", "bfloat16"}
+        Of the convolutions.
 
     Raises
     ------
     ValueError
         If the path names nothing that makes a module.
     """
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     if name == "unet":
-        from monai.networks.nets.unet import UNet
+        from monai.networks.nets.basic_unet import BasicUNet
 
-        return Segmentation(
-            UNet(
-                spatial_dims=2,
-                in_channels=1,
-                out_channels=classes + 1,
-                channels=(16, 32, 64, 128, 256),
-                strides=(2, 2, 2, 2),
-                num_res_units=2,
-            )
+        unet = BasicUNet(
+            spatial_dims=2,
+            in_channels=1,
+            out_channels=classes + 1,
+            # Multiples of 16 channels are what bfloat16 convolutions are fast at.
+            features=(16, 16, 32, 64, 128, 16),
+            norm="batch",
         )
+        return Segmentation(unet, dtype)
     module, _, attribute = name.rpartition(".")
     try:
         factory = getattr(importlib.import_module(module), attribute)

@@ -67,7 +67,9 @@ class Trainer:
         self.dataset = self.dataset.to(self.device)
         self.transform = RECIPES[config.recipe]
         torch.manual_seed(config.seed)
-        self.network: nn.Module = build_network(config.network, len(self.dataset.classes))
+        self.network: nn.Module = build_network(
+            config.network, len(self.dataset.classes), config.precision
+        )
         # Convolutions on CPU and on tensor cores are faster in this layout.
         self.network.to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -8,7 +8,7 @@ image, so that a picture deforms alike at every size.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -194,16 +194,22 @@ class Compose:
     ----------
     transforms : sequence of Transform
         The first is applied to the image first.
+    identity_probability : float
+        How often no pixel of an image is moved by any of them.
     """
 
     transforms: Sequence[Transform]
+    identity_probability: float = 0.0
 
     def draw(self, batch: int, size: tuple[int, int], generator: Generator) -> Draw:
         """Draw from all, joining displacements into one so that the image is read once."""
         joined = Draw()
         for transform in self.transforms:
             joined = _join(joined, transform.draw(batch, size, generator))
-        return joined
+        if joined.displacement is None or self.identity_probability == 0:
+            return joined
+        moved = _uniform((batch, 1, 1, 1), generator) >= self.identity_probability
+        return replace(joined, displacement=joined.displacement * moved)
 
 
 def _join(first: Draw, second: Draw) -> Draw:
@@ -229,9 +235,10 @@ RECIPES: dict[str, Transform] = {
     "paper": Elastic(magnitude=1000.0, sigma=100.0, identity_probability=0.5),
     "strong": Compose(
         [
-            Affine(),
-            Elastic(displacement_std=12.0, sigma=64.0, identity_probability=0.5),
+            Affine(identity_probability=0.0),
+            Elastic(displacement_std=16.0, sigma=100.0, identity_probability=0.0),
             Intensity(),
-        ]
+        ],
+        identity_probability=0.5,
     ),
 }

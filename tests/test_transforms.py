@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -18,8 +18,8 @@ MOVING = {
     "elastic": ELASTIC,
     "affine": AFFINE,
     "compose": Compose([AFFINE, ELASTIC]),
+    "half identity": replace(ELASTIC, identity_probability=0.5),
     "strong": RECIPES["strong"],
-    "paper": RECIPES["paper"],
 }
 moving = pytest.mark.parametrize("transform", MOVING.values(), ids=MOVING)
 
@@ -108,12 +108,15 @@ def test_the_image_is_adjusted_after_the_warp():
 @pytest.mark.parametrize("batch", [1, 3])
 def test_one_state_of_the_generator_gives_one_draw(transform, batch):
     image = torch.rand(batch, 1, 32, 48, generator=seeded())
-    one, same, other = (transform.draw(batch, (32, 48), seeded(s)).image(image) for s in (1, 1, 3))
+    one, same, *others = (
+        transform.draw(batch, (32, 48), seeded(state)).image(image) for state in (1, 1, *range(8))
+    )
     assert one.shape == image.shape
     assert one.dtype == torch.float32
     assert one.isfinite().all()
     assert torch.equal(one, same)
-    assert not torch.equal(one, other)
+    # Some may both be the identity.
+    assert sum(not torch.equal(one, other) for other in others) >= 2
 
 
 @pytest.mark.parametrize("transform", [*MOVING.values(), Intensity()], ids=[*MOVING, "intensity"])
@@ -313,13 +316,13 @@ def turn_and_shift():
 def test_compose_applies_the_first_first():
     turn, shift = (t.draw(1, SIZE, seeded()) for t in turn_and_shift())
     joined = Compose(turn_and_shift()).draw(1, SIZE, seeded())
-    # The shape of a disc off the centre tells the orders apart; images are read twice on one side.
+    # Reading an image twice blurs it, or rounds twice; the other order shows another place.
     image, label = discs(1)[:, :1].float(), discs(1)[:, :1]
     one_by_one, other_way = shift.image(turn.image(image)), turn.image(shift.image(image))
-    assert (joined.image(image) - one_by_one).abs().mean() < 0.02
-    assert (joined.image(image) - other_way).abs().mean() > 0.03
-    assert (joined.label(label) != shift.label(turn.label(label))).float().mean() < 0.02
-    assert (joined.label(label) != turn.label(shift.label(label))).float().mean() > 0.03
+    assert (joined.image(image) - one_by_one).abs().mean() < 0.005
+    assert (joined.image(image) - other_way).abs().mean() > 0.02
+    assert (joined.label(label) != shift.label(turn.label(label))).float().mean() < 0.005
+    assert (joined.label(label) != turn.label(shift.label(label))).float().mean() > 0.02
 
 
 def test_compose_reads_the_image_once():
@@ -415,7 +418,7 @@ def test_the_gradient_of_alignment_is_its_adjoint():
 def test_the_gradient_goes_back_to_the_pixels_copied_and_no_others():
     fields = [
         tcwarp.random_displacement(
-            2, (12, 12), sigma=3.0, displacement_std=1.5, generator=seeded(s)
+            2, (12, 12), sigma=4.0, displacement_std=0.8, generator=seeded(s)
         )
         for s in (0, 1)
     ]

@@ -2,6 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "../shared/tensors.h"
 
@@ -76,6 +81,35 @@ void parallel_over_tiles(const Layout& layout, int64_t largest_tile,
           body(task / tiles, first, std::min(first + tile, layout.pixels));
         }
       });
+}
+
+// Asks for huge pages behind a large result that is about to be written: a
+// fresh one costs a page fault for each 4 KiB otherwise, a third of the time of
+// a warp. A hint; where it is not taken nothing changes.
+inline void prefer_huge_pages(const Tensor& tensor) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = 1 << 21;
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  const uintptr_t end = begin + tensor.numel() * tensor.element_size();
+  const uintptr_t first = (begin + page - 1) / page * page;
+  if (first + 4 * page <= end) {
+    madvise(reinterpret_cast<void*>(first), (end - first) / page * page,
+            MADV_HUGEPAGE);
+  }
+#else
+  static_cast<void>(tensor);
+#endif
+}
+
+// Calls body with the pixel stride, as a constant for planes: the hot loops are
+// compiled without it then.
+template <typename Body>
+void dispatch_stride(int64_t pixel_stride, const Body& body) {
+  if (pixel_stride == 1) {
+    body(std::integral_constant<int64_t, 1>{});
+  } else {
+    body(pixel_stride);
+  }
 }
 
 // Calls body(n, first channel, last channel) in parallel over groups of whole

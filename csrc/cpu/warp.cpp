@@ -66,8 +66,8 @@ TCWARP_MULTIVERSION void initial_values(
   }
 }
 
-template <int D, typename V, typename T, typename Index>
-TCWARP_MULTIVERSION void blend(const V* __restrict input, int64_t pixel_stride,
+template <int D, typename V, typename T, typename Index, typename Stride>
+TCWARP_MULTIVERSION void blend(const V* __restrict input, Stride pixel_stride,
                                const LinearStencil<D, T, Index>& stencil,
                                const T* __restrict initial,
                                V* __restrict output, int64_t count) {
@@ -98,8 +98,10 @@ void warp_linear(const V* input, const Field<D, T>& field, const Layout& layout,
         initial_values(stencil, initial, end - begin);
         for (int64_t c = 0; c < layout.channels; ++c) {
           const int64_t plane = c * layout.channel_stride;
-          blend(source + plane, layout.pixel_stride, stencil, initial,
-                target + plane + begin * layout.pixel_stride, end - begin);
+          dispatch_stride(layout.pixel_stride, [&](auto stride) {
+            blend(source + plane, stride, stencil, initial,
+                  target + plane + begin * stride, end - begin);
+          });
         }
       });
 }
@@ -138,6 +140,7 @@ Tensor warp(const Tensor& input_, const Tensor& displacement_, int64_t mode,
   const Tensor displacement = torch::stable::contiguous(displacement_);
   Tensor output = torch::stable::empty_like(input);
   if (output.numel() == 0) return output;
+  prefer_huge_pages(output);
   if (static_cast<Mode>(mode) == Mode::kNearest) {
     dispatch_width(input, [&](auto bits) {
       launch_nearest<decltype(bits)>(input, displacement, padding_mode, output);

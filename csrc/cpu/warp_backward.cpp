@@ -11,56 +11,71 @@ namespace {
 template <typename V>
 using SumOf = std::conditional_t<std::is_same_v<V, double>, double, float>;
 
+// Sums of some channels of one sample: those of the result itself, or those of
+// a plane beside it.
+template <typename S, typename Stride>
+struct Sums {
+  S* data;
+  int64_t channel_stride;
+  Stride pixel_stride;
+};
+
 // target[index[i]] += gradient[i] for one channel of a tile.
-template <typename V, typename S, typename Index>
-void scatter(const V* gradient, int64_t gradient_stride, const Index* index,
-             S* target, int64_t target_stride, int64_t count) {
+template <typename V, typename S, typename Index, typename From, typename To>
+void scatter(const V* gradient, From from, const Index* index, S* target, To to,
+             int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     if (index[i] < 0) continue;
-    target[index[i] * target_stride] +=
-        static_cast<S>(gradient[i * gradient_stride]);
+    target[index[i] * to] += static_cast<S>(gradient[i * from]);
   }
 }
 
-template <int D, typename V, typename S, typename T, typename Index>
-void scatter_weighted(const V* gradient, int64_t gradient_stride,
+template <int D, typename V, typename S, typename T, typename Index,
+          typename From, typename To>
+void scatter_weighted(const V* gradient, From from,
                       const LinearStencil<D, T, Index>& stencil, S* target,
-                      int64_t target_stride, int64_t count) {
+                      To to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    const S value = static_cast<S>(gradient[i * gradient_stride]);
+    const S value = static_cast<S>(gradient[i * from]);
     for (int t = 0; t < stencil.kTaps; ++t) {
       const S weight = static_cast<S>(stencil.weight[t][i]);
       if (weight == 0) continue;
-      target[stencil.index[t][i] * target_stride] += weight * value;
+      target[stencil.index[t][i] * to] += weight * value;
     }
   }
 }
 
-// Calls add(n, first, last, sums, channel stride, pixel stride) in parallel
-// with zeroed sums for channels [first, last) of sample n, and stores the sums.
+// Calls add(n, first, last, sums, gradient stride) in parallel with zeroed Sums
+// for channels [first, last) of sample n, and stores them in the result.
 template <typename V, typename Add>
 void sum_channels(const Layout& layout, V* output, const Add& add) {
   using S = SumOf<V>;
-  parallel_over_channels(layout, [&](int64_t n, int64_t begin, int64_t end) {
+  const auto sum = [&](int64_t n, int64_t begin, int64_t end, auto stride) {
     V* const target = output + layout.sample_offset(n);
+    const int64_t plane = layout.channel_stride;
     if constexpr (std::is_same_v<V, S>) {
       for (int64_t c = begin; c < end; ++c) {
         for (int64_t i = 0; i < layout.pixels; ++i) {
-          target[c * layout.channel_stride + i * layout.pixel_stride] = 0;
+          target[c * plane + i * stride] = 0;
         }
       }
-      add(n, begin, end, target, layout.channel_stride, layout.pixel_stride);
+      add(n, begin, end, Sums<S, decltype(stride)>{target, plane, stride},
+          stride);
     } else {
-      std::vector<S> plane(layout.pixels);
+      using One = std::integral_constant<int64_t, 1>;
+      std::vector<S> sums(layout.pixels);
       for (int64_t c = begin; c < end; ++c) {
-        std::fill(plane.begin(), plane.end(), S(0));
-        add(n, c, c + 1, plane.data(), 0, 1);
+        std::fill(sums.begin(), sums.end(), S(0));
+        add(n, c, c + 1, Sums<S, One>{sums.data(), 0, One{}}, stride);
         for (int64_t i = 0; i < layout.pixels; ++i) {
-          target[c * layout.channel_stride + i * layout.pixel_stride] =
-              static_cast<V>(plane[i]);
+          target[c * plane + i * stride] = static_cast<V>(sums[i]);
         }
       }
     }
+  };
+  parallel_over_channels(layout, [&](int64_t n, int64_t begin, int64_t end) {
+    dispatch_stride(layout.pixel_stride,
+                    [&](auto stride) { sum(n, begin, end, stride); });
   });
 }
 
@@ -69,18 +84,17 @@ void backward_nearest(const V* gradient, const Field<D, T>& field,
                       const Layout& layout, V* output) {
   sum_channels(
       layout, output,
-      [&](int64_t n, int64_t first, int64_t last, SumOf<V>* sums,
-          int64_t channel_stride, int64_t pixel_stride) {
+      [&](int64_t n, int64_t first, int64_t last, const auto& sums,
+          auto stride) {
         alignas(64) Index index[kNearestTile];
         const V* const source = gradient + layout.sample_offset(n);
         for (int64_t begin = 0; begin < field.pixels; begin += kNearestTile) {
           const int64_t end = std::min(begin + kNearestTile, field.pixels);
           nearest_sources<padding>(field, n, begin, end, index);
           for (int64_t c = first; c < last; ++c) {
-            scatter(source + c * layout.channel_stride +
-                        begin * layout.pixel_stride,
-                    layout.pixel_stride, index, sums + c * channel_stride,
-                    pixel_stride, end - begin);
+            scatter(source + c * layout.channel_stride + begin * stride, stride,
+                    index, sums.data + c * sums.channel_stride,
+                    sums.pixel_stride, end - begin);
           }
         }
       });
@@ -91,19 +105,18 @@ void backward_linear(const V* gradient, const Field<D, T>& field,
                      const Layout& layout, V* output) {
   sum_channels(
       layout, output,
-      [&](int64_t n, int64_t first, int64_t last, SumOf<V>* sums,
-          int64_t channel_stride, int64_t pixel_stride) {
+      [&](int64_t n, int64_t first, int64_t last, const auto& sums,
+          auto stride) {
         LinearStencil<D, T, Index> stencil;
         const V* const source = gradient + layout.sample_offset(n);
         for (int64_t begin = 0; begin < field.pixels; begin += kLinearTile) {
           const int64_t end = std::min(begin + kLinearTile, field.pixels);
           linear_stencil<padding>(field, n, begin, end, -1, stencil);
           for (int64_t c = first; c < last; ++c) {
-            scatter_weighted(source + c * layout.channel_stride +
-                                 begin * layout.pixel_stride,
-                             layout.pixel_stride, stencil,
-                             sums + c * channel_stride, pixel_stride,
-                             end - begin);
+            scatter_weighted(
+                source + c * layout.channel_stride + begin * stride, stride,
+                stencil, sums.data + c * sums.channel_stride, sums.pixel_stride,
+                end - begin);
           }
         }
       });
@@ -159,6 +172,7 @@ Tensor warp_backward_input(const Tensor& gradient_, const Tensor& displacement_,
   const Tensor displacement = torch::stable::contiguous(displacement_);
   Tensor output = torch::stable::empty_like(gradient);
   if (output.numel() == 0) return output;
+  prefer_huge_pages(output);
   const Layout layout = layout_of(gradient);
   THO_DISPATCH_V2(
       gradient.scalar_type(), "warp_backward_input", AT_WRAP([&] {
