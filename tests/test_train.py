@@ -1,0 +1,274 @@
+"""Whole trainings, small: files, repeatability, resuming after a kill, shared pre-training."""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tcseg.config import METHODS as METHOD_NAMES
+from tcseg.config import RECIPES as RECIPE_NAMES
+from tcseg.config import SUPERVISED_METHODS, Config
+from tcseg.data import DataError, labelled_subset, load_dataset, make_split
+from tcseg.methods import METHODS
+from tcseg.runs import RunError, RunFinished, RunFolder
+from tcseg.train import Trainer, train
+from tcseg.transforms import RECIPES
+
+TINY = Config(
+    data="phantom",
+    size=32,
+    batch_size=4,
+    labelled=5,
+    pretrain_steps=6,
+    steps=6,
+    validate_every=3,
+    checkpoint_every=2,
+    device="cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One finished run of TINY: its folder and what `train` returned."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    return out, train(TINY, out, False)
+
+
+def weights(out):
+    return RunFolder(out).load_weights()
+
+
+def assert_same_weights(one, other):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+# ------------------------------------------------------------------------------------ records
+
+
+def test_options_name_the_records_there_are():
+    assert set(METHOD_NAMES) == set(METHODS)
+    assert set(RECIPE_NAMES) == set(RECIPES)
+    assert set(SUPERVISED_METHODS) == {name for name, m in METHODS.items() if not m.pool}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_labelled_image_is_in_the_unlabelled_pool(method):
+    dataset = load_dataset("phantom", size=32)
+    split = make_split(dataset, 0)
+    labelled = labelled_subset(split, 10)
+    pool = METHODS[method].unlabelled(split, labelled)
+    assert not set(pool) & set(labelled)
+    assert len(set(pool)) == len(pool)
+    expected = {"baseline": 0, "suptc": 0, "semitc": 90, "semitc+": 90 + 20 + 40}
+    assert len(pool) == expected[method]
+    assert bool(set(pool) & set(split.test)) == (method == "semitc+")
+
+
+# ------------------------------------------------------------------------------------ batches
+
+
+@pytest.mark.parametrize(("method", "labelled"), [("semitc", 2), ("baseline", 4), ("suptc", 4)])
+def test_a_batch_holds_labelled_images_first(tmp_path, method, labelled):
+    trainer = Trainer(dataclasses.replace(TINY, method=method), RunFolder(tmp_path))
+    images, labels = trainer.batch(trainer.method)
+    assert (len(images), len(labels)) == (4, labelled)
+    known = trainer.dataset.masks[trainer.labelled]
+    assert all((known == label).flatten(1).all(1).any() for label in labels[:, 0])
+    pool = trainer.dataset.image_batch(trainer.unlabelled) if labelled == 2 else images[:0]
+    assert all((pool == image).flatten(1).all(1).any() for image in images[labelled:])
+
+
+def test_no_image_comes_twice_before_each_came_once(tmp_path):
+    trainer = Trainer(TINY, RunFolder(tmp_path))
+    drawn = trainer._sample(trainer.labelled, 7).tolist()
+    assert set(drawn[:5]) == set(trainer.labelled)
+    assert len(set(drawn[5:])) == 2
+
+
+# ------------------------------------------------------------------------------------ files
+
+
+def test_a_run_leaves_its_files(finished):
+    out, summary = finished
+    names = {path.name for path in out.iterdir()}
+    assert {
+        "config.toml",
+        "metrics.csv",
+        "checkpoint.pt",
+        "model.safetensors",
+        "summary.json",
+        "test.png",
+    } <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert json.loads((out / "summary.json").read_text()).keys() == summary.keys()
+    for name in ("data", "size", "method", "labelled", "split", "seed", "steps", "seconds"):
+        assert name in summary
+    for part in ("test", "validation", "pretrained_test"):
+        assert 0 <= summary[part]["miou"] <= 1
+        assert len(summary[part]["iou"]) == len(summary[part]["iou_std"]) == 5
+        assert len(summary[part]["macd_mm"]) == 5
+
+
+def test_figures_are_logged_by_step(finished):
+    with open(finished[0] / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    losses = {int(row["step"]): row for row in rows if row["loss"]}
+    assert list(losses) == [6, 12]  # phase ends; LOG_EVERY is beyond them
+    assert losses[6]["phase"] == "pre-training"
+    assert float(losses[6]["consistency"]) == 0
+    assert losses[12]["phase"] == "semitc"
+    assert float(losses[12]["consistency"]) > 0
+    validated = [int(row["step"]) for row in rows if row["validation_miou"]]
+    assert validated == [3, 6, 6, 9, 12]  # at 6 once more, as the start of the method
+
+
+def test_one_seed_gives_the_same_weights_and_another_does_not(finished, tmp_path):
+    train(TINY, tmp_path / "again", False)
+    assert_same_weights(finished[0], tmp_path / "again")
+    train(dataclasses.replace(TINY, seed=1), tmp_path / "other", False)
+    with pytest.raises(AssertionError):
+        assert_same_weights(finished[0], tmp_path / "other")
+
+
+# ------------------------------------------------------------------------------------ resuming
+
+
+@pytest.mark.parametrize("steps_before", [4, 6, 8])
+def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path, steps_before):
+    """SIGKILL in pre-training, at its end, and in fine-tuning."""
+    out = tmp_path / "killed"
+    # Stops for ever right after the checkpoint; the real kill comes from outside.
+    script = (
+        "import sys, time, pathlib\n"
+        "from tcseg import train as t\n"
+        "from tcseg.config import Config\n"
+        "save = t.Trainer.save\n"
+        "def then_hang(self):\n"
+        "    save(self)\n"
+        f"    if self.state.step == {steps_before}:\n"
+        "        pathlib.Path(sys.argv[2]).touch()\n"
+        "        time.sleep(600)\n"
+        "t.Trainer.save = then_hang\n"
+        "t.train(Config.load(sys.argv[3]), pathlib.Path(sys.argv[1]), False)\n"
+    )
+    marker, config = tmp_path / "reached", tmp_path / "config.toml"
+    TINY.save(config)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(out), str(marker), str(config)],
+        stdout=subprocess.DEVNULL,
+        # The same sums in the same order as in this process.
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    try:
+        for _ in range(1200):
+            if marker.exists() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert marker.exists(), "the run ended or hung before its checkpoint"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (out / "summary.json").exists()
+    train(TINY, out, True)
+    assert_same_weights(finished[0], out)
+
+
+def test_shared_pretraining_gives_the_same_weights(finished, tmp_path):
+    baseline = dataclasses.replace(TINY, method="baseline")
+    train(baseline, tmp_path / "baseline", False)
+    shared = dataclasses.replace(TINY, pretrained=str(tmp_path / "baseline"))
+    summary = train(shared, tmp_path / "semitc", False)
+    assert_same_weights(finished[0], tmp_path / "semitc")
+    assert summary["pretrained_test"]["miou"] == finished[1]["pretrained_test"]["miou"]
+
+
+def test_foreign_pretraining_is_refused(finished, tmp_path):
+    config = dataclasses.replace(TINY, labelled=10, pretrained=str(finished[0]))
+    with pytest.raises(RunError, match=r"its pre-training had --labelled 5, here it is 10"):
+        train(config, tmp_path / "run", False)
+    config = dataclasses.replace(TINY, pretrained=str(tmp_path / "nowhere"))
+    with pytest.raises(RunError, match="is no run"):
+        train(config, tmp_path / "run", False)
+
+
+# ------------------------------------------------------------------------------------ bad input
+
+
+def test_a_finished_run_is_left_alone(finished):
+    out = finished[0]
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    with pytest.raises(RunError, match="holds a finished run"):
+        train(TINY, out, False)
+    with pytest.raises(RunFinished):
+        train(TINY, out, True)
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"labelled": 1000}, DataError, "1000 labelled images asked for"),
+        ({"network": "no.such.network"}, ValueError, "'no.such.network' cannot be imported"),
+        ({"network": "torch.pi"}, ValueError, "cannot be called, it is float"),
+        ({"batch_size": 5}, ValueError, "--batch-size must be even"),
+        ({"data": "jsrt", "root": "/nonexistent"}, DataError, "nonexistent"),
+    ],
+)
+def test_bad_options_are_one_clear_line_and_block_nothing(tmp_path, change, error, message):
+    out = tmp_path / "run"
+    with pytest.raises(error, match=message):
+        train(dataclasses.replace(TINY, **change), out, False)
+    assert RunFolder.create(out, TINY, resume=False)  # the folder can still be used
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
+    step = Trainer.step
+    monkeypatch.setattr(
+        Trainer,
+        "step",
+        lambda self, method: {n: v * math.nan for n, v in step(self, method).items()},
+    )
+    with pytest.raises(RunError, match=r"the loss became nan before step 6.*--learning-rate"):
+        train(TINY, tmp_path / "run", False)
+    monkeypatch.undo()
+    # The checkpoint is from before the report, and the run can go on.
+    assert RunFolder(tmp_path / "run").load_checkpoint()["step"] == 4
+    assert train(TINY, tmp_path / "run", True)["method"] == "semitc"
+
+
+# ------------------------------------------------------------------------------------ learning
+
+
+def test_training_learns(tmp_path):
+    config = dataclasses.replace(TINY, pretrain_steps=80, steps=1, batch_size=8, validate_every=40)
+    summary = train(config, tmp_path / "run", False)
+    with open(tmp_path / "run" / "metrics.csv") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+    assert losses[-2] < 0.7 * losses[0]
+    assert summary["test"]["miou"] > 0.2
+
+
+def test_bfloat16_trains(tmp_path):
+    summary = train(dataclasses.replace(TINY, precision="bfloat16"), tmp_path / "run", False)
+    assert 0 <= summary["test"]["miou"] <= 1
+
+
+def test_jsrt_trains_to_the_end(tmp_path):
+    root = os.environ.get("TCSEG_JSRT_ROOT")
+    if not root:
+        pytest.skip("TCSEG_JSRT_ROOT is not set: the JSRT radiographs cannot be tested")
+    config = dataclasses.replace(TINY, data="jsrt", root=root, pretrain_steps=2, steps=2)
+    summary = train(config, tmp_path / "run", False)
+    assert summary["data"] == "jsrt"
+    assert math.isfinite(summary["test"]["miou"])
