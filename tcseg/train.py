@@ -147,6 +147,7 @@ class Trainer:
         while True:
             if state.step == config.pretrain_steps and not state.pretrained:
                 self._begin_method()
+                self.save()  # so that a kill does not begin it, and log it, twice
             if state.step >= self.total_steps:
                 break
             pretraining = state.step < config.pretrain_steps
@@ -236,7 +237,7 @@ class Trainer:
         """
         theirs = RunFolder(path).config()
         fixed = ("data", "size", "labelled", "split", "seed", "recipe", "network", "pretrain_steps")
-        for name in (*fixed, "batch_size", "learning_rate", "validate_every"):
+        for name in (*fixed, "batch_size", "learning_rate", "validate_every", "precision"):
             here, there = getattr(self.config, name), getattr(theirs, name)
             if here != there:
                 option = name.replace("_", "-")

@@ -380,3 +380,14 @@ def test_random_elastic_moves_images_and_labels_alike(device):
     assert not moved.equal(labels)
     again = elastic(labels, generator=generator(4, device))
     assert_bits_equal(again, moved, "RandomElastic")
+
+
+def test_drawing_compiles_without_a_break():
+    def draw():
+        return tcwarp.random_displacement(2, (16, 24), sigma=4.0, displacement_std=1.0)
+
+    compiled = torch.compile(draw, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(5)
+    expected = draw()
+    torch.manual_seed(5)
+    assert torch.equal(compiled(), expected)

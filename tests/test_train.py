@@ -96,6 +96,30 @@ def test_no_image_comes_twice_before_each_came_once(tmp_path):
     assert len(set(drawn[5:])) == 2
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_only_labels_of_labelled_images_are_learnt_from(tmp_path, method):
+    def weights_after(spoil):
+        trainer = Trainer(dataclasses.replace(TINY, method=method), RunFolder(tmp_path))
+        unlabelled = sorted(set(range(len(trainer.dataset))) - set(trainer.labelled))
+        spoil(trainer.dataset, unlabelled)
+        for _ in range(2):
+            trainer.step(trainer.method)
+        return torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
+
+    def spoil_nothing(dataset, unlabelled):
+        pass
+
+    def spoil_masks(dataset, unlabelled):
+        dataset.masks[unlabelled] ^= 31
+
+    def spoil_images(dataset, unlabelled):
+        dataset.images[unlabelled] ^= 255
+
+    clean = weights_after(spoil_nothing)
+    assert torch.equal(weights_after(spoil_masks), clean)
+    assert torch.equal(weights_after(spoil_images), clean) == (not METHODS[method].pool)
+
+
 # ------------------------------------------------------------------------------------ files
 
 
@@ -184,6 +208,55 @@ def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path, steps_before):
     assert_same_weights(finished[0], out)
 
 
+class Dropout(torch.nn.Sequential):
+    """A network that draws random numbers of its own."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__(
+            torch.nn.Conv2d(in_channels, 8, 3, padding=1),
+            torch.nn.BatchNorm2d(8),
+            torch.nn.Dropout(0.5),
+            torch.nn.Conv2d(8, out_channels, 3, padding=1),
+        )
+
+
+def interrupted(config, out, at, monkeypatch):
+    """Train until step `at` is about to be done, as Ctrl-C would; then go on to the end."""
+    step = Trainer.step
+
+    def stop(self, method):
+        if self.state.step + 1 == at:
+            raise KeyboardInterrupt
+        return step(self, method)
+
+    monkeypatch.setattr(Trainer, "step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, out, False)
+    torch.manual_seed(99)  # nothing may hang on what this process did before
+    monkeypatch.undo()
+    train(config, out, True)
+
+
+# Before any checkpoint; in pre-training; at the first step of the method; between checkpoints.
+@pytest.mark.parametrize("at", [2, 6, 7, 10])
+def test_an_interrupted_run_leaves_the_same_figures(finished, tmp_path, monkeypatch, at):
+    interrupted(TINY, tmp_path / "run", at, monkeypatch)
+    assert_same_weights(finished[0], tmp_path / "run")
+    logged = [(out / "metrics.csv").read_text() for out in (finished[0], tmp_path / "run")]
+    assert logged[0] == logged[1]
+
+
+@pytest.mark.parametrize("at", [6, 10])
+def test_a_network_with_dropout_goes_on_bit_for_bit(tmp_path, monkeypatch, at):
+    config = dataclasses.replace(TINY, network=f"{__name__}.Dropout")
+    train(config, tmp_path / "whole", False)
+    interrupted(config, tmp_path / "run", at, monkeypatch)
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    shared = dataclasses.replace(config, pretrained=str(tmp_path / "whole"))
+    train(shared, tmp_path / "shared", False)
+    assert_same_weights(tmp_path / "whole", tmp_path / "shared")
+
+
 def test_shared_pretraining_gives_the_same_weights(finished, tmp_path):
     baseline = dataclasses.replace(TINY, method="baseline")
     train(baseline, tmp_path / "baseline", False)
@@ -193,12 +266,42 @@ def test_shared_pretraining_gives_the_same_weights(finished, tmp_path):
     assert summary["pretrained_test"]["miou"] == finished[1]["pretrained_test"]["miou"]
 
 
-def test_foreign_pretraining_is_refused(finished, tmp_path):
-    config = dataclasses.replace(TINY, labelled=10, pretrained=str(finished[0]))
-    with pytest.raises(RunError, match=r"its pre-training had --labelled 5, here it is 10"):
-        train(config, tmp_path / "run", False)
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("size", 48),
+        ("labelled", 10),
+        ("split", 1),
+        ("seed", 1),
+        ("recipe", "paper"),
+        ("network", "torch.nn.Identity"),
+        ("pretrain_steps", 5),
+        ("batch_size", 6),
+        ("learning_rate", 0.5),
+        ("validate_every", 2),
+        ("precision", "bfloat16"),
+    ],
+)
+def test_pretraining_with_other_options_is_refused(finished, tmp_path, option, value):
+    config = dataclasses.replace(TINY, **{option: value})
+    trainer = Trainer(dataclasses.replace(config, network="unet"), RunFolder(tmp_path))
+    trainer.config = config
+    there, name = getattr(TINY, option), option.replace("_", "-")
+    message = f"pre-training had --{name} {there!r}, here it is {value!r}"
+    with pytest.raises(RunError, match=message):
+        trainer.take_pretrained(finished[0])
+
+
+def test_pretraining_that_is_missing_or_not_finished_is_refused(tmp_path, monkeypatch):
     config = dataclasses.replace(TINY, pretrained=str(tmp_path / "nowhere"))
     with pytest.raises(RunError, match="is no run"):
+        train(config, tmp_path / "run", False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_begin_method", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(TINY, tmp_path / "begun", False)
+    config = dataclasses.replace(TINY, pretrained=str(tmp_path / "begun"))
+    with pytest.raises(RunError, match="its pre-training is not finished"):
         train(config, tmp_path / "run", False)
 
 
@@ -221,6 +324,8 @@ def test_a_finished_run_is_left_alone(finished):
         ({"labelled": 1000}, DataError, "1000 labelled images asked for"),
         ({"network": "no.such.network"}, ValueError, "'no.such.network' cannot be imported"),
         ({"network": "torch.pi"}, ValueError, "cannot be called, it is float"),
+        ({"network": "torch.nn.Linear"}, ValueError, "must take in_channels and out_channels"),
+        ({"network": "builtins.dict"}, ValueError, r"must return a torch.nn.Module, got dict"),
         ({"batch_size": 5}, ValueError, "--batch-size must be even"),
         ({"data": "jsrt", "root": "/nonexistent"}, DataError, "nonexistent"),
     ],

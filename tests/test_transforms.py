@@ -155,6 +155,16 @@ def test_an_identity_leaves_image_and_label_bit_for_bit(kind):
     assert torch.equal(draw.label(discs(4)), discs(4))
 
 
+def test_compose_leaves_pixels_in_place_as_often_as_it_says():
+    parts = [AFFINE, ELASTIC, Intensity()]
+    for probability in (0.0, 0.2, 1.0):
+        draw = Compose(parts, identity_probability=probability).draw(400, (32, 32), seeded())
+        moved = draw.displacement.flatten(1).any(dim=1).float().mean().item()
+        assert moved == pytest.approx(1 - probability, abs=0.06)
+        images = torch.rand(400, 1, 32, 32, generator=seeded())
+        assert (draw.image(images) != images).flatten(1).any(dim=1).all()  # values still change
+
+
 # Elastic.
 
 

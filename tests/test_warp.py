@@ -485,3 +485,16 @@ def test_arguments_are_not_changed(device):
         tcwarp.warp(image, displacement, mode=mode, padding_mode=padding_mode)
     assert_bits_equal(image, copies[0], "input")
     assert_bits_equal(displacement, copies[1], "displacement")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_half_precision_is_scattered_in_float32(dtype, mode, layout):
+    """4096 ones into one pixel: summed in half precision they would stop at 2048 or 256."""
+    image = torch.zeros(1, 2, 64, 64, dtype=dtype).to(memory_format=layout).requires_grad_()
+    displacement = torch.full((1, 2, 64, 64), -1e6)
+    output = tcwarp.warp(image, displacement, mode=mode, padding_mode="border")
+    (gradient,) = torch.autograd.grad(output, image, torch.ones_like(output))
+    assert gradient[0, :, 0, 0].tolist() == [4096, 4096]
+    assert gradient.sum() == 8192
