@@ -215,8 +215,8 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
     help="Folder of the runs, made if it is missing; finished ones in it are shown again.",
 )
 @click.option("--size", default=64, show_default=True, help="Height and width of the phantoms.")
-@click.option("--pretrain-steps", default=500, show_default=True, help="Steps of pre-training.")
-@click.option("--steps", default=500, show_default=True, help="Steps of each method.")
+@click.option("--pretrain-steps", default=300, show_default=True, help="Steps of pre-training.")
+@click.option("--steps", default=400, show_default=True, help="Steps of each method.")
 def demo(out: Path, size: int, pretrain_steps: int, steps: int) -> None:
     """Show in minutes, without data, what unlabelled images add to 5 labelled ones."""
     from tcseg.demo import demo as run_demo

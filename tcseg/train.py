@@ -18,7 +18,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tcseg.config import Config, resolve_device
 from tcseg.data import Dataset, Split, labelled_subset, load_dataset, make_split
@@ -29,9 +28,6 @@ from tcseg.runs import RunError, RunFolder, load_checkpoint
 from tcseg.siamese import siamese_objective
 from tcseg.transforms import RECIPES
 
-# Validated, kept and evaluated is the exponential moving average of the weights over about a
-# hundred steps, for every method: single steps of Adadelta scatter by a point of mIOU around it.
-AVERAGE_DECAY = 0.99
 LOG_EVERY = 20  # steps between looks at the loss: each look waits for the device
 PICTURE_CASES = 4
 SUPERVISED = Method(consistency=False)
@@ -78,7 +74,6 @@ class Trainer:
         self.network.to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = self._new_optimizer()
-        self.average = self._new_average()
         # Batches and transforms are drawn from here, on the device: no waiting. Only dropout, of a
         # network that has it, draws from torch's global generator.
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
@@ -86,10 +81,6 @@ class Trainer:
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.Adadelta(self.network.parameters(), lr=self.config.learning_rate)
-
-    def _new_average(self) -> AveragedModel:
-        average = get_ema_multi_avg_fn(AVERAGE_DECAY)
-        return AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
 
     @property
     def total_steps(self) -> int:
@@ -131,7 +122,6 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         objective.total.backward()
         self.optimizer.step()
-        self.average.update_parameters(self.network)
         return {
             "loss": objective.total.detach(),
             "supervised": objective.supervised.detach(),
@@ -179,7 +169,6 @@ class Trainer:
         if state.best:
             self.network.load_state_dict(state.best)
         self.optimizer = self._new_optimizer()
-        self.average = self._new_average()
         state.pretrained = self._copy_weights()
         # Own streams: a run that took pre-training over goes on exactly as one that did it.
         self.generator.manual_seed(self.config.seed + 2**32)
@@ -189,14 +178,14 @@ class Trainer:
 
     def _validate(self) -> None:
         state = self.state
-        miou = validation_miou(self.average.module, self.dataset, self.split.validation)
+        miou = validation_miou(self.network, self.dataset, self.split.validation)
         self.run.log({"step": state.step, "validation_miou": miou})
         if miou > state.best_miou:
             state.best_miou, state.best_step = miou, state.step
             state.best = self._copy_weights()
 
     def _copy_weights(self) -> dict[str, Tensor]:
-        return copy.deepcopy(self.average.module.state_dict())
+        return copy.deepcopy(self.network.state_dict())
 
     def _check_finite(self, loss: float) -> None:
         if loss != loss or abs(loss) == float("inf"):
@@ -211,7 +200,6 @@ class Trainer:
             {
                 **vars(self.state),
                 "network": self.network.state_dict(),
-                "average": self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "generator": self.generator.get_state(),
                 "global_generator": torch.get_rng_state(),
@@ -222,7 +210,6 @@ class Trainer:
         """Take up the state of a checkpoint."""
         self.state = Progressed(**{name: checkpoint[name] for name in vars(Progressed())})
         self.network.load_state_dict(checkpoint["network"])
-        self.average.load_state_dict(checkpoint["average"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.generator.set_state(checkpoint["generator"])
         torch.set_rng_state(checkpoint["global_generator"])
