@@ -8,7 +8,7 @@ from rich.console import Console
 
 from tcseg.config import Config
 from tcseg.evaluation import predict, results_table
-from tcseg.runs import RunFolder
+from tcseg.runs import RunError, RunFolder
 from tcseg.train import Trainer, picture_cases, train
 
 METHODS = ("baseline", "semitc")
@@ -43,6 +43,12 @@ def demo(out: Path, *, size: int, pretrain_steps: int, steps: int, seed: int = 0
         config = dataclasses.replace(common, method=method, pretrained=pretrained)
         run = RunFolder(out / method)
         if run.finished:
+            differences = run.config().differences(config)
+            if differences:
+                raise RunError(
+                    f"{run.path} was run with other options ({'; '.join(differences)}); use the "
+                    "same ones, or choose another --out"
+                )
             summaries[method] = run.summary()
         else:
             started = (run.path / "config.toml").exists()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from tcseg.config import Config
 from tcseg.files import write_atomically, write_json
@@ -49,6 +50,7 @@ class RunFolder:
         self.path = Path(path)
         self.metrics = MetricsFile(self.path / "metrics.csv")
         self._writer: SummaryWriter | None = None
+        self._lock_file: IO[str] | None = None
         # TensorBoard hides what event files of an earlier process have from this step on.
         self._first_step = 1
 
@@ -76,10 +78,12 @@ class RunFolder:
         run = cls(path)
         if resume:
             run._check_resumable(config)
+            run._lock()
             return run
         run._check_free()
         try:
             run.path.mkdir(parents=True, exist_ok=True)
+            run._lock()
             config.save(run.path / "config.toml")
         except OSError as error:
             message = f"{path}: cannot be written ({error.strerror}); choose another --out"
@@ -113,6 +117,20 @@ class RunFolder:
             raise RunError(f"{self.path} is read-only; make it writable to resume")
         if self.finished:
             raise RunFinished(f"{self.path} is finished already; nothing to do")
+
+    def _lock(self) -> None:
+        """Keep other processes out of the folder for as long as this one lives."""
+        try:
+            import fcntl
+        except ImportError:  # not on every system; then nothing is locked
+            return
+        self._lock_file = open(self.path / ".lock", "w")  # noqa: SIM115 (held open)
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock_file.close()
+            message = f"{self.path} is being trained in by another process; choose another --out"
+            raise RunError(message) from error
 
     @property
     def finished(self) -> bool:
@@ -241,6 +259,10 @@ class RunFolder:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        if self._lock_file is not None:
+            self._lock_file.close()
+            with contextlib.suppress(OSError):
+                (self.path / ".lock").unlink()
 
     def __enter__(self) -> Self:
         """Return the run itself."""

@@ -207,12 +207,24 @@ class Trainer:
         )
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the state of a checkpoint."""
-        self.state = Progressed(**{name: checkpoint[name] for name in vars(Progressed())})
-        self.network.load_state_dict(checkpoint["network"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.generator.set_state(checkpoint["generator"])
-        torch.set_rng_state(checkpoint["global_generator"])
+        """Take up the state of a checkpoint.
+
+        Raises
+        ------
+        RunError
+            If it is incomplete or of another network.
+        """
+        try:
+            self.state = Progressed(**{name: checkpoint[name] for name in vars(Progressed())})
+            self.network.load_state_dict(checkpoint["network"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.generator.set_state(checkpoint["generator"])
+            torch.set_rng_state(checkpoint["global_generator"])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"{self.run.path / 'checkpoint.pt'}: incomplete, or of another network than "
+                f"{self.config.network!r}; delete it to start the run again"
+            ) from error
 
     def take_pretrained(self, path: Path) -> None:
         """Start after the pre-training that another run has done.
@@ -233,7 +245,7 @@ class Trainer:
                     f"{here!r}; use the same, or leave out --pretrained"
                 )
         checkpoint = load_checkpoint(path / "checkpoint.pt")
-        if not checkpoint["pretrained"]:
+        if not checkpoint.get("pretrained"):
             raise RunError(f"--pretrained {path}: its pre-training is not finished")
         self.state.best = checkpoint["pretrained"]
         self.state.step = self.config.pretrain_steps

@@ -27,10 +27,15 @@ BOUNDARIES = {"reflect": 0, "constant": 1}
 TRUNCATE = 8.0  # the kernel ends at this many sigma; SciPy's default of 4 moves results by 4e-4
 
 
+def _count(length: int) -> Tensor:
+    # On the CPU whatever the default device is: small, and in float64.
+    return torch.arange(length, dtype=torch.float64, device="cpu")
+
+
 def _kernel(sigma: float) -> Tensor:
     """Return the sampled Gaussian, float64, from its centre to its last tap (one side)."""
     radius = int(TRUNCATE * sigma + 0.5)
-    taps = torch.exp(-0.5 * (torch.arange(radius + 1, dtype=torch.float64) / sigma) ** 2)
+    taps = torch.exp(-0.5 * (_count(radius + 1) / sigma) ** 2)
     return taps / (2 * taps.sum() - 1)
 
 
@@ -43,12 +48,12 @@ def _mode_count(length: int, sigma: float, dtype: torch.dtype) -> int:
 
 def _modes(length: int, sigma: float, count: int) -> tuple[Tensor, Tensor]:
     """Return the basis (length, count), orthonormal, and its eigenvalues (count,), in float64."""
-    k = torch.arange(count, dtype=torch.float64)
-    x = torch.arange(length, dtype=torch.float64) + 0.5
+    k = _count(count)
+    x = _count(length) + 0.5
     basis = torch.cos(math.pi / length * x[:, None] * k) * math.sqrt(2 / length)
     basis[:, 0] = math.sqrt(1 / length)
     kernel = _kernel(sigma)
-    j = torch.arange(len(kernel), dtype=torch.float64)
+    j = _count(len(kernel))
     cosines = torch.cos(math.pi / length * k[:, None] * j) @ kernel
     return basis, 2 * cosines - kernel[0]
 
@@ -62,6 +67,8 @@ def _smoothing_factor(
     with torch.inference_mode(False):
         # Zeros outside are a mirror too far away to matter: padded on both sides by half the
         # kernel, the data never meets its mirror image.
+        if boundary == "reflect":  # beyond a few lengths nothing but the mean is left
+            sigma = min(sigma, 8.0 * length)
         margin = 0 if boundary == "reflect" else (int(TRUNCATE * sigma + 0.5) + 1) // 2
         whole = length + 2 * margin
         basis, eigenvalues = _modes(whole, sigma, _mode_count(whole, sigma, dtype))
@@ -75,6 +82,8 @@ def _field_factor(
 ) -> tuple[Tensor, float]:
     """Return basis * eigenvalues and the mean over x of the variance it gives white noise."""
     with torch.inference_mode(False):
+        # Beyond a few lengths nothing but the mean is left; the kernel stays short.
+        sigma = min(sigma, 8.0 * length)
         basis, eigenvalues = _modes(length, sigma, _mode_count(length, sigma, dtype))
         variance = float(eigenvalues.square().sum()) / length
         return (basis * eigenvalues).to(device, dtype), variance
@@ -234,7 +243,7 @@ def random_displacement(
     if batch < 0:
         raise ValueError(f"{name}: batch must not be negative, got {batch}")
     lengths = tuple(size) if isinstance(size, Sequence) else ()
-    integers = all(isinstance(n, (int, torch.SymInt)) for n in lengths)
+    integers = all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in lengths)
     if len(lengths) not in (2, 3) or not integers or any(n < 0 for n in lengths):
         raise ValueError(f"{name}: size must be 2 or 3 lengths (int) of at least 0, got {size!r}")
     check_axes(name, "size", tuple(size))
@@ -245,6 +254,10 @@ def random_displacement(
     if not 0 <= check_number(name, "identity_probability", identity_probability) <= 1:
         raise ValueError(
             f"{name}: identity_probability must be between 0 and 1, got {identity_probability}"
+        )
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"{name}: generator must be a torch.Generator, got {type(generator).__name__}"
         )
     dtype = dtype or torch.get_default_dtype()
     if dtype not in FLOATING:

@@ -5,9 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_tensor
+from ._checks import check_tensor, lookup
+from ._native import MODES, PADDING_MODES
 from .fields import random_displacement
 from .warping import warp
+
+FIELD_ARGUMENTS = ("magnitude", "sigma", "displacement_std", "identity_probability")
 
 
 class Warp(nn.Module):
@@ -27,6 +30,8 @@ class Warp(nn.Module):
 
     def __init__(self, *, mode: str = "nearest", padding_mode: str = "zeros") -> None:
         super().__init__()
+        lookup("Warp", "mode", mode, MODES)
+        lookup("Warp", "padding_mode", padding_mode, PADDING_MODES)
         self.mode = mode
         self.padding_mode = padding_mode
 
@@ -62,6 +67,14 @@ class RandomElastic(nn.Module):
 
     def __init__(self, *, mode: str = "linear", padding_mode: str = "border", **field: Any) -> None:
         super().__init__()
+        lookup("RandomElastic", "mode", mode, MODES)
+        lookup("RandomElastic", "padding_mode", padding_mode, PADDING_MODES)
+        unknown = sorted(set(field) - set(FIELD_ARGUMENTS))
+        if unknown:
+            raise TypeError(
+                f"RandomElastic: field arguments must be among {', '.join(FIELD_ARGUMENTS)}, "
+                f"got {', '.join(unknown)}"
+            )
         self.mode = mode
         self.padding_mode = padding_mode
         self.field = field

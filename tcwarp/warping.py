@@ -1,5 +1,6 @@
 """The warp: values pulled from where the displacement points."""
 
+import torch
 from torch import Tensor, ops
 
 from ._checks import (
@@ -82,6 +83,13 @@ def warp(
     padding_code = lookup("warp", "padding_mode", padding_mode, PADDING_MODES)
     if mode_code == LINEAR:
         check_floating("warp", "input (in mode 'linear'; 'nearest' takes any dtype)", input)
+    if input.is_complex() and input.requires_grad:
+        # Two real scatters are the gradient of a complex gather.
+        parts = (input.real, input.imag)
+        real, imag = (
+            warp(part, displacement, mode=mode, padding_mode=padding_mode) for part in parts
+        )
+        return torch.complex(real, imag)
     output: Tensor = ops.tcwarp.warp(input, single_or_double(displacement), mode_code, padding_code)
     return output
 

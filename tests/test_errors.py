@@ -84,8 +84,17 @@ def test_linear_warp_refuses_what_it_cannot_interpolate(dtype):
 
 
 def test_module_refuses_like_the_function():
-    with raises(ValueError, "warp: mode must be one of", "got 'quadratic'"):
-        tcwarp.Warp(mode="quadratic")(IMAGE, FIELD)
+    with raises(ValueError, "Warp: mode must be one of", "got 'quadratic'"):
+        tcwarp.Warp(mode="quadratic")
+    with raises(ValueError, "RandomElastic: padding_mode must be one of", "got 'wrap'"):
+        tcwarp.RandomElastic(padding_mode="wrap")
+    with raises(TypeError, "RandomElastic: field arguments must be among", "got device"):
+        tcwarp.RandomElastic(device="cpu")
+
+
+def test_a_generator_is_one():
+    with raises(TypeError, "random_displacement: generator must be a torch.Generator", "got int"):
+        tcwarp.random_displacement(1, (8, 8), generator=5)
 
 
 # -------------------------------------------------------------------------------- the algebra

@@ -391,3 +391,17 @@ def test_drawing_compiles_without_a_break():
     expected = draw()
     torch.manual_seed(5)
     assert torch.equal(compiled(), expected)
+
+
+def test_a_gaussian_of_any_width_leaves_the_mean():
+    image = torch.rand(1, 1, 8, 9, dtype=torch.float64)
+    smooth = tcwarp.gaussian_smooth(image, 1e9)
+    assert_close(smooth, image.mean().expand_as(smooth).numpy(), "gaussian_smooth", atol=1e-12)
+    field = tcwarp.random_displacement(1, (8, 9), sigma=1e30, displacement_std=2.0)
+    assert_close(field, field[:, :, :1, :1].expand_as(field).numpy(), "field", atol=1e-6)
+
+
+def test_bases_do_not_live_on_the_default_device():
+    with torch.device("meta"):
+        field = tcwarp.random_displacement(1, (11, 10), sigma=2.75, device="cpu")
+    assert field.device.type == "cpu"

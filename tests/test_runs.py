@@ -43,6 +43,7 @@ def test_an_empty_folder_may_become_a_run(tmp_path):
 def test_a_run_that_never_began_may_begin_again(run):
     # Such as one stopped by an option that does not fit the data.
     other = replace(CONFIG, labelled=7)
+    run.close()
     RunFolder.create(run.path, other, resume=False)
     assert run.config() == other
 
@@ -53,7 +54,11 @@ def test_an_unfinished_run_is_only_continued_when_asked(run):
     with pytest.raises(RunError, match=r"unfinished run; continue it with --resume, or .* --out"):
         RunFolder.create(run.path, CONFIG, resume=False)
     assert contents(run.path) == before
-    RunFolder.create(run.path, CONFIG, resume=True)
+    run.close()
+    going_on = RunFolder.create(run.path, CONFIG, resume=True)
+    with pytest.raises(RunError, match="is being trained in by another process"):
+        RunFolder.create(run.path, CONFIG, resume=True)
+    going_on.close()
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -156,6 +161,7 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path, cut):
 def test_rewinding_drops_what_is_beyond_the_checkpoint(run):
     for step in (1, 2, 3, 4):
         run.metrics.append({"step": step, "loss": 0.5})
+    run.close()
     resumed = RunFolder.create(run.path, CONFIG, resume=True)
     resumed.rewind(2)
     resumed.log({"step": 3, "loss": 0.25})

@@ -58,7 +58,7 @@ def weights(out):
     """
     checkpoint = RunFolder(out).load_checkpoint()
     parts = {"kept": RunFolder(out).load_weights()}
-    parts |= {name: checkpoint[name] for name in ("network", "average", "pretrained")}
+    parts |= {name: checkpoint[name] for name in ("network", "best", "pretrained")}
     return {f"{part}.{name}": value for part, all in parts.items() for name, value in all.items()}
 
 
@@ -332,6 +332,12 @@ def test_a_finished_run_is_left_alone(finished):
     with pytest.raises(RunFinished):
         train(TINY, out, True)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def test_an_incomplete_checkpoint_is_one_clear_line(tmp_path):
+    RunFolder.create(tmp_path / "run", TINY, resume=False).save_checkpoint({"step": 3})
+    with pytest.raises(RunError, match=r"checkpoint.pt: incomplete, or of another network"):
+        train(TINY, tmp_path / "run", True)
 
 
 @pytest.mark.parametrize(

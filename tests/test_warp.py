@@ -498,3 +498,18 @@ def test_half_precision_is_scattered_in_float32(dtype, mode, layout):
     (gradient,) = torch.autograd.grad(output, image, torch.ones_like(output))
     assert gradient[0, :, 0, 0].tolist() == [4096, 4096]
     assert gradient.sum() == 8192
+
+
+def test_complex_images_have_a_gradient():
+    image = torch.randn(1, 2, 6, 7, dtype=torch.complex64, requires_grad=True)
+    displacement = 3 * torch.randn(1, 2, 6, 7)
+    output = tcwarp.warp(image, displacement)
+    assert torch.equal(output, tcwarp.warp(image.detach(), displacement))
+    grad_output = torch.randn_like(output)
+    (gradient,) = torch.autograd.grad(output, image, grad_output)
+    for part in (torch.real, torch.imag):
+        real = part(image).detach().requires_grad_()
+        (expected,) = torch.autograd.grad(
+            tcwarp.warp(real, displacement), real, part(grad_output).contiguous()
+        )
+        assert torch.equal(part(gradient), expected)
