@@ -56,7 +56,7 @@ class Thresholds(torch.nn.Module):
 
 @pytest.fixture
 def network_module(monkeypatch):
-    def build_network(name, classes):
+    def build_network(name, classes, precision="float32"):
         return Thresholds(classes)
 
     made = module("tcseg.network", build_network=build_network)
