@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from tcseg.data import CLASSES
 
 # What is added to the logits of the structures: masks start nearly empty. From one half, soft IOU
-# divides the gradient of a small structure by the area of the whole image; measured on JSRT with 5
-# labels: validation mIOU 0.55 instead of 0.22 after 100 steps, 0.77 instead of 0.37 after 500.
+# divides the gradient of a small structure by the area of the whole image; on JSRT with 5
+# labels, a strided U-Net: validation mIOU 0.55, not 0.22, after 100 steps, 0.77, not 0.37, at 500.
 STRUCTURE_LOGIT = -3.0
 
 

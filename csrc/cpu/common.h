@@ -84,8 +84,8 @@ void parallel_over_tiles(const Layout& layout, int64_t largest_tile,
 }
 
 // Asks for huge pages behind a large result that is about to be written: a
-// fresh one costs a page fault for each 4 KiB otherwise, a third of the time of
-// a warp. A hint; where it is not taken nothing changes.
+// fresh one costs a page fault for each 4 KiB otherwise. A hint; where it is
+// not taken nothing changes.
 inline void prefer_huge_pages(const Tensor& tensor) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t page = 1 << 21;
