@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RunError", "RunFinished", "RunFolder", "load_checkpoint"]
 
+# The way out of a broken summary: the checkpoint has all that it was made from.
+_AGAIN = "delete it and continue the run with --resume to write it again"
+
 
 class RunError(Exception):
     """A run that cannot be started, continued or read; the message is one clear line."""
@@ -134,8 +137,8 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
-        return (self.path / "summary.json").exists()
+        """Whether the run came to its end; a broken summary raises RunError."""
+        return (self.path / "summary.json").exists() and bool(self.summary())
 
     def config(self) -> Config:
         """Read the options the run was started with.
@@ -251,7 +254,9 @@ class RunFolder:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RunError(f"{self.path} is not a finished run: no summary.json") from error
         except ValueError as error:
-            raise RunError(f"{path}: broken ({error})") from error
+            raise RunError(f"{path}: broken ({error}); {_AGAIN}") from error
+        if not isinstance(summary, dict) or not isinstance(summary.get("test"), dict):
+            raise RunError(f"{path}: not a summary of tcseg (it has no test results); {_AGAIN}")
         return summary
 
     def close(self) -> None:

@@ -37,7 +37,7 @@ class Draw:
     def image(self, images: Tensor) -> Tensor:
         """Apply t_in to images (b, 1, H, W) in [0, 1]."""
         if self.displacement is not None:
-            images = tcwarp.warp(images, self.displacement, mode="linear", padding_mode="border")
+            images = tcwarp.warp(images, self.displacement, mode="cubic", padding_mode="border")
         return images if self.adjust is None else self.adjust(images)
 
     def label(self, labels: Tensor) -> Tensor:

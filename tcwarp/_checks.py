@@ -10,7 +10,7 @@ from torch import Tensor
 from ._native import cuda_status
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-LONGEST_AXIS = 2**30
+LONGEST_AXIS = 2**30 - 4  # position + displacement + tap fits 32 bits
 
 
 def check_tensor(function: str, name: str, value: Any) -> None:
@@ -56,7 +56,7 @@ def check_axes(function: str, name: str, size: tuple[int, ...]) -> None:
     """Raise ValueError where an axis is longer than positions can be counted."""
     if any(length > LONGEST_AXIS for length in size):
         raise ValueError(
-            f"{function}: no axis of {name} may be longer than 2**30, got {tuple(size)}"
+            f"{function}: no axis of {name} may be longer than {LONGEST_AXIS}, got {tuple(size)}"
         )
 
 

@@ -19,8 +19,8 @@ except ImportError as error:
         f"with torch >= 2.10 (installed here: {torch.__version__})."
     ) from error
 
-NEAREST, LINEAR = 0, 1
-MODES = {"nearest": NEAREST, "linear": LINEAR}
+NEAREST = 0
+MODES = {"nearest": NEAREST, "linear": 1, "cubic": 2}
 PADDING_MODES = {"zeros": 0, "border": 1, "reflection": 2}
 
 

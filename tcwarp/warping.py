@@ -10,7 +10,7 @@ from ._checks import (
     check_tensor,
     lookup,
 )
-from ._native import LINEAR, MODES, PADDING_MODES
+from ._native import MODES, NEAREST, PADDING_MODES
 
 
 def warp(
@@ -81,8 +81,8 @@ def warp(
     check_same_device("warp", "displacement", displacement, "input", input)
     mode_code = lookup("warp", "mode", mode, MODES)
     padding_code = lookup("warp", "padding_mode", padding_mode, PADDING_MODES)
-    if mode_code == LINEAR:
-        check_floating("warp", "input (in mode 'linear'; 'nearest' takes any dtype)", input)
+    if mode_code != NEAREST:
+        check_floating("warp", f"input (in mode {mode!r}; 'nearest' takes any dtype)", input)
     if input.is_complex() and input.requires_grad:
         # Two real scatters are the gradient of a complex gather.
         parts = (input.real, input.imag)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-MODES = ("nearest", "linear")
+MODES = ("nearest", "linear", "cubic")
 PADDING_MODES = ("zeros", "border", "reflection")
 LAYOUTS = ("contiguous", "channels_last", "sliced", "transposed", "expanded")
 DISPLACEMENT_KINDS = ("zero", "smooth", "rough", "halves", "extreme", "mixed")

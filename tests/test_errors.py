@@ -3,6 +3,7 @@
 import pytest
 import torch
 from assertions import raises
+from strategies import MODES
 
 import tcwarp
 
@@ -56,7 +57,7 @@ FIELD = torch.zeros(2, 2, 4, 5)
         ),
     ],
 )
-@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("mode", MODES)
 def test_warp_refuses_wrong_tensors(image, field, error, parts, mode):
     with raises(error, *parts):
         tcwarp.warp(image, field, mode=mode)
@@ -199,7 +200,7 @@ def test_batch_and_size():
     for value in (4, (4,), (1, 2, 3, 4), (4, -5)):
         with raises(ValueError, f"{name}: size must be 2 or 3 lengths", "got"):
             tcwarp.random_displacement(1, value)
-    with raises(ValueError, f"{name}: no axis of size may be longer than 2**30", "got"):
+    with raises(ValueError, f"{name}: no axis of size may be longer than 1073741820", "got"):
         tcwarp.random_displacement(1, (4, 2**30 + 1))
     for value in ((4, 5.0), (4, None), "45"):
         with raises((TypeError, ValueError), f"{name}: size must be", "got"):

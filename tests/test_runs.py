@@ -63,7 +63,7 @@ def test_an_unfinished_run_is_only_continued_when_asked(run):
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_finished_run_is_left_alone(run, resume):
-    run.save_summary({"miou": 0.5})
+    run.save_summary({"test": {"miou": 0.5}})
     before = contents(run.path)
     error, message = (RunFinished, "finished already") if resume else (RunError, "choose another")
     with pytest.raises(error, match=message):
@@ -74,7 +74,7 @@ def test_a_finished_run_is_left_alone(run, resume):
 @pytest.mark.parametrize("finished", [False, True])
 def test_resuming_with_other_options_names_them(run, finished):
     if finished:
-        run.save_summary({})
+        run.save_summary({"test": {"miou": 0.5}})
     with pytest.raises(RunError) as error:
         RunFolder.create(run.path, replace(CONFIG, steps=5, seed=1), resume=True)
     assert not isinstance(error.value, RunFinished)
@@ -290,9 +290,9 @@ def test_missing_and_broken_weights_are_named(run):
 
 
 def test_a_summary_is_json_that_any_program_reads(run):
-    run.save_summary({"miou": 0.5, "macd_mm": {"heart": math.nan}, "each": [(math.inf, 1)]})
+    run.save_summary({"test": {"miou": 0.5, "heart": math.nan}, "each": [(math.inf, 1)]})
     text = (run.path / "summary.json").read_text()
-    wanted = {"miou": 0.5, "macd_mm": {"heart": None}, "each": [[None, 1]]}
+    wanted = {"test": {"miou": 0.5, "heart": None}, "each": [[None, 1]]}
     assert json.loads(text, parse_constant=pytest.fail) == wanted == run.summary()
     assert run.finished
 
@@ -300,9 +300,14 @@ def test_a_summary_is_json_that_any_program_reads(run):
 def test_missing_and_broken_summaries_are_named(run):
     with pytest.raises(RunError, match="not a finished run"):
         run.summary()
-    (run.path / "summary.json").write_text("{")
-    with pytest.raises(RunError, match=r"summary.json: broken"):
-        run.summary()
+    for content, what in (("{", "broken"), ("[]", "not a summary"), ("{}", "not a summary")):
+        (run.path / "summary.json").write_text(content)
+        with pytest.raises(RunError, match=f"summary.json: {what}.*delete it and continue"):
+            run.summary()
+        # Neither a finished run, which would be skipped, nor a free folder, to be overwritten.
+        for resume in (True, False):
+            with pytest.raises(RunError, match=f"summary.json: {what}"):
+                RunFolder.create(run.path, CONFIG, resume=resume)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(run, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from assertions import assert_bits_equal, assert_close, bits
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 from strategies import (
     DISPLACEMENT_KINDS,
     FLOATING_DTYPES,
@@ -62,14 +63,34 @@ def test_nearest_equals_reference_bit_for_bit(device, case):
     np.testing.assert_array_equal(bits(output), expected(case, bits(case.input)))
 
 
-@given(warp_cases("linear"))
-def test_linear_equals_reference(device, case):
+@pytest.mark.parametrize("mode, factor", [("linear", 4), ("cubic", 60)])
+@given(data=st.data())
+def test_interpolation_equals_reference(device, mode, factor, data):
+    case = data.draw(warp_cases(mode))
     output = warp(case.to(device))
     assert output.dtype == case.input.dtype
-    # Up to eight taps, none of which is larger than the image.
+    # Linear: up to eight taps, none of which is larger than the image. Cubic: coefficients are
+    # up to three times as large for each axis.
     largest = float(case.input.double().abs().max()) if case.input.numel() else 0.0
     reference_output = expected(case, case.input.double().numpy())
-    assert_close(output, reference_output, "warp", atol=4 * precision(case) * largest)
+    assert_close(output, reference_output, "warp", atol=factor * precision(case) * largest)
+
+
+@pytest.mark.parametrize(
+    "padding_mode, scipy_mode, atol",
+    [("zeros", "grid-constant", 1e-6), ("border", "nearest", 1e-6), ("reflection", "reflect", 0)],
+)
+@pytest.mark.parametrize("size", [(29, 34), (17, 16, 19)])
+def test_cubic_equals_scipy(device, size, padding_mode, scipy_mode, atol):
+    image = image_values(torch.float64, (1, 1, *size), 0)
+    displacement = 5 * image_values(torch.float64, (1, len(size), *size), 1)
+    output = tcwarp.warp(
+        image.to(device), displacement.to(device), mode="cubic", padding_mode=padding_mode
+    )
+    places = np.indices(size) + displacement[0].numpy()
+    scipy_output = ndimage.map_coordinates(image[0, 0].numpy(), places, order=3, mode=scipy_mode)
+    # SciPy continues the image by 12 pixels only: 0.268^12 is 1e-7.
+    assert_close(output[0, 0], scipy_output, "warp", atol=atol + 1e-11)
 
 
 @pytest.mark.parametrize("size", [(3, 1201), (2, 3, 700)])
@@ -126,14 +147,14 @@ def test_displacement_that_is_not_finite(device, mode, padding_mode, value, comp
     image = torch.full((1, 2, 3, 3), 5.0, device=device, requires_grad=True)
     displacement = torch.zeros(1, 2, 3, 3, device=device)
     displacement[0, component, 1, 1] = value
-    displacement.requires_grad_(mode == "linear")
+    displacement.requires_grad_(mode != "nearest")
     output = tcwarp.warp(image, displacement, mode=mode, padding_mode=padding_mode)
     hole = torch.zeros(3, 3, dtype=torch.bool)
     hole[1, 1] = True
     assert output[0, 0].eq(0).cpu().equal(hole)
     output.sum().backward()
     assert image.grad[0, 1].eq(0).cpu().equal(hole)
-    if mode == "linear":
+    if mode != "nearest":
         assert displacement.grad.isfinite().all()
         assert displacement.grad[0, :, 1, 1].eq(0).all()
 
@@ -163,12 +184,12 @@ def test_displacements_far_outside(device, mode, value):
 def test_empty(device, mode, shape):
     image = torch.ones(shape, device=device, requires_grad=True)
     displacement = torch.zeros(shape[0], len(shape) - 2, *shape[2:], device=device)
-    displacement.requires_grad_(mode == "linear")
+    displacement.requires_grad_(mode != "nearest")
     output = tcwarp.warp(image, displacement, mode=mode)
     assert output.shape == shape
     output.sum().backward()
     assert image.grad.shape == shape
-    if mode == "linear":
+    if mode != "nearest":
         assert displacement.grad.shape == displacement.shape
         assert not displacement.grad.any()
 
@@ -201,10 +222,10 @@ def test_layout_does_not_matter_to_gradients(device, layout, mode, padding_mode)
 
     def gradients(place):
         inputs = [image.clone(), displacement.clone()]
-        leaves = [x.requires_grad_(mode == "linear" or i == 0) for i, x in enumerate(inputs)]
+        leaves = [x.requires_grad_(mode != "nearest" or i == 0) for i, x in enumerate(inputs)]
         # `place` is differentiable, so the gradient arrives through the other strides.
         output = tcwarp.warp(*map(place, leaves), mode=mode, padding_mode=padding_mode)
-        wanted = leaves if mode == "linear" else leaves[:1]
+        wanted = leaves if mode != "nearest" else leaves[:1]
         return torch.autograd.grad(output, wanted, place(gradient))
 
     plain = gradients(lambda x: x)
@@ -291,7 +312,7 @@ def away_from_kinks(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 def test_gradcheck(device, size, mode, padding_mode):
     image = image_values(torch.float64, (2, 2, *size), 0).to(device).requires_grad_()
     displacement = away_from_kinks((2, len(size), *size), 1).to(device)
-    displacement.requires_grad_(mode == "linear")
+    displacement.requires_grad_(mode != "nearest")
 
     def function(image, displacement):
         return tcwarp.warp(image, displacement, mode=mode, padding_mode=padding_mode)
@@ -357,9 +378,9 @@ def test_result_does_not_depend_on_the_number_of_threads(threads, mode, padding_
     shape = (2, 3, 70, 130)
     image = image_values(torch.float32, shape, 0).requires_grad_()
     displacement = displacement_values("mixed", (2, 2, 70, 130), 1).float()
-    displacement = (displacement / 40).requires_grad_(mode == "linear")  # many meet in one pixel
+    displacement = (displacement / 40).requires_grad_(mode != "nearest")  # many meet in one pixel
     gradient = image_values(torch.float32, shape, 2)
-    wanted = (image, displacement) if mode == "linear" else (image,)
+    wanted = (image, displacement) if mode != "nearest" else (image,)
     results = []
     for count in threads:
         torch.set_num_threads(count)
@@ -427,6 +448,8 @@ def test_opcheck(device, name, arguments):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_without_graph_break(device, mode, dynamic):
+    torch._dynamo.reset()  # every case is a new version of one function, of which few are kept
+
     @torch.compile(fullgraph=True, backend="aot_eager", dynamic=dynamic)
     def compiled(image, displacement):
         return tcwarp.warp(image * 2, displacement, mode=mode, padding_mode="reflection").sin()
@@ -488,7 +511,7 @@ def test_arguments_are_not_changed(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_half_precision_is_scattered_in_float32(dtype, mode, layout):
     """4096 ones into one pixel: summed in half precision they would stop at 2048 or 256."""

@@ -23,11 +23,16 @@
 
 namespace tcwarp::cpu {
 
+// What values are summed in: half precision in float32.
+template <typename V>
+using SumOf = std::conditional_t<std::is_same_v<V, double>, double, float>;
+
 // Pixels handled at once, channel by channel: long enough that the planes of
 // several channels do not evict each other line by line, short enough that
 // indices (nearest) or taps (linear) stay in the second cache.
 constexpr int64_t kNearestTile = 1 << 14;
 constexpr int64_t kLinearTile = 1 << 12;
+constexpr int64_t kCubicTile = 1 << 10;
 
 // Consecutive pixels of one row of a field.
 template <int D, typename T>

@@ -2,6 +2,7 @@
 // with what weight. Computed once, used for all channels, forward and backward.
 #pragma once
 
+#include "../shared/spline.h"
 #include "common.h"
 
 namespace tcwarp::cpu {
@@ -17,7 +18,9 @@ TCWARP_HOST_DEVICE void load_pixel(const Run<D, T>& run, int64_t i,
   }
 }
 
-template <int D, Padding padding, typename T, typename Index>
+constexpr int32_t kBetween = -2;
+
+template <int D, Padding padding, bool whole_only, typename T, typename Index>
 TCWARP_MULTIVERSION void nearest_sources_of_run(const Run<D, T>& run,
                                                 Index* __restrict index) {
   const int64_t count = run.count;
@@ -25,55 +28,96 @@ TCWARP_MULTIVERSION void nearest_sources_of_run(const Run<D, T>& run,
     T displacement[D];
     int32_t position[D];
     load_pixel(run, i, displacement, position);
-    index[i] =
+    const Index source =
         nearest_source<D, padding, Index>(displacement, position, run.size);
+    index[i] = !whole_only || is_whole(displacement) ? source : kBetween;
   }
 }
 
-// index[i]: flat source of pixel begin + i of sample n, or kOutside.
-template <Padding padding, int D, typename T, typename Index>
+// index[i]: flat source of pixel begin + i of sample n, or kOutside; with
+// whole_only, kBetween where the displacement does not lead to a pixel.
+template <Padding padding, bool whole_only = false, int D, typename T,
+          typename Index>
 void nearest_sources(const Field<D, T>& field, int64_t n, int64_t begin,
                      int64_t end, Index* index) {
   for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
-    nearest_sources_of_run<D, padding>(run, index + (run.first - begin));
+    nearest_sources_of_run<D, padding, whole_only>(run,
+                                                   index + (run.first - begin));
   });
 }
 
-template <int D, typename T, typename Index>
-struct LinearStencil {
-  static constexpr int kTaps = 1 << D;
-  Index index[kTaps][kLinearTile];
-  T weight[kTaps][kLinearTile];
+// The taps of consecutive pixels, axis by axis: the weight of a corner is the
+// product of those of its taps, its flat index their sum.
+template <Mode mode, int D, typename T, typename Index>
+struct Stencil {
+  static constexpr int kTaps = tap_count(mode);
+  static constexpr int kCorners = D == 2 ? kTaps * kTaps : kTaps* kTaps* kTaps;
+  static constexpr int64_t kTile =
+      mode == Mode::kLinear ? kLinearTile : kCubicTile;
+
+  Index index[D][kTaps][kTile];  // times the pixels of one step of the axis
+  T weight[D][kTaps][kTile];
+
+  TCWARP_HOST_DEVICE Index corner_index(int corner, int64_t i) const {
+    Index flat = 0;
+    for (int k = D - 1; k >= 0; --k, corner /= kTaps) {
+      flat += index[k][corner % kTaps][i];
+    }
+    return flat;
+  }
+
+  TCWARP_HOST_DEVICE T corner_weight(int corner, int64_t i) const {
+    T product = 1;
+    for (int k = D - 1; k >= 0; --k, corner /= kTaps) {
+      product *= weight[k][corner % kTaps][i];
+    }
+    return product;
+  }
 };
 
-template <int D, Padding padding, typename T, typename Index>
-TCWARP_MULTIVERSION void linear_stencil_of_run(
+template <Mode mode, int D, Padding padding, typename T, typename Index>
+TCWARP_MULTIVERSION void stencil_of_run(
     const Run<D, T>& run, int slope_axis, int64_t at,
-    LinearStencil<D, T, Index>& __restrict stencil) {
+    Stencil<mode, D, T, Index>& __restrict stencil) {
+  constexpr int kTaps = tap_count(mode);
   const int64_t count = run.count;
-  for (int64_t i = 0; i < count; ++i) {
-    T displacement[D], weight[1 << D];
-    int32_t position[D];
-    Index index[1 << D];
-    load_pixel(run, i, displacement, position);
-    linear_corners<D, padding>(displacement, position, run.size, slope_axis,
-                               index, weight);
-    for (int t = 0; t < stencil.kTaps; ++t) {
-      stencil.index[t][at + i] = index[t];
-      stencil.weight[t][at + i] = weight[t];
+  Index step = 1;
+  for (int k = D - 1; k >= 0; --k) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int32_t offset = k == D - 1 ? static_cast<int32_t>(i) : 0;
+      const AxisTaps<kTaps, T> taps =
+          axis_taps<mode, padding>(run.displacement[k][i],
+                                   run.position[k] + offset, run.size[k],
+                                   k == slope_axis);
+      for (int t = 0; t < kTaps; ++t) {
+        stencil.index[k][t][at + i] = taps.index[t] * step;
+        stencil.weight[k][t][at + i] = taps.weight[t];
+      }
+    }
+    step *= run.size[k];
+  }
+  if constexpr (mode == Mode::kCubic) {
+    if (slope_axis >= 0) return;
+    // Pixels that are copied have no share in the spline.
+    for (int64_t i = 0; i < count; ++i) {
+      T displacement[D];
+      int32_t position[D];
+      load_pixel(run, i, displacement, position);
+      const T used = is_whole(displacement) ? T(0) : T(1);
+      for (int t = 0; t < kTaps; ++t) stencil.weight[0][t][at + i] *= used;
     }
   }
 }
 
-// The taps of pixels [begin, end) of sample n; slope_axis as for
-// linear_corners.
-template <Padding padding, int D, typename T, typename Index>
-void linear_stencil(const Field<D, T>& field, int64_t n, int64_t begin,
-                    int64_t end, int slope_axis,
-                    LinearStencil<D, T, Index>& stencil) {
+// The taps of pixels [begin, end) of sample n; along slope_axis, if it is not
+// negative, with the derivative of their weights.
+template <Padding padding, Mode mode, int D, typename T, typename Index>
+void fill_stencil(const Field<D, T>& field, int64_t n, int64_t begin,
+                  int64_t end, int slope_axis,
+                  Stencil<mode, D, T, Index>& stencil) {
   for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
-    linear_stencil_of_run<D, padding>(run, slope_axis, run.first - begin,
-                                      stencil);
+    stencil_of_run<mode, D, padding>(run, slope_axis, run.first - begin,
+                                     stencil);
   });
 }
 

@@ -1,4 +1,5 @@
 // Warp, forward: a gather.
+#include "spline.h"
 #include "stencil.h"
 
 namespace tcwarp::cpu {
@@ -55,52 +56,78 @@ void warp_nearest(const V* input, const Field<D, T>& field,
 // The value before the first tap is added: a pixel that reads from nowhere is
 // +0; anywhere else -0 is neutral for every sum, so that a displacement of 0
 // returns -0 as -0.
-template <int D, typename T, typename Index>
+template <Mode mode, int D, typename T, typename Index>
 TCWARP_MULTIVERSION void initial_values(
-    const LinearStencil<D, T, Index>& stencil, T* __restrict initial,
+    const Stencil<mode, D, T, Index>& stencil, T* __restrict initial,
     int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     T used = 0;
-    for (int t = 0; t < stencil.kTaps; ++t) used += stencil.weight[t][i];
+    for (int c = 0; c < stencil.kCorners; ++c) {
+      used += stencil.corner_weight(c, i);
+    }
     initial[i] = used > 0 ? T(-0.0) : T(0);
   }
 }
 
-template <int D, typename V, typename T, typename Index, typename Stride>
-TCWARP_MULTIVERSION void blend(const V* __restrict input, Stride pixel_stride,
-                               const LinearStencil<D, T, Index>& stencil,
+// One channel of a tile. `values` are those that are interpolated: pixels, or
+// coefficients of a spline.
+template <typename Sum, Mode mode, int D, typename V, typename S, typename T,
+          typename Index, typename Stride>
+TCWARP_MULTIVERSION void blend(const S* __restrict values, Stride pixel_stride,
+                               const Stencil<mode, D, T, Index>& stencil,
                                const T* __restrict initial,
                                V* __restrict output, int64_t count) {
-  using Sum = std::conditional_t<std::is_same_v<V, double>, double, T>;
   for (int64_t i = 0; i < count; ++i) {
     Sum sum = initial[i];
-    for (int t = 0; t < stencil.kTaps; ++t) {
-      const Sum weight = stencil.weight[t][i];
+#pragma GCC unroll 16
+    for (int c = 0; c < stencil.kCorners; ++c) {
+      const Sum weight = stencil.corner_weight(c, i);
       const Sum value =
-          static_cast<Sum>(input[stencil.index[t][i] * pixel_stride]);
+          static_cast<Sum>(values[stencil.corner_index(c, i) * pixel_stride]);
       sum = weight != 0 ? sum + weight * value : sum;
     }
     output[i * pixel_stride] = static_cast<V>(sum);
   }
 }
 
-template <Padding padding, typename Index, int D, typename V, typename T>
-void warp_linear(const V* input, const Field<D, T>& field, const Layout& layout,
-                 V* output) {
+// Copies the pixels that a cubic warp reads as they are.
+template <typename V, typename Index>
+void copy_whole(const V* input, int64_t pixel_stride, const Index* index,
+                V* output, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (index[i] == kBetween) continue;
+    output[i * pixel_stride] =
+        index[i] == kOutside ? V(0) : input[index[i] * pixel_stride];
+  }
+}
+
+template <Mode mode, Padding padding, typename Index, int D, typename V,
+          typename S, typename T>
+void warp_interpolated(const V* input, const S* values,
+                       const Field<D, T>& field, const Layout& layout,
+                       V* output) {
+  using Sum = std::conditional_t<std::is_same_v<V, double>, double, T>;
+  using Taps = Stencil<mode, D, T, Index>;
   parallel_over_tiles(
-      layout, kLinearTile, layout.channels << D,
+      layout, Taps::kTile, layout.channels * Taps::kCorners,
       [&](int64_t n, int64_t begin, int64_t end) {
-        LinearStencil<D, T, Index> stencil;
-        T initial[kLinearTile];
-        const V* const source = input + layout.sample_offset(n);
-        V* const target = output + layout.sample_offset(n);
-        linear_stencil<padding>(field, n, begin, end, -1, stencil);
-        initial_values(stencil, initial, end - begin);
+        Taps stencil;
+        T initial[Taps::kTile];
+        Index whole[mode == Mode::kCubic ? Taps::kTile : 1];
+        const int64_t sample = layout.sample_offset(n), count = end - begin;
+        fill_stencil<padding>(field, n, begin, end, -1, stencil);
+        initial_values(stencil, initial, count);
+        if constexpr (mode == Mode::kCubic) {
+          nearest_sources<padding, true>(field, n, begin, end, whole);
+        }
         for (int64_t c = 0; c < layout.channels; ++c) {
-          const int64_t plane = c * layout.channel_stride;
+          const int64_t plane = sample + c * layout.channel_stride;
           dispatch_stride(layout.pixel_stride, [&](auto stride) {
-            blend(source + plane, stride, stencil, initial,
-                  target + plane + begin * stride, end - begin);
+            V* const target = output + plane + begin * stride;
+            blend<Sum>(values + plane, stride, stencil, initial, target, count);
+            if constexpr (mode == Mode::kCubic) {
+              copy_whole(input + plane, stride, whole, target, count);
+            }
           });
         }
       });
@@ -120,15 +147,29 @@ void launch_nearest(const Tensor& input, const Tensor& displacement,
 }
 
 template <typename V>
-void launch_linear(const Tensor& input, const Tensor& displacement,
-                   int64_t padding_mode, Tensor& output) {
+void launch_interpolated(const Tensor& input, const Tensor& displacement,
+                         int64_t mode, int64_t padding_mode, Tensor& output) {
   const Layout layout = layout_of(input);
   const V* const source = input.const_data_ptr<V>();
   V* const target = output.mutable_data_ptr<V>();
+  if (static_cast<Mode>(mode) == Mode::kLinear) {
+    dispatch_warp(displacement, layout, padding_mode,
+                  [&](const auto& field, auto padding, auto index) {
+                    warp_interpolated<Mode::kLinear, padding(),
+                                      decltype(index)>(source, source, field,
+                                                       layout, target);
+                  });
+    return;
+  }
+  using S = SumOf<V>;
+  Tensor buffer = coefficient_buffer<S>(input);
+  S* const coefficients = buffer.mutable_data_ptr<S>();
   dispatch_warp(displacement, layout, padding_mode,
                 [&](const auto& field, auto padding, auto index) {
-                  warp_linear<padding(), decltype(index)>(source, field, layout,
-                                                          target);
+                  spline_filter(source, coefficients, layout, field.size,
+                                padding(), false);
+                  warp_interpolated<Mode::kCubic, padding(), decltype(index)>(
+                      source, coefficients, field, layout, target);
                 });
 }
 
@@ -148,8 +189,8 @@ Tensor warp(const Tensor& input_, const Tensor& displacement_, int64_t mode,
     return output;
   }
   THO_DISPATCH_V2(input.scalar_type(), "warp", AT_WRAP([&] {
-                    launch_linear<scalar_t>(input, displacement, padding_mode,
-                                            output);
+                    launch_interpolated<scalar_t>(input, displacement, mode,
+                                                  padding_mode, output);
                   }),
                   AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);
   return output;

@@ -2,14 +2,11 @@
 // Whole planes go to one thread, so sums need no atomics and have one order:
 // the result does not depend on the number of threads. By the displacement: a
 // gather again.
+#include "spline.h"
 #include "stencil.h"
 
 namespace tcwarp::cpu {
 namespace {
-
-// Half precision is summed in float32, one plane at a time beside the result.
-template <typename V>
-using SumOf = std::conditional_t<std::is_same_v<V, double>, double, float>;
 
 // Sums of some channels of one sample: those of the result itself, or those of
 // a plane beside it.
@@ -30,17 +27,17 @@ void scatter(const V* gradient, From from, const Index* index, S* target, To to,
   }
 }
 
-template <int D, typename V, typename S, typename T, typename Index,
+template <Mode mode, int D, typename V, typename S, typename T, typename Index,
           typename From, typename To>
 void scatter_weighted(const V* gradient, From from,
-                      const LinearStencil<D, T, Index>& stencil, S* target,
+                      const Stencil<mode, D, T, Index>& stencil, S* target,
                       To to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const S value = static_cast<S>(gradient[i * from]);
-    for (int t = 0; t < stencil.kTaps; ++t) {
-      const S weight = static_cast<S>(stencil.weight[t][i]);
+    for (int c = 0; c < stencil.kCorners; ++c) {
+      const S weight = static_cast<S>(stencil.corner_weight(c, i));
       if (weight == 0) continue;
-      target[stencil.index[t][i] * to] += weight * value;
+      target[stencil.corner_index(c, i) * to] += weight * value;
     }
   }
 }
@@ -79,6 +76,26 @@ void sum_channels(const Layout& layout, V* output, const Add& add) {
   });
 }
 
+// Adds to `sums` what the channels [first, last) of sample n send to the pixels
+// that they were copied from.
+template <Padding padding, bool whole_only, typename Index, int D, typename V,
+          typename T, typename AnySums, typename Stride>
+void add_nearest(const V* gradient, const Field<D, T>& field,
+                 const Layout& layout, int64_t n, int64_t first, int64_t last,
+                 const AnySums& sums, Stride stride) {
+  alignas(64) Index index[kNearestTile];
+  const V* const source = gradient + layout.sample_offset(n);
+  for (int64_t begin = 0; begin < field.pixels; begin += kNearestTile) {
+    const int64_t end = std::min(begin + kNearestTile, field.pixels);
+    nearest_sources<padding, whole_only>(field, n, begin, end, index);
+    for (int64_t c = first; c < last; ++c) {
+      scatter(source + c * layout.channel_stride + begin * stride, stride,
+              index, sums.data + c * sums.channel_stride, sums.pixel_stride,
+              end - begin);
+    }
+  }
+}
+
 template <Padding padding, typename Index, int D, typename V, typename T>
 void backward_nearest(const V* gradient, const Field<D, T>& field,
                       const Layout& layout, V* output) {
@@ -86,32 +103,26 @@ void backward_nearest(const V* gradient, const Field<D, T>& field,
       layout, output,
       [&](int64_t n, int64_t first, int64_t last, const auto& sums,
           auto stride) {
-        alignas(64) Index index[kNearestTile];
-        const V* const source = gradient + layout.sample_offset(n);
-        for (int64_t begin = 0; begin < field.pixels; begin += kNearestTile) {
-          const int64_t end = std::min(begin + kNearestTile, field.pixels);
-          nearest_sources<padding>(field, n, begin, end, index);
-          for (int64_t c = first; c < last; ++c) {
-            scatter(source + c * layout.channel_stride + begin * stride, stride,
-                    index, sums.data + c * sums.channel_stride,
-                    sums.pixel_stride, end - begin);
-          }
-        }
+        add_nearest<padding, false, Index>(gradient, field, layout, n, first,
+                                           last, sums, stride);
       });
 }
 
-template <Padding padding, typename Index, int D, typename V, typename T>
-void backward_linear(const V* gradient, const Field<D, T>& field,
-                     const Layout& layout, V* output) {
+// `output` takes gradients by pixels, or by coefficients of a spline.
+template <Mode mode, Padding padding, typename Index, int D, typename V,
+          typename S, typename T>
+void backward_interpolated(const V* gradient, const Field<D, T>& field,
+                           const Layout& layout, S* output) {
+  using Taps = Stencil<mode, D, T, Index>;
   sum_channels(
       layout, output,
       [&](int64_t n, int64_t first, int64_t last, const auto& sums,
           auto stride) {
-        LinearStencil<D, T, Index> stencil;
+        Taps stencil;
         const V* const source = gradient + layout.sample_offset(n);
-        for (int64_t begin = 0; begin < field.pixels; begin += kLinearTile) {
-          const int64_t end = std::min(begin + kLinearTile, field.pixels);
-          linear_stencil<padding>(field, n, begin, end, -1, stencil);
+        for (int64_t begin = 0; begin < field.pixels; begin += Taps::kTile) {
+          const int64_t end = std::min(begin + Taps::kTile, field.pixels);
+          fill_stencil<padding>(field, n, begin, end, -1, stencil);
           for (int64_t c = first; c < last; ++c) {
             scatter_weighted(
                 source + c * layout.channel_stride + begin * stride, stride,
@@ -122,38 +133,70 @@ void backward_linear(const V* gradient, const Field<D, T>& field,
       });
 }
 
+// The gradient by the coefficients, then through the filter that made them; what
+// was copied goes straight back.
+template <Padding padding, typename Index, int D, typename V, typename T>
+void backward_cubic(const V* gradient, const Field<D, T>& field,
+                    const Layout& layout, Tensor& output) {
+  using S = SumOf<V>;
+  Tensor sums = std::is_same_v<V, S> ? output : coefficient_buffer<S>(output);
+  S* const data = sums.mutable_data_ptr<S>();
+  backward_interpolated<Mode::kCubic, padding, Index>(gradient, field, layout,
+                                                      data);
+  spline_filter(data, data, layout, field.size, padding, true);
+  parallel_over_channels(layout, [&](int64_t n, int64_t first, int64_t last) {
+    const Sums<S, int64_t> sums{data + layout.sample_offset(n),
+                                layout.channel_stride, layout.pixel_stride};
+    add_nearest<padding, true, Index>(gradient, field, layout, n, first, last,
+                                      sums, layout.pixel_stride);
+  });
+  if constexpr (!std::is_same_v<V, S>) {
+    V* const target = output.mutable_data_ptr<V>();
+    torch::stable::parallel_for(
+        0, output.numel(), kGrainWork, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            target[i] = static_cast<V>(data[i]);
+          }
+        });
+  }
+}
+
 // sum[i] += gradient * derivative of the interpolated value, one channel.
-template <int D, typename V, typename T, typename Index>
+template <Mode mode, int D, typename V, typename S, typename T, typename Index>
 TCWARP_MULTIVERSION void add_slope(const V* __restrict gradient,
-                                   const V* __restrict input,
+                                   const S* __restrict values,
                                    int64_t pixel_stride,
-                                   const LinearStencil<D, T, Index>& stencil,
+                                   const Stencil<mode, D, T, Index>& stencil,
                                    T* __restrict sum, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     T slope = 0;
-    for (int t = 0; t < stencil.kTaps; ++t) {
-      const T weight = stencil.weight[t][i];
-      const T value = static_cast<T>(input[stencil.index[t][i] * pixel_stride]);
+#pragma GCC unroll 16
+    for (int c = 0; c < stencil.kCorners; ++c) {
+      const T weight = stencil.corner_weight(c, i);
+      const T value =
+          static_cast<T>(values[stencil.corner_index(c, i) * pixel_stride]);
       slope = weight != 0 ? slope + weight * value : slope;
     }
     sum[i] += slope * static_cast<T>(gradient[i * pixel_stride]);
   }
 }
 
-template <Padding padding, typename Index, int D, typename V, typename T>
-void backward_displacement(const V* gradient, const V* input,
+template <Mode mode, Padding padding, typename Index, int D, typename V,
+          typename S, typename T>
+void backward_displacement(const V* gradient, const S* values,
                            const Field<D, T>& field, const Layout& layout,
                            T* output) {
+  using Taps = Stencil<mode, D, T, Index>;
   parallel_over_tiles(
-      layout, kLinearTile, (layout.channels * D) << D,
+      layout, Taps::kTile, layout.channels * D * Taps::kCorners,
       [&](int64_t n, int64_t begin, int64_t end) {
-        LinearStencil<D, T, Index> stencil;
-        const V* const source = input + layout.sample_offset(n);
+        Taps stencil;
+        const S* const source = values + layout.sample_offset(n);
         const V* const from = gradient + layout.sample_offset(n);
         for (int axis = 0; axis < D; ++axis) {
           T* const sum = output + (n * D + axis) * layout.pixels + begin;
           std::fill_n(sum, end - begin, T(0));
-          linear_stencil<padding>(field, n, begin, end, axis, stencil);
+          fill_stencil<padding>(field, n, begin, end, axis, stencil);
           for (int64_t c = 0; c < layout.channels; ++c) {
             const int64_t plane = c * layout.channel_stride;
             add_slope(from + plane + begin * layout.pixel_stride,
@@ -180,12 +223,18 @@ Tensor warp_backward_input(const Tensor& gradient_, const Tensor& displacement_,
         auto* const target = output.mutable_data_ptr<scalar_t>();
         dispatch_warp(displacement, layout, padding_mode,
                       [&](const auto& field, auto padding, auto index) {
-                        if (static_cast<Mode>(mode) == Mode::kNearest) {
-                          backward_nearest<padding(), decltype(index)>(
-                              source, field, layout, target);
-                        } else {
-                          backward_linear<padding(), decltype(index)>(
-                              source, field, layout, target);
+                        using Index = decltype(index);
+                        switch (static_cast<Mode>(mode)) {
+                          case Mode::kNearest:
+                            return backward_nearest<padding(), Index>(
+                                source, field, layout, target);
+                          case Mode::kLinear:
+                            return backward_interpolated<
+                                Mode::kLinear, padding(), Index>(source, field,
+                                                                 layout, target);
+                          case Mode::kCubic:
+                            return backward_cubic<padding(), Index>(
+                                source, field, layout, output);
                         }
                       });
       }),
@@ -196,7 +245,7 @@ Tensor warp_backward_input(const Tensor& gradient_, const Tensor& displacement_,
 Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
                                   const Tensor& displacement_, int64_t mode,
                                   int64_t padding_mode) {
-  STD_TORCH_CHECK(static_cast<Mode>(mode) == Mode::kLinear,
+  STD_TORCH_CHECK(static_cast<Mode>(mode) != Mode::kNearest,
                   "warp_backward_displacement: mode nearest has no gradient");
   const Tensor input = dense(input_);
   const Tensor displacement = torch::stable::contiguous(displacement_);
@@ -212,8 +261,19 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
             displacement, layout, padding_mode,
             [&](const auto& field, auto padding, auto index) {
               using T = typename std::decay_t<decltype(field)>::Scalar;
-              backward_displacement<padding(), decltype(index)>(
-                  from, source, field, layout, output.mutable_data_ptr<T>());
+              using Index = decltype(index);
+              T* const target = output.mutable_data_ptr<T>();
+              if (static_cast<Mode>(mode) == Mode::kLinear) {
+                return backward_displacement<Mode::kLinear, padding(), Index>(
+                    from, source, field, layout, target);
+              }
+              using S = SumOf<scalar_t>;
+              Tensor buffer = coefficient_buffer<S>(input);
+              S* const coefficients = buffer.mutable_data_ptr<S>();
+              spline_filter(source, coefficients, layout, field.size, padding(),
+                            false);
+              backward_displacement<Mode::kCubic, padding(), Index>(
+                  from, coefficients, field, layout, target);
             });
       }),
       AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);

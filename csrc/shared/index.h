@@ -17,13 +17,14 @@ namespace tcwarp {
 
 // The codes that Python sends. String arguments of stable operators leak with
 // headers before torch 2.14, so names are mapped to numbers in Python.
-enum class Mode : int64_t { kNearest = 0, kLinear = 1 };
+enum class Mode : int64_t { kNearest = 0, kLinear = 1, kCubic = 2 };
 enum class Padding : int64_t { kZeros = 0, kBorder = 1, kReflection = 2 };
 
 constexpr int32_t kOutside = -1;
 
 // Finite displacements are clamped to this many pixels before they become
-// integers; no axis is longer, so position + displacement fits 32 bits.
+// integers; every axis is shorter by a few, so that position + displacement +
+// tap fits 32 bits.
 constexpr int32_t kLargestDisplacement = 1 << 30;
 
 template <typename T>
@@ -74,31 +75,37 @@ TCWARP_HOST_DEVICE int32_t pad_index(int32_t index, int32_t size) {
   }
 }
 
-// One axis of a linear interpolation: where its two taps stand, their weights,
-// and the derivative of the weights by the displacement.
-template <typename T>
-struct LinearTaps {
-  int32_t index[2];
-  T weight[2];
-  T slope[2];
+// Taps along one axis.
+TCWARP_HOST_DEVICE constexpr int tap_count(Mode mode) {
+  return mode == Mode::kLinear ? 2 : 4;
+}
+
+// One axis of an interpolation: where its taps stand, always valid, and their
+// weights, or the derivative of the weights by the displacement. Taps of weight
+// 0 are to be skipped, so that infinities and NaN beside a tap do not leak.
+template <int K, typename T>
+struct AxisTaps {
+  int32_t index[K];
+  T weight[K];
 };
 
 template <Padding padding, typename T>
-TCWARP_HOST_DEVICE LinearTaps<T> linear_taps(T displacement, int32_t position,
-                                             int32_t size) {
+TCWARP_HOST_DEVICE AxisTaps<2, T> linear_taps(T displacement, int32_t position,
+                                              int32_t size, bool derivative) {
   const bool finite = is_finite(displacement);
   const T value = bounded(displacement);
   // The displacement is split, never the position: exact for any image size.
   const int32_t below = floor_to_int(value);
   const T fraction = value - static_cast<T>(below);
   const int32_t base = position + below;
-  LinearTaps<T> taps;
+  AxisTaps<2, T> taps;
   for (int t = 0; t < 2; ++t) {
     const int32_t index = pad_index<padding>(base + t, size);
     const bool used = finite & (index >= 0);
+    const T weight = t == 0 ? T(1) - fraction : fraction;
+    const T slope = t == 0 ? T(-1) : T(1);
     taps.index[t] = used ? index : 0;
-    taps.weight[t] = used ? (t == 0 ? T(1) - fraction : fraction) : T(0);
-    taps.slope[t] = used ? (t == 0 ? T(-1) : T(1)) : T(0);
+    taps.weight[t] = used ? (derivative ? slope : weight) : T(0);
   }
   return taps;
 }
@@ -117,35 +124,6 @@ TCWARP_HOST_DEVICE Index nearest_source(const T (&displacement)[D],
     flat = flat * size[k] + source;
   }
   return outside < 0 ? kOutside : flat;
-}
-
-// The 2^D taps of a linear warp: flat indices, always valid, and weights, or
-// with slope_axis >= 0 their derivative by the displacement along that axis.
-// Taps of weight 0 are to be skipped, so that infinities and NaN beside a tap
-// do not leak.
-template <int D, Padding padding, typename Index, typename T>
-TCWARP_HOST_DEVICE void linear_corners(const T (&displacement)[D],
-                                       const int32_t (&position)[D],
-                                       const int32_t (&size)[D], int slope_axis,
-                                       Index (&index)[1 << D],
-                                       T (&weight)[1 << D]) {
-  LinearTaps<T> taps[D];
-  bool finite = true;
-  for (int k = 0; k < D; ++k) {
-    taps[k] = linear_taps<padding>(displacement[k], position[k], size[k]);
-    finite &= is_finite(displacement[k]);
-  }
-  for (int corner = 0; corner < 1 << D; ++corner) {
-    Index flat = 0;
-    T product = finite ? T(1) : T(0);
-    for (int k = 0; k < D; ++k) {
-      const int t = corner >> k & 1;
-      flat = flat * size[k] + taps[k].index[t];
-      product *= k == slope_axis ? taps[k].slope[t] : taps[k].weight[t];
-    }
-    index[corner] = flat;
-    weight[corner] = product;
-  }
 }
 
 }  // namespace tcwarp

@@ -12,10 +12,11 @@ TCWARP_HOST_DEVICE void sample_field(const T* field, const int32_t (&size)[D],
                                      const int32_t (&at)[D],
                                      const T (&offset)[D], T (&value)[D],
                                      T (&jacobian)[D][D]) {
-  LinearTaps<T> taps[D];
+  AxisTaps<2, T> taps[D], slopes[D];
   int64_t pixels = 1;
   for (int k = 0; k < D; ++k) {
-    taps[k] = linear_taps<Padding::kBorder>(offset[k], at[k], size[k]);
+    taps[k] = linear_taps<Padding::kBorder>(offset[k], at[k], size[k], false);
+    slopes[k] = linear_taps<Padding::kBorder>(offset[k], at[k], size[k], true);
     pixels *= size[k];
   }
   for (int c = 0; c < D; ++c) {
@@ -37,7 +38,7 @@ TCWARP_HOST_DEVICE void sample_field(const T* field, const int32_t (&size)[D],
         T slope = u;
         for (int j = 0; j < D; ++j) {
           const int t = corner >> j & 1;
-          slope *= j == k ? taps[j].slope[t] : taps[j].weight[t];
+          slope *= j == k ? slopes[j].weight[t] : taps[j].weight[t];
         }
         jacobian[c][k] += slope;
       }

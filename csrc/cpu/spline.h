@@ -1,0 +1,117 @@
+// From pixels to the coefficients of the cubic spline through them, axis by
+// axis, and the transpose of that.
+#pragma once
+
+#include "../shared/spline.h"
+#include "common.h"
+
+namespace tcwarp::cpu {
+
+// Solves the lines of one axis side by side: line l of `lines` starts at
+// l * line_stride, its pixels are `step` apart. Input and output may be one.
+template <typename V, typename S, typename LineStride, typename Step>
+TCWARP_MULTIVERSION void filter_lines(const V* input, S* output, int64_t lines,
+                                      LineStride line_stride, Step step,
+                                      const SplineFilter<S>& filter,
+                                      bool transposed) {
+  const int64_t n = filter.n;
+  for (int64_t k = 0; k < n; ++k) {
+    const V* const from = input + k * step;
+    S* const to = output + k * step;
+    const S scale = S(6) * filter.scale(k, !transposed);
+    if (k == 0) {
+      for (int64_t l = 0; l < lines; ++l) {
+        to[l * line_stride] = scale * static_cast<S>(from[l * line_stride]);
+      }
+      continue;
+    }
+    const S factor = filter.reciprocal(k - 1);
+    const S* const before = to - step;
+    for (int64_t l = 0; l < lines; ++l) {
+      to[l * line_stride] = scale * static_cast<S>(from[l * line_stride]) -
+                            factor * before[l * line_stride];
+    }
+  }
+  for (int64_t k = n - 1; k >= 0; --k) {
+    S* const to = output + k * step;
+    const S factor = k == n - 1 ? filter.last : filter.reciprocal(k);
+    if (k == n - 1) {
+      for (int64_t l = 0; l < lines; ++l) to[l * line_stride] *= factor;
+      continue;
+    }
+    const S* const after = to + step;
+    for (int64_t l = 0; l < lines; ++l) {
+      to[l * line_stride] =
+          (to[l * line_stride] - after[l * line_stride]) * factor;
+    }
+  }
+  if (!transposed) return;
+  for (int64_t k = 0; k < n; k += n > 1 ? n - 1 : 1) {
+    for (int64_t l = 0; l < lines; ++l) {
+      output[k * step + l * line_stride] *= filter.corner;
+    }
+  }
+}
+
+// Filters every axis of a tensor of that layout; the first pass goes from input
+// to output, which may be one, the others stay there.
+template <int D, typename V, typename S>
+void spline_filter(const V* input, S* output, const Layout& layout,
+                   const int32_t (&size)[D], Padding padding, bool transposed) {
+  constexpr int64_t kRows = 16;  // rows filtered side by side
+  using One = std::integral_constant<int64_t, 1>;
+  const int64_t total = layout.samples * layout.channels * layout.pixels;
+  int64_t step = layout.pixel_stride;
+  for (int k = D - 1; k >= 0; --k) {
+    const SplineFilter<S> filter(size[k], padding);
+    const int64_t n = size[k], lines = total / n;
+    const auto pass = [&](const auto* from) {
+      if (step == 1) {
+        torch::stable::parallel_for(
+            0, (lines + kRows - 1) / kRows, 1 + kGrainWork / (kRows * n),
+            [&](int64_t begin, int64_t end) {
+              for (int64_t task = begin; task < end; ++task) {
+                const int64_t first = task * kRows;
+                filter_lines(from + first * n, output + first * n,
+                             std::min(kRows, lines - first), n, One{}, filter,
+                             transposed);
+              }
+            });
+        return;
+      }
+      // Neighbours along the last axis (and the channels) side by side, as many
+      // as the second cache holds.
+      const int64_t chunk = std::clamp<int64_t>((1 << 15) / n, 16, step);
+      const int64_t chunks = (step + chunk - 1) / chunk;
+      torch::stable::parallel_for(
+          0, lines / step * chunks, 1 + kGrainWork / (chunk * n),
+          [&](int64_t begin, int64_t end) {
+            for (int64_t task = begin; task < end; ++task) {
+              const int64_t first = task % chunks * chunk;
+              const int64_t at = task / chunks * step * n + first;
+              filter_lines(from + at, output + at,
+                           std::min(chunk, step - first), One{}, step, filter,
+                           transposed);
+            }
+          });
+    };
+    if (k == D - 1) {
+      pass(input);
+    } else {
+      pass(output);
+    }
+    step *= n;
+  }
+}
+
+// An uninitialised buffer for the coefficients of a tensor, in its memory order.
+template <typename S>
+Tensor coefficient_buffer(const Tensor& like) {
+  const auto type =
+      std::is_same_v<S, double> ? ScalarType::Double : ScalarType::Float;
+  Tensor buffer = torch::stable::empty({like.numel()}, type);
+  prefer_huge_pages(buffer);
+  return buffer;
+}
+
+}  // namespace tcwarp::cpu
