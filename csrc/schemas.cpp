@@ -1,7 +1,7 @@
 // Every operator of the library. Shapes: N samples, C channels, D = 2 or 3
 // spatial axes, `*size` their lengths; displacements in pixels, array order.
 // `mode` and `padding_mode` are the codes of shared/index.h. Autograd, fake
-// kernels and argument checks stand in Python, in tcwarp/_ops.py.
+// kernels and argument checks stand in Python, in tcwarp/_native.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(tcwarp, m) {
@@ -9,10 +9,11 @@ STABLE_TORCH_LIBRARY(tcwarp, m) {
   m.def(
       "warp(Tensor input, Tensor displacement, int mode, int padding_mode) "
       "-> Tensor");
-  // grad_output (N, C, *size) -> grad_input (N, C, *size): the adjoint of warp
+  // grad_output (N, C, *size) -> grad_input (N, C, *size): the adjoint of warp.
+  // `deterministic` is for CUDA; the CPU's is so in any case.
   m.def(
       "warp_backward_input(Tensor grad_output, Tensor displacement, int mode, "
-      "int padding_mode) -> Tensor");
+      "int padding_mode, bool deterministic) -> Tensor");
   // grad_output, input (N, C, *size) -> grad_displacement (N, D, *size)
   m.def(
       "warp_backward_displacement(Tensor grad_output, Tensor input, "

@@ -60,7 +60,9 @@ def _(input: Tensor, displacement: Tensor, mode: int, padding_mode: int) -> Tens
 
 
 @torch.library.register_fake("tcwarp::warp_backward_input")
-def _(grad_output: Tensor, displacement: Tensor, mode: int, padding_mode: int) -> Tensor:
+def _(
+    grad_output: Tensor, displacement: Tensor, mode: int, padding_mode: int, deterministic: bool
+) -> Tensor:
     return _dense_like(grad_output)
 
 
@@ -82,7 +84,7 @@ def _(first: Tensor, second: Tensor | None, tolerance: float, steps: int) -> Ten
 
 
 def _save_for_warp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, displacement, ctx.mode, ctx.padding_mode = inputs
+    input, displacement, ctx.mode, ctx.padding_mode = inputs[:4]
     # The image is needed for the gradient of the displacement only.
     needs_image = ctx.needs_input_grad[1] and ctx.mode != NEAREST
     ctx.save_for_backward(displacement, input if needs_image else None)
@@ -94,7 +96,8 @@ def _backward_warp(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     ops = torch.ops.tcwarp
     grad_input = grad_displacement = None
     if ctx.needs_input_grad[0]:
-        grad_input = ops.warp_backward_input(grad_output, displacement, *codes)
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        grad_input = ops.warp_backward_input(grad_output, displacement, *codes, deterministic)
     if input is not None:
         grad_displacement = ops.warp_backward_displacement(grad_output, input, displacement, *codes)
     return grad_input, grad_displacement, None, None
@@ -111,7 +114,7 @@ def _backward_scatter(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_grad = ops.warp(grad, displacement, *codes)
     if grad_output is not None:
         grad_displacement = ops.warp_backward_displacement(grad_output, grad, displacement, *codes)
-    return grad_grad, grad_displacement, None, None
+    return grad_grad, grad_displacement, None, None, None
 
 
 def _backward_of_displacement_gradient(ctx: Any, grad: Tensor) -> None:

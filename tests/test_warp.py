@@ -340,7 +340,7 @@ def test_image_gradient_is_differentiable_by_the_displacement(device, padding_mo
     padding_code = PADDING_MODES.index(padding_mode)
 
     def scatter(gradient, displacement):
-        return torch.ops.tcwarp.warp_backward_input(gradient, displacement, 1, padding_code)
+        return torch.ops.tcwarp.warp_backward_input(gradient, displacement, 1, padding_code, False)
 
     assert torch.autograd.gradcheck(scatter, (gradient, displacement))
 
@@ -415,7 +415,7 @@ def operator_samples() -> list[tuple[str, tuple]]:
         for mode, padding in itertools.product((0, 1), (0, 2)):
             leaf, moving = image.detach(), strided.detach()
             samples.append(("warp", (leaf, moving, mode, padding)))
-            samples.append(("warp_backward_input", (leaf, moving, mode, padding)))
+            samples.append(("warp_backward_input", (leaf, moving, mode, padding, False)))
         samples.append(("warp_backward_displacement", (image, image, strided, 1, 1)))
         samples.append(("align", (strided, None, 1e-5, 32)))
         samples.append(("align", (strided, displacement, 1e-5, 32)))

@@ -23,10 +23,6 @@
 
 namespace tcwarp::cpu {
 
-// What values are summed in: half precision in float32.
-template <typename V>
-using SumOf = std::conditional_t<std::is_same_v<V, double>, double, float>;
-
 // Pixels handled at once, channel by channel: long enough that the planes of
 // several channels do not evict each other line by line, short enough that
 // indices (nearest) or taps (linear) stay in the second cache.

@@ -104,7 +104,8 @@ void spline_filter(const V* input, S* output, const Layout& layout,
   }
 }
 
-// An uninitialised buffer for the coefficients of a tensor, in its memory order.
+// An uninitialised buffer for the coefficients of a tensor, in its memory
+// order.
 template <typename S>
 Tensor coefficient_buffer(const Tensor& like) {
   const auto type =

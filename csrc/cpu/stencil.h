@@ -51,7 +51,8 @@ void nearest_sources(const Field<D, T>& field, int64_t n, int64_t begin,
 template <Mode mode, int D, typename T, typename Index>
 struct Stencil {
   static constexpr int kTaps = tap_count(mode);
-  static constexpr int kCorners = D == 2 ? kTaps * kTaps : kTaps* kTaps* kTaps;
+  static constexpr int kCorners =
+      D == 2 ? kTaps * kTaps : kTaps * kTaps * kTaps;
   static constexpr int64_t kTile =
       mode == Mode::kLinear ? kLinearTile : kCubicTile;
 
@@ -85,10 +86,9 @@ TCWARP_MULTIVERSION void stencil_of_run(
   for (int k = D - 1; k >= 0; --k) {
     for (int64_t i = 0; i < count; ++i) {
       const int32_t offset = k == D - 1 ? static_cast<int32_t>(i) : 0;
-      const AxisTaps<kTaps, T> taps =
-          axis_taps<mode, padding>(run.displacement[k][i],
-                                   run.position[k] + offset, run.size[k],
-                                   k == slope_axis);
+      const AxisTaps<kTaps, T> taps = axis_taps<mode, padding>(
+          run.displacement[k][i], run.position[k] + offset, run.size[k],
+          k == slope_axis);
       for (int t = 0; t < kTaps; ++t) {
         stencil.index[k][t][at + i] = taps.index[t] * step;
         stencil.weight[k][t][at + i] = taps.weight[t];

@@ -153,12 +153,12 @@ void launch_interpolated(const Tensor& input, const Tensor& displacement,
   const V* const source = input.const_data_ptr<V>();
   V* const target = output.mutable_data_ptr<V>();
   if (static_cast<Mode>(mode) == Mode::kLinear) {
-    dispatch_warp(displacement, layout, padding_mode,
-                  [&](const auto& field, auto padding, auto index) {
-                    warp_interpolated<Mode::kLinear, padding(),
-                                      decltype(index)>(source, source, field,
-                                                       layout, target);
-                  });
+    dispatch_warp(
+        displacement, layout, padding_mode,
+        [&](const auto& field, auto padding, auto index) {
+          warp_interpolated<Mode::kLinear, padding(), decltype(index)>(
+              source, source, field, layout, target);
+        });
     return;
   }
   using S = SumOf<V>;
@@ -183,7 +183,7 @@ Tensor warp(const Tensor& input_, const Tensor& displacement_, int64_t mode,
   if (output.numel() == 0) return output;
   prefer_huge_pages(output);
   if (static_cast<Mode>(mode) == Mode::kNearest) {
-    dispatch_width(input, [&](auto bits) {
+    dispatch_width(input.element_size(), [&](auto bits) {
       launch_nearest<decltype(bits)>(input, displacement, padding_mode, output);
     });
     return output;

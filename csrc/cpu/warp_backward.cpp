@@ -99,13 +99,12 @@ void add_nearest(const V* gradient, const Field<D, T>& field,
 template <Padding padding, typename Index, int D, typename V, typename T>
 void backward_nearest(const V* gradient, const Field<D, T>& field,
                       const Layout& layout, V* output) {
-  sum_channels(
-      layout, output,
-      [&](int64_t n, int64_t first, int64_t last, const auto& sums,
-          auto stride) {
-        add_nearest<padding, false, Index>(gradient, field, layout, n, first,
-                                           last, sums, stride);
-      });
+  sum_channels(layout, output,
+               [&](int64_t n, int64_t first, int64_t last, const auto& sums,
+                   auto stride) {
+                 add_nearest<padding, false, Index>(gradient, field, layout, n,
+                                                    first, last, sums, stride);
+               });
 }
 
 // `output` takes gradients by pixels, or by coefficients of a spline.
@@ -133,8 +132,8 @@ void backward_interpolated(const V* gradient, const Field<D, T>& field,
       });
 }
 
-// The gradient by the coefficients, then through the filter that made them; what
-// was copied goes straight back.
+// The gradient by the coefficients, then through the filter that made them;
+// what was copied goes straight back.
 template <Padding padding, typename Index, int D, typename V, typename T>
 void backward_cubic(const V* gradient, const Field<D, T>& field,
                     const Layout& layout, Tensor& output) {
@@ -152,12 +151,12 @@ void backward_cubic(const V* gradient, const Field<D, T>& field,
   });
   if constexpr (!std::is_same_v<V, S>) {
     V* const target = output.mutable_data_ptr<V>();
-    torch::stable::parallel_for(
-        0, output.numel(), kGrainWork, [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) {
-            target[i] = static_cast<V>(data[i]);
-          }
-        });
+    torch::stable::parallel_for(0, output.numel(), kGrainWork,
+                                [&](int64_t begin, int64_t end) {
+                                  for (int64_t i = begin; i < end; ++i) {
+                                    target[i] = static_cast<V>(data[i]);
+                                  }
+                                });
   }
 }
 
@@ -210,7 +209,7 @@ void backward_displacement(const V* gradient, const S* values,
 }  // namespace
 
 Tensor warp_backward_input(const Tensor& gradient_, const Tensor& displacement_,
-                           int64_t mode, int64_t padding_mode) {
+                           int64_t mode, int64_t padding_mode, bool) {
   const Tensor gradient = dense(gradient_);
   const Tensor displacement = torch::stable::contiguous(displacement_);
   Tensor output = torch::stable::empty_like(gradient);
@@ -221,22 +220,22 @@ Tensor warp_backward_input(const Tensor& gradient_, const Tensor& displacement_,
       gradient.scalar_type(), "warp_backward_input", AT_WRAP([&] {
         const auto* const source = gradient.const_data_ptr<scalar_t>();
         auto* const target = output.mutable_data_ptr<scalar_t>();
-        dispatch_warp(displacement, layout, padding_mode,
-                      [&](const auto& field, auto padding, auto index) {
-                        using Index = decltype(index);
-                        switch (static_cast<Mode>(mode)) {
-                          case Mode::kNearest:
-                            return backward_nearest<padding(), Index>(
-                                source, field, layout, target);
-                          case Mode::kLinear:
-                            return backward_interpolated<
-                                Mode::kLinear, padding(), Index>(source, field,
-                                                                 layout, target);
-                          case Mode::kCubic:
-                            return backward_cubic<padding(), Index>(
-                                source, field, layout, output);
-                        }
-                      });
+        dispatch_warp(
+            displacement, layout, padding_mode,
+            [&](const auto& field, auto padding, auto index) {
+              using Index = decltype(index);
+              switch (static_cast<Mode>(mode)) {
+                case Mode::kNearest:
+                  return backward_nearest<padding(), Index>(source, field,
+                                                            layout, target);
+                case Mode::kLinear:
+                  return backward_interpolated<Mode::kLinear, padding(), Index>(
+                      source, field, layout, target);
+                case Mode::kCubic:
+                  return backward_cubic<padding(), Index>(source, field, layout,
+                                                          output);
+              }
+            });
       }),
       AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);
   return output;

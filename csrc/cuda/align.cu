@@ -11,19 +11,21 @@ __global__ void align_kernel(WarpWork<D, T> work,
                              const T* __restrict__ second,  // (N, D, *size)
                              T tolerance, int steps,
                              T* __restrict__ output) {  // (N, D, *size)
-  const int64_t thread = thread_index();
-  if (thread >= work.threads) return;
-  const PixelWork<D, T> at(work, thread);
-  const int64_t sample = at.sample * D * work.pixels;
-  T target[D], offset[D];
-  for (int k = 0; k < D; ++k) {
-    target[k] =
-        second == nullptr ? T(0) : second[sample + k * work.pixels + at.pixel];
-  }
-  solve_offset<D>(work.displacement + sample, work.size, at.position, target,
-                  tolerance, steps, offset);
-  for (int k = 0; k < D; ++k) {
-    output[sample + k * work.pixels + at.pixel] = offset[k];
+  const int64_t pixel = thread_index();
+  if (pixel >= work.pixels) return;
+  for (int64_t n = blockIdx.z; n < work.samples; n += gridDim.z) {
+    const PixelWork<D, T> at(work, n, pixel);
+    const int64_t sample = n * D * work.pixels;
+    T target[D], offset[D];
+    for (int k = 0; k < D; ++k) {
+      target[k] =
+          second == nullptr ? T(0) : second[sample + k * work.pixels + pixel];
+    }
+    solve_offset<D>(work.displacement + sample, work.size, at.position, target,
+                    tolerance, steps, offset);
+    for (int k = 0; k < D; ++k) {
+      output[sample + k * work.pixels + pixel] = offset[k];
+    }
   }
 }
 
@@ -38,13 +40,13 @@ Tensor align(const Tensor& first_, const std::optional<Tensor>& second_,
   Tensor output = torch::stable::empty_like(first);
   if (output.numel() == 0) return output;
   dispatch_field(first, [&](const auto& field) {
-    using F = std::decay_t<decltype(field)>;
-    using T = typename F::Scalar;
-    const WarpWork<F::kDimensions, T> work(field, layout_of(first), 1);
+    constexpr int D = std::decay_t<decltype(field)>::kDimensions;
+    using T = typename std::decay_t<decltype(field)>::Scalar;
+    const WarpWork<D, T> work(field, layout_of(first), 0, 1);
     const T* const target = second ? second->const_data_ptr<T>() : nullptr;
-    launch(output, work.threads, align_kernel<F::kDimensions, T>, work, target,
-           static_cast<T>(tolerance), static_cast<int>(steps),
-           output.mutable_data_ptr<T>());
+    launch(output, blocks_for(work.pixels, 1, work.samples), kThreads,
+           align_kernel<D, T>, work, target, static_cast<T>(tolerance),
+           static_cast<int>(steps), output.mutable_data_ptr<T>());
   });
   return output;
 }

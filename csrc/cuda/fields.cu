@@ -49,7 +49,7 @@ Tensor field_coefficients(const Tensor& seed, int64_t batch,
                              modes[last],
                              static_cast<int>(modes.size()),
                              identity_probability};
-  launch(output, work.count, coefficients_kernel, work,
+  launch(output, blocks_for(work.count), kThreads, coefficients_kernel, work,
          output.mutable_data_ptr<double>());
   return output;
 }

@@ -9,8 +9,8 @@
 //   border      c[-k] = f[0] + z^k (c[0] - f[0])
 //   reflection  c[-k] = c[k - 1]
 // so the equations inside the image are those of a symmetric tridiagonal
-// matrix, 1 beside 4, with its corners 4 + z (reflection: 4 + 1), and for border
-// the corners of the right-hand side are scaled.
+// matrix, 1 beside 4, with its corners 4 + z (reflection: 4 + 1), and for
+// border the corners of the right-hand side are scaled.
 #pragma once
 
 #include "index.h"
@@ -139,7 +139,8 @@ TCWARP_HOST_DEVICE AxisTaps<tap_count(mode), T> axis_taps(T displacement,
 }
 
 // Whether a displacement leads from pixel to pixel: there a spline has the very
-// value of the pixel, which is copied, so that zero is the identity bit for bit.
+// value of the pixel, which is copied, so that zero is the identity bit for
+// bit.
 template <int D, typename T>
 TCWARP_HOST_DEVICE bool is_whole(const T (&displacement)[D]) {
   bool whole = true;

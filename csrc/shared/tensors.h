@@ -19,6 +19,10 @@ namespace tcwarp {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// What values are summed in: half precision in float32.
+template <typename V>
+using SumOf = std::conditional_t<std::is_same_v<V, double>, double, float>;
+
 // Values of (N, C, *size) laid out as planes (channel_stride = pixels) or
 // channels last (channel_stride = 1); nothing else reaches the kernels.
 struct Layout {
@@ -116,10 +120,10 @@ struct Bits128 {
   uint64_t low, high;
 };
 
-// Calls body with an unsigned type as wide as the elements.
+// Calls body with an unsigned type of that many bytes.
 template <typename Body>
-void dispatch_width(const Tensor& tensor, const Body& body) {
-  switch (tensor.element_size()) {
+void dispatch_width(int64_t width, const Body& body) {
+  switch (width) {
     case 1:
       return body(uint8_t{});
     case 2:
@@ -131,7 +135,7 @@ void dispatch_width(const Tensor& tensor, const Body& body) {
     case 16:
       return body(Bits128{});
   }
-  STD_TORCH_CHECK(false, "warp: input elements of ", tensor.element_size(),
+  STD_TORCH_CHECK(false, "warp: input elements of ", width,
                   " bytes are not supported");
 }
 

@@ -1,0 +1,138 @@
+// From pixels to the coefficients of the cubic spline through them, axis by
+// axis, and the transpose of that: csrc/cpu/spline.h for the device.
+#pragma once
+
+#include "common.cuh"
+
+namespace tcwarp::cuda {
+
+constexpr int kRows = 32;  // rows that a block solves side by side
+
+// One thread solves one line whose pixels are `step` > 1 apart; neighbouring
+// threads have neighbouring lines.
+template <typename V, typename S>
+__global__ void filter_columns_kernel(
+    SplineFilter<S> filter, int64_t lines, int64_t step, bool transposed,
+    const V* input,  // (lines / step, n, step)
+    S* output) {     // likewise
+  const int64_t line = thread_index();
+  if (line >= lines) return;
+  int64_t column;
+  const int64_t slab = divide(line, step, column);
+  const int64_t first = slab * step * filter.n + column, n = filter.n;
+  S value = 0;
+#pragma unroll 4
+  for (int64_t k = 0; k < n; ++k) {
+    const S factor = k == 0 ? S(0) : filter.reciprocal(k - 1);
+    const S pixel = static_cast<S>(input[first + k * step]);
+    value = S(6) * filter.scale(k, !transposed) * pixel - factor * value;
+    output[first + k * step] = value;
+  }
+  value *= filter.last;
+  output[first + (n - 1) * step] = value * filter.scale(n - 1, transposed);
+#pragma unroll 4
+  for (int64_t k = n - 2; k >= 0; --k) {
+    value = (output[first + k * step] - value) * filter.reciprocal(k);
+    output[first + k * step] = value * filter.scale(k, transposed);
+  }
+}
+
+// A block of kRows threads solves as many rows of contiguous pixels, by way of
+// shared tiles, so that memory is read and written along the rows.
+template <typename V, typename S>
+__global__ void filter_rows_kernel(SplineFilter<S> filter, int64_t lines,
+                                   bool transposed,
+                                   const V* input,  // (lines, n)
+                                   S* output) {     // likewise
+  __shared__ S tile[kRows][kRows + 1];
+  const int64_t n = filter.n, chunks = (n + kRows - 1) / kRows;
+  const int64_t block = static_cast<int64_t>(blockIdx.x) * kRows;
+  const int lane = static_cast<int>(threadIdx.x);
+  const int rows =
+      static_cast<int>(lines - block < kRows ? lines - block : kRows);
+  S value = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t begin = chunk * kRows;
+    const int count = static_cast<int>(n - begin < kRows ? n - begin : kRows);
+    for (int r = 0; r < rows; ++r) {
+      if (lane < count) {
+        tile[r][lane] = static_cast<S>(input[(block + r) * n + begin + lane]);
+      }
+    }
+    __syncthreads();
+    for (int i = 0; i < count && lane < rows; ++i) {
+      const int64_t k = begin + i;
+      const S factor = k == 0 ? S(0) : filter.reciprocal(k - 1);
+      value =
+          S(6) * filter.scale(k, !transposed) * tile[lane][i] - factor * value;
+      tile[lane][i] = value;
+    }
+    __syncthreads();
+    for (int r = 0; r < rows; ++r) {
+      if (lane < count) output[(block + r) * n + begin + lane] = tile[r][lane];
+    }
+    __syncthreads();
+  }
+  for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
+    const int64_t begin = chunk * kRows;
+    const int count = static_cast<int>(n - begin < kRows ? n - begin : kRows);
+    for (int r = 0; r < rows; ++r) {
+      if (lane < count) tile[r][lane] = output[(block + r) * n + begin + lane];
+    }
+    __syncthreads();
+    for (int i = count - 1; i >= 0 && lane < rows; --i) {
+      const int64_t k = begin + i;
+      value = k == n - 1 ? tile[lane][i] * filter.last
+                         : (tile[lane][i] - value) * filter.reciprocal(k);
+      tile[lane][i] = value * filter.scale(k, transposed);
+    }
+    __syncthreads();
+    for (int r = 0; r < rows; ++r) {
+      if (lane < count) output[(block + r) * n + begin + lane] = tile[r][lane];
+    }
+    __syncthreads();
+  }
+}
+
+// Filters every axis; the first pass goes from input to output, which may be
+// one, the others stay there.
+template <int D, typename V, typename S>
+void spline_filter(const Tensor& on, const V* input, S* output,
+                   const Layout& layout, const int32_t (&size)[D],
+                   Padding padding, bool transposed) {
+  const int64_t total = layout.samples * layout.channels * layout.pixels;
+  int64_t step = layout.pixel_stride;
+  for (int k = D - 1; k >= 0; --k) {
+    const SplineFilter<S> filter(size[k], padding);
+    const int64_t lines = total / size[k];
+    const auto pass = [&](const auto* from) {
+      using From = std::decay_t<decltype(*from)>;
+      if (step == 1) {
+        const dim3 blocks(static_cast<unsigned>((lines + kRows - 1) / kRows));
+        launch(on, blocks, kRows, filter_rows_kernel<From, S>, filter, lines,
+               transposed, from, output);
+      } else {
+        launch(on, blocks_for(lines), kThreads, filter_columns_kernel<From, S>,
+               filter, lines, step, transposed, from, output);
+      }
+    };
+    if (k == D - 1) {
+      pass(input);
+    } else {
+      pass(static_cast<const S*>(output));
+    }
+    step *= size[k];
+  }
+}
+
+// An uninitialised buffer for the coefficients of a tensor, in its memory
+// order.
+template <typename S>
+Tensor coefficient_buffer(const Tensor& like) {
+  constexpr auto type =
+      std::is_same_v<S, double> ? ScalarType::Double : ScalarType::Float;
+  return torch::stable::empty({like.numel()}, type, std::nullopt,
+                              like.device());
+}
+
+}  // namespace tcwarp::cuda

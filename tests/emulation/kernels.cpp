@@ -1,0 +1,50 @@
+// The CUDA operators as CPU operators of a library of their own,
+// torch.ops.tcwarp_emulated: the kernels of csrc/cuda, to the letter.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/Dispatch_v2.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include "cuda_runtime.h"
+
+namespace torch::stable::accelerator {
+
+struct NoGuard {  // there is no device to guard
+  explicit NoGuard(int32_t) {}
+  ~NoGuard() {}
+};
+
+}  // namespace torch::stable::accelerator
+
+#define DeviceGuard NoGuard
+#define tcwarp tcwarp_emulated
+#define CUDA CPU
+
+namespace tcwarp::cuda {
+
+template <typename Kernel, typename... Arguments>
+void launch(const torch::stable::Tensor&, dim3 blocks, int threads,
+            Kernel kernel, const Arguments&... arguments) {
+  gridDim = blocks;
+  const std::function<void()> body = [&] { kernel(arguments...); };
+  for (unsigned z = 0; z < blocks.z; ++z) {
+    for (unsigned y = 0; y < blocks.y; ++y) {
+      for (unsigned x = 0; x < blocks.x; ++x) {
+        blockIdx = dim3(x, y, z);
+        emulation::run_block(static_cast<unsigned>(threads), body);
+      }
+    }
+  }
+}
+
+}  // namespace tcwarp::cuda
+
+#include "../../csrc/cuda/align.cu"
+#include "../../csrc/cuda/fields.cu"
+#include "../../csrc/cuda/warp.cu"
+#include "../../csrc/cuda/warp_backward.cu"
+#include "../../csrc/schemas.cpp"

@@ -1,0 +1,194 @@
+"""The CUDA kernels, run on the host (`emulation/`), against the CPU operators.
+
+For machines without a GPU: indices, bounds, vector paths and sums are those of the device code.
+"""
+
+import math
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from assertions import assert_bits_equal, assert_close
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import (
+    FLOATING_DTYPES,
+    OTHER_DTYPES,
+    WarpCase,
+    displacement_values,
+    image_values,
+    warp_cases,
+    with_layout,
+)
+from torch.utils import cpp_extension
+
+from tcwarp._native import MODES, PADDING_MODES
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    """torch.ops.tcwarp_emulated, compiled with few threads for a device to be full of."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    library = tmp_path_factory.mktemp("emulation") / "kernels.so"
+    command = [
+        *(compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas"),
+        *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTCWARP_ENOUGH=64"),
+        *(f"-isystem{path}" for path in cpp_extension.include_paths()),
+        *(f"-I{HERE / 'emulation'}", str(HERE / "emulation" / "kernels.cpp"), "-o", str(library)),
+        *(f"-L{path}" for path in cpp_extension.library_paths()),
+        "-ltorch_cpu",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    torch.ops.load_library(str(library))
+    return torch.ops.tcwarp_emulated
+
+
+def codes(case: WarpCase) -> tuple[int, int]:
+    return MODES[case.mode], PADDING_MODES[case.padding_mode]
+
+
+def wide(displacement: torch.Tensor) -> torch.Tensor:
+    return displacement if displacement.element_size() >= 4 else displacement.float()
+
+
+def tolerance(displacement: torch.Tensor, *tensors: torch.Tensor) -> float:
+    """Rounding of weights and of sums whose terms are added in another order."""
+    largest = max(float(t.double().nan_to_num().abs().amax()) for t in tensors)
+    return 60 * max(torch.finfo(t.dtype).eps for t in (wide(displacement), *tensors)) * largest
+
+
+@given(data=st.data())
+def test_nearest(emulated, data):
+    case = data.draw(warp_cases("nearest", FLOATING_DTYPES + OTHER_DTYPES))
+    arguments = case.input, wide(case.displacement), *codes(case)
+    output = emulated.warp(*arguments)
+    assert_bits_equal(output, torch.ops.tcwarp.warp(*arguments), "warp")
+    assert output.stride() == torch.ops.tcwarp.warp(*arguments).stride()
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+@given(data=st.data())
+def test_interpolation(emulated, mode, data):
+    case = data.draw(warp_cases(mode))
+    arguments = case.input, wide(case.displacement), *codes(case)
+    output, expected = emulated.warp(*arguments), torch.ops.tcwarp.warp(*arguments)
+    if output.numel():
+        assert_close(
+            output, expected, "warp", atol=tolerance(case.displacement, expected, case.input)
+        )
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@given(data=st.data())
+def test_backward_by_the_input(emulated, mode, deterministic, data):
+    case = data.draw(warp_cases(mode))
+    arguments = case.input, wide(case.displacement), *codes(case), deterministic
+    output = emulated.warp_backward_input(*arguments)
+    expected = torch.ops.tcwarp.warp_backward_input(*arguments)
+    assert output.stride() == expected.stride()
+    if output.numel():
+        # All pixels may meet in one.
+        atol = tolerance(case.displacement, expected, case.input.abs().sum(dim=(2, 3)))
+        assert_close(output, expected, "gradient", atol=atol)
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+@given(data=st.data())
+def test_backward_by_the_displacement(emulated, mode, data):
+    case = data.draw(warp_cases(mode))
+    gradient = case.input.flip(-1)
+    arguments = gradient, case.input, wide(case.displacement), *codes(case)
+    output = emulated.warp_backward_displacement(*arguments)
+    expected = torch.ops.tcwarp.warp_backward_displacement(*arguments)
+    if case.input.numel():
+        atol = 10 * tolerance(case.displacement, expected, case.input, gradient * gradient)
+        assert_close(output, expected, "gradient", atol=atol)
+
+
+# Large enough for vectors of pixels, with rows that do and do not end where vectors do.
+@pytest.mark.parametrize("size", [(16, 64), (36, 45), (8, 6, 14)])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
+def test_vector_paths(emulated, dtype, layout, channels, size):
+    image = with_layout(image_values(dtype, (2, channels, *size), 0), layout)
+    displacement = displacement_values("mixed", (2, len(size), *size), 1).float()
+    for padding in PADDING_MODES.values():
+        output = emulated.warp(image, displacement, 0, padding)
+        assert_bits_equal(output, torch.ops.tcwarp.warp(image, displacement, 0, padding), "warp")
+        if not dtype.is_floating_point:
+            continue
+        for mode in MODES.values():
+            arguments = image, displacement, mode, padding, False
+            scattered = emulated.warp_backward_input(*arguments)
+            expected = torch.ops.tcwarp.warp_backward_input(*arguments)
+            sums = image.abs().double().sum(dim=(2, 3)).to(dtype)
+            assert_close(
+                scattered, expected, "gradient", atol=tolerance(displacement, expected, sums)
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_deterministic_sums_are_exact(emulated, dtype):
+    """Terms that cancel: sums of floats would keep what is lost in another order."""
+    image = image_values(dtype, (1, 1, 20, 20), 0)
+    image[0, 0, 0, 0], image[0, 0, 10, 10] = 1e6, -1e6
+    displacement = torch.full((1, 2, 20, 20), -1e3)
+    output = emulated.warp_backward_input(image, displacement, 0, 1, True)
+    exact = math.fsum(image.flatten().tolist())
+    # Each term is rounded to 2^-50 of the largest, in double precision to 2^-100.
+    atol = 400 * 1e6 * 2.0**-50 if dtype == torch.float32 else 0.0
+    atol += torch.finfo(dtype).eps * abs(exact)
+    assert output[0, 0, 0, 0].item() == pytest.approx(exact, rel=0, abs=atol)
+    assert not output.flatten()[1:].any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e-44, 3e38, 0.0])
+def test_deterministic_sums_of_extremes(emulated, value):
+    image = torch.zeros(1, 1, 4, 8)
+    image[0, 0, 0, :2] = value
+    image[0, 0, 3, 3] = 0.5 if abs(value) != 3e38 and value != 1e-44 else 0.0
+    arguments = image, torch.zeros(1, 2, 4, 8), 0, 0, True
+    assert_close(emulated.warp_backward_input(*arguments), image, "gradient", atol=0)
+
+
+@pytest.mark.parametrize("size", [(40, 70), (33, 1), (1, 65), (6, 5, 34)])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_spline_filter_over_many_tiles(emulated, layout, transposed, size):
+    image = with_layout(image_values(torch.float64, (1, 3, *size), 0), layout)
+    displacement = torch.full((1, len(size), *size), 0.25, dtype=torch.float64)
+    for padding in PADDING_MODES.values():
+        arguments = image, displacement, 2, padding
+        if transposed:
+            pair = [
+                ops.warp_backward_input(*arguments, False) for ops in (emulated, torch.ops.tcwarp)
+            ]
+        else:
+            pair = [ops.warp(*arguments) for ops in (emulated, torch.ops.tcwarp)]
+        assert_close(*pair, "cubic warp", atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(30, 40), (9, 8, 10)])
+def test_align(emulated, size):
+    first, second = (
+        0.3 * displacement_values("smooth", (2, len(size), *size), seed) for seed in (1, 2)
+    )
+    for other in (second, None):
+        output = emulated.align(first, other, 1e-10, 32)
+        assert_close(output, torch.ops.tcwarp.align(first, other, 1e-10, 32), "align", atol=1e-9)
+
+
+@pytest.mark.parametrize("modes", [(5, 7), (3, 4, 5)])
+def test_field_coefficients(emulated, modes):
+    arguments = torch.tensor([-5]), 30, list(modes), 0.3
+    expected = torch.ops.tcwarp.field_coefficients(*arguments)
+    assert_close(emulated.field_coefficients(*arguments), expected, "coefficients", atol=1e-13)
