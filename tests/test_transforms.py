@@ -86,9 +86,13 @@ def test_a_draw_reads_where_its_displacement_points():
     displacement[:, 0], displacement[:, 1] = 2, -0.25
     y, x = coordinates(1)[0]
     draw = Draw(displacement)
+    # A spline bends at the border, where the slope ends; a few pixels on it is straight.
+    inner = (slice(12, -12), slice(12, -12))
+    for plane, step in ((y, 2), (x, -0.25)):
+        shown = draw.image(plane[None, None])[0, 0]
+        assert (shown - (plane + step))[inner].abs().max() < 1e-4
     # Beyond the border, the border.
-    assert torch.equal(draw.image(y[None, None])[0, 0], (y + 2).clamp(max=63))
-    assert torch.equal(draw.image(x[None, None])[0, 0], (x - 0.25).clamp(min=0))
+    assert draw.image(y[None, None])[0, 0, -1].sub(63).abs().max() < 1e-4
     assert torch.equal(draw.label(x[None, None])[0, 0], x)
 
 
@@ -377,10 +381,10 @@ def test_what_t1_showed_is_carried_to_where_t2_shows_it(transform):
     original = coordinates(8)
     shown1, shown2 = t1.image(original), t2.image(original)
     field = tcwarp.align(t1.displacement, t2.displacement)
-    # Points that both views show.
+    # Points that both views show, not too near to the border, where a spline of coordinates bends.
     points = torch.cat([original + field, original + t2.displacement], dim=1)
-    both = ((points > 1) & (points < 62)).all(dim=1)
-    assert both.float().mean() > 0.6
+    both = ((points > 6) & (points < 57)).all(dim=1)
+    assert both.float().mean() > 0.4
 
     def furthest(aligned):
         return (aligned - shown2).abs().amax(dim=1)[both].max().item()

@@ -47,9 +47,11 @@ void nearest_sources(const Field<D, T>& field, int64_t n, int64_t begin,
 }
 
 // The taps of consecutive pixels, axis by axis: the weight of a corner is the
-// product of those of its taps, its flat index their sum.
-template <Mode mode, int D, typename T, typename Index>
+// product of those of its taps, its flat index their sum. W is what is summed
+// in.
+template <Mode mode, int D, typename W, typename Index>
 struct Stencil {
+  using Weight = W;
   static constexpr int kTaps = tap_count(mode);
   static constexpr int kCorners =
       D == 2 ? kTaps * kTaps : kTaps * kTaps * kTaps;
@@ -57,7 +59,7 @@ struct Stencil {
       mode == Mode::kLinear ? kLinearTile : kCubicTile;
 
   Index index[D][kTaps][kTile];  // times the pixels of one step of the axis
-  T weight[D][kTaps][kTile];
+  W weight[D][kTaps][kTile];
 
   TCWARP_HOST_DEVICE Index corner_index(int corner, int64_t i) const {
     Index flat = 0;
@@ -67,54 +69,92 @@ struct Stencil {
     return flat;
   }
 
-  TCWARP_HOST_DEVICE T corner_weight(int corner, int64_t i) const {
-    T product = 1;
+  TCWARP_HOST_DEVICE W corner_weight(int corner, int64_t i) const {
+    W product = 1;
     for (int k = D - 1; k >= 0; --k, corner /= kTaps) {
       product *= weight[k][corner % kTaps][i];
     }
     return product;
   }
+
+  template <int K, typename T>
+  TCWARP_HOST_DEVICE void set(int axis, int64_t i, const AxisTaps<K, T>& taps,
+                              Index step) {
+    for (int t = 0; t < kTaps; ++t) {
+      index[axis][t][i] = taps.index[t] * step;
+      weight[axis][t][i] = static_cast<W>(taps.weight[t]);
+    }
+  }
 };
 
-template <Mode mode, int D, Padding padding, typename T, typename Index>
-TCWARP_MULTIVERSION void stencil_of_run(
-    const Run<D, T>& run, int slope_axis, int64_t at,
-    Stencil<mode, D, T, Index>& __restrict stencil) {
-  constexpr int kTaps = tap_count(mode);
-  const int64_t count = run.count;
+// One axis of a run: the taps of `displacement` at `position`, which changes by
+// `advance` from pixel to pixel.
+template <Mode mode, int D, Padding padding, typename T, typename W,
+          typename Index>
+TCWARP_MULTIVERSION void taps_of_run(const T* displacement, int32_t position,
+                                     int32_t advance, int32_t size, Index step,
+                                     bool derivative, int axis, int64_t at,
+                                     int64_t count,
+                                     Stencil<mode, D, W, Index>& stencil) {
+  if constexpr (mode == Mode::kLinear) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int32_t x = position + advance * static_cast<int32_t>(i);
+      stencil.set(axis, at + i,
+                  linear_taps<padding>(displacement[i], x, size, derivative),
+                  step);
+    }
+  } else {
+    // The few pixels near the border one by one, the others side by side.
+    bool all_inside = true;
+    for (int64_t i = 0; i < count; ++i) {
+      const int32_t x = position + advance * static_cast<int32_t>(i);
+      bool inside;
+      stencil.set(
+          axis, at + i,
+          inner_cubic_taps(displacement[i], x, size, derivative, inside), step);
+      all_inside &= inside;
+    }
+    if (all_inside) return;
+    for (int64_t i = 0; i < count; ++i) {
+      const int32_t x = position + advance * static_cast<int32_t>(i);
+      const int32_t first = x + floor_to_int(bounded(displacement[i])) - 1;
+      if (first >= 0 && first < size - 3) continue;
+      stencil.set(axis, at + i,
+                  cubic_taps<padding>(displacement[i], x, size, derivative),
+                  step);
+    }
+  }
+}
+
+template <Mode mode, int D, Padding padding, typename T, typename W,
+          typename Index>
+void stencil_of_run(const Run<D, T>& run, int slope_axis, int64_t at,
+                    Stencil<mode, D, W, Index>& stencil) {
   Index step = 1;
   for (int k = D - 1; k >= 0; --k) {
-    for (int64_t i = 0; i < count; ++i) {
-      const int32_t offset = k == D - 1 ? static_cast<int32_t>(i) : 0;
-      const AxisTaps<kTaps, T> taps = axis_taps<mode, padding>(
-          run.displacement[k][i], run.position[k] + offset, run.size[k],
-          k == slope_axis);
-      for (int t = 0; t < kTaps; ++t) {
-        stencil.index[k][t][at + i] = taps.index[t] * step;
-        stencil.weight[k][t][at + i] = taps.weight[t];
-      }
-    }
+    taps_of_run<mode, D, padding>(run.displacement[k], run.position[k],
+                                  k == D - 1 ? 1 : 0, run.size[k], step,
+                                  k == slope_axis, k, at, run.count, stencil);
     step *= run.size[k];
   }
-  if constexpr (mode == Mode::kCubic) {
-    if (slope_axis >= 0) return;
-    // Pixels that are copied have no share in the spline.
-    for (int64_t i = 0; i < count; ++i) {
-      T displacement[D];
-      int32_t position[D];
-      load_pixel(run, i, displacement, position);
-      const T used = is_whole(displacement) ? T(0) : T(1);
-      for (int t = 0; t < kTaps; ++t) stencil.weight[0][t][at + i] *= used;
-    }
+  if (mode == Mode::kLinear || slope_axis >= 0) return;
+  // Pixels that are copied have no share in the spline.
+  for (int64_t i = 0; i < run.count; ++i) {
+    T displacement[D];
+    int32_t position[D];
+    load_pixel(run, i, displacement, position);
+    if (!is_whole(displacement)) continue;
+    for (int t = 0; t < stencil.kTaps; ++t) stencil.weight[0][t][at + i] = 0;
   }
 }
 
 // The taps of pixels [begin, end) of sample n; along slope_axis, if it is not
 // negative, with the derivative of their weights.
-template <Padding padding, Mode mode, int D, typename T, typename Index>
+template <Padding padding, Mode mode, int D, typename T, typename W,
+          typename Index>
 void fill_stencil(const Field<D, T>& field, int64_t n, int64_t begin,
                   int64_t end, int slope_axis,
-                  Stencil<mode, D, T, Index>& stencil) {
+                  Stencil<mode, D, W, Index>& stencil) {
   for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
     stencil_of_run<mode, D, padding>(run, slope_axis, run.first - begin,
                                      stencil);

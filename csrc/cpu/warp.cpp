@@ -11,23 +11,30 @@ template <typename V, typename Index>
 TCWARP_MULTIVERSION void gather_plane(const V* __restrict input,
                                       const Index* __restrict index,
                                       V* __restrict output, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const V value = input[index[i] < 0 ? 0 : index[i]];
+  const auto at = [=](int64_t i) TCWARP_INLINE {
+    return input + (index[i] < 0 ? 0 : index[i]);
+  };
+  for_each_prefetched(count, at, [=](int64_t i) TCWARP_INLINE {
+    const V value = *at(i);
     output[i] = index[i] < 0 ? V{} : value;
-  }
+  });
 }
 
 // All channels of a tile, channels last.
 template <typename V, typename Index>
 void gather_pixels(const V* input, const Index* index, V* output,
                    int64_t channels, int64_t count) {
-  for (int64_t i = 0; i < count; ++i, output += channels) {
+  const auto at = [=](int64_t i) TCWARP_INLINE {
+    return input + (index[i] < 0 ? 0 : index[i]) * channels;
+  };
+  for_each_prefetched(count, at, [=](int64_t i) TCWARP_INLINE {
+    V* const target = output + i * channels;
     if (index[i] < 0) {
-      std::fill_n(output, channels, V{});
+      std::fill_n(target, channels, V{});
     } else {
-      std::copy_n(input + index[i] * channels, channels, output);
+      std::copy_n(at(i), channels, target);
     }
-  }
+  });
 }
 
 template <Padding padding, typename Index, int D, typename V, typename T>
@@ -56,38 +63,88 @@ void warp_nearest(const V* input, const Field<D, T>& field,
 // The value before the first tap is added: a pixel that reads from nowhere is
 // +0; anywhere else -0 is neutral for every sum, so that a displacement of 0
 // returns -0 as -0.
-template <Mode mode, int D, typename T, typename Index>
+template <Mode mode, int D, typename W, typename Index>
 TCWARP_MULTIVERSION void initial_values(
-    const Stencil<mode, D, T, Index>& stencil, T* __restrict initial,
+    const Stencil<mode, D, W, Index>& stencil, W* __restrict initial,
     int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    T used = 0;
+    W used = 0;
     for (int c = 0; c < stencil.kCorners; ++c) {
       used += stencil.corner_weight(c, i);
     }
-    initial[i] = used > 0 ? T(-0.0) : T(0);
+    initial[i] = used > 0 ? W(-0.0) : W(0);
   }
 }
 
-// One channel of a tile. `values` are those that are interpolated: pixels, or
-// coefficients of a spline.
-template <typename Sum, Mode mode, int D, typename V, typename S, typename T,
-          typename Index, typename Stride>
-TCWARP_MULTIVERSION void blend(const S* __restrict values, Stride pixel_stride,
-                               const Stencil<mode, D, T, Index>& stencil,
-                               const T* __restrict initial,
+// One channel of a tile, planes. `values` are those that are interpolated:
+// pixels, or coefficients of a spline.
+template <Mode mode, int D, typename V, typename S, typename W, typename Index>
+TCWARP_MULTIVERSION void blend(const S* __restrict values,
+                               const Stencil<mode, D, W, Index>& stencil,
+                               const W* __restrict initial,
                                V* __restrict output, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    Sum sum = initial[i];
+  const auto at = [&](int64_t i, int c) TCWARP_INLINE {
+    return values + stencil.corner_index(c, i);
+  };
+  const auto first = [&](int64_t i) TCWARP_INLINE { return at(i, 0); };
+  for_each_prefetched(count, first, [&](int64_t i) TCWARP_INLINE {
+    W sum = initial[i];
 #pragma GCC unroll 16
     for (int c = 0; c < stencil.kCorners; ++c) {
-      const Sum weight = stencil.corner_weight(c, i);
-      const Sum value =
-          static_cast<Sum>(values[stencil.corner_index(c, i) * pixel_stride]);
+      const W weight = stencil.corner_weight(c, i);
+      const W value = static_cast<W>(*at(i, c));
       sum = weight != 0 ? sum + weight * value : sum;
     }
-    output[i * pixel_stride] = static_cast<V>(sum);
+    output[i] = static_cast<V>(sum);
+  });
+}
+
+// Channels [begin, begin + M) of one pixel from its corners, channels last.
+template <int M, typename V, typename S, typename W>
+TCWARP_HOST_DEVICE void blend_channels(const S* const* corner, const W* weight,
+                                       int corners, W initial, int64_t begin,
+                                       V* output) {
+  W sums[M];
+  for (int k = 0; k < M; ++k) sums[k] = initial;
+  for (int c = 0; c < corners; ++c) {
+    for (int k = 0; k < M; ++k) {
+      sums[k] += weight[c] * static_cast<W>(corner[c][begin + k]);
+    }
   }
+  for (int k = 0; k < M; ++k) output[begin + k] = static_cast<V>(sums[k]);
+}
+
+// All channels of a tile, channels last.
+template <Mode mode, int D, typename V, typename S, typename W, typename Index>
+TCWARP_MULTIVERSION void blend_pixels(const S* values, int64_t channels,
+                                      const Stencil<mode, D, W, Index>& stencil,
+                                      const W* initial, V* output,
+                                      int64_t count) {
+  const auto at = [&](int64_t i, int c) TCWARP_INLINE {
+    return values + stencil.corner_index(c, i) * channels;
+  };
+  const auto first = [&](int64_t i) TCWARP_INLINE { return at(i, 0); };
+  for_each_prefetched(count, first, [&](int64_t i) TCWARP_INLINE {
+    const S* corner[stencil.kCorners];
+    W weight[stencil.kCorners];
+    int used = 0;
+    for (int c = 0; c < stencil.kCorners; ++c) {
+      corner[used] = at(i, c);
+      weight[used] = stencil.corner_weight(c, i);
+      used += weight[used] != 0;
+    }
+    V* const target = output + i * channels;
+    int64_t k = 0;
+    for (; k + 8 <= channels; k += 8) {
+      blend_channels<8>(corner, weight, used, initial[i], k, target);
+    }
+    for (; k + 2 <= channels; k += 2) {
+      blend_channels<2>(corner, weight, used, initial[i], k, target);
+    }
+    if (k < channels) {
+      blend_channels<1>(corner, weight, used, initial[i], k, target);
+    }
+  });
 }
 
 // Copies the pixels that a cubic warp reads as they are.
@@ -106,29 +163,34 @@ template <Mode mode, Padding padding, typename Index, int D, typename V,
 void warp_interpolated(const V* input, const S* values,
                        const Field<D, T>& field, const Layout& layout,
                        V* output) {
-  using Sum = std::conditional_t<std::is_same_v<V, double>, double, T>;
-  using Taps = Stencil<mode, D, T, Index>;
+  using Taps = Stencil<mode, D, SumOf<V>, Index>;
   parallel_over_tiles(
       layout, Taps::kTile, layout.channels * Taps::kCorners,
       [&](int64_t n, int64_t begin, int64_t end) {
         Taps stencil;
-        T initial[Taps::kTile];
-        Index whole[mode == Mode::kCubic ? Taps::kTile : 1];
+        SumOf<V> initial[Taps::kTile];
         const int64_t sample = layout.sample_offset(n), count = end - begin;
+        const int64_t first = sample + begin * layout.pixel_stride;
         fill_stencil<padding>(field, n, begin, end, -1, stencil);
         initial_values(stencil, initial, count);
-        if constexpr (mode == Mode::kCubic) {
-          nearest_sources<padding, true>(field, n, begin, end, whole);
+        if (layout.pixel_stride != 1) {
+          blend_pixels(values + sample, layout.channels, stencil, initial,
+                       output + first, count);
+        } else {
+          for (int64_t c = 0; c < layout.channels; ++c) {
+            const int64_t plane = c * layout.channel_stride;
+            blend(values + sample + plane, stencil, initial,
+                  output + first + plane, count);
+          }
         }
-        for (int64_t c = 0; c < layout.channels; ++c) {
-          const int64_t plane = sample + c * layout.channel_stride;
-          dispatch_stride(layout.pixel_stride, [&](auto stride) {
-            V* const target = output + plane + begin * stride;
-            blend<Sum>(values + plane, stride, stencil, initial, target, count);
-            if constexpr (mode == Mode::kCubic) {
-              copy_whole(input + plane, stride, whole, target, count);
-            }
-          });
+        if constexpr (mode == Mode::kCubic) {
+          Index whole[Taps::kTile];
+          nearest_sources<padding, true>(field, n, begin, end, whole);
+          for (int64_t c = 0; c < layout.channels; ++c) {
+            const int64_t plane = c * layout.channel_stride;
+            copy_whole(input + sample + plane, layout.pixel_stride, whole,
+                       output + first + plane, count);
+          }
         }
       });
 }

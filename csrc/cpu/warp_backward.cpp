@@ -21,25 +21,51 @@ struct Sums {
 template <typename V, typename S, typename Index, typename From, typename To>
 void scatter(const V* gradient, From from, const Index* index, S* target, To to,
              int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (index[i] < 0) continue;
-    target[index[i] * to] += static_cast<S>(gradient[i * from]);
-  }
+  const auto at = [=](int64_t i) TCWARP_INLINE {
+    return target + (index[i] < 0 ? 0 : index[i]) * to;
+  };
+  for_each_prefetched(count, at, [=](int64_t i) TCWARP_INLINE {
+    if (index[i] >= 0) *at(i) += static_cast<S>(gradient[i * from]);
+  });
 }
 
-template <Mode mode, int D, typename V, typename S, typename T, typename Index,
-          typename From, typename To>
-void scatter_weighted(const V* gradient, From from,
-                      const Stencil<mode, D, T, Index>& stencil, S* target,
-                      To to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
+template <Mode mode, int D, typename V, typename S, typename W, typename Index>
+void scatter_weighted(const V* gradient, int64_t from,
+                      const Stencil<mode, D, W, Index>& stencil, S* target,
+                      int64_t to, int64_t count) {
+  const auto at = [&](int64_t i, int c) TCWARP_INLINE {
+    return target + stencil.corner_index(c, i) * to;
+  };
+  const auto first = [&](int64_t i) TCWARP_INLINE { return at(i, 0); };
+  for_each_prefetched(count, first, [&](int64_t i) TCWARP_INLINE {
     const S value = static_cast<S>(gradient[i * from]);
     for (int c = 0; c < stencil.kCorners; ++c) {
       const S weight = static_cast<S>(stencil.corner_weight(c, i));
-      if (weight == 0) continue;
-      target[stencil.corner_index(c, i) * to] += weight * value;
+      if (weight != 0) *at(i, c) += weight * value;
     }
-  }
+  });
+}
+
+// Channels [first, last) of a tile, channels last.
+template <Mode mode, int D, typename V, typename S, typename W, typename Index>
+TCWARP_MULTIVERSION void scatter_pixels(
+    const V* gradient, int64_t channels, int64_t first, int64_t last,
+    const Stencil<mode, D, W, Index>& stencil, S* target, int64_t count) {
+  const auto at = [&](int64_t i, int c) TCWARP_INLINE {
+    return target + stencil.corner_index(c, i) * channels;
+  };
+  const auto address = [&](int64_t i) TCWARP_INLINE { return at(i, 0); };
+  for_each_prefetched(count, address, [&](int64_t i) TCWARP_INLINE {
+    const V* const values = gradient + i * channels;
+    for (int c = 0; c < stencil.kCorners; ++c) {
+      const W weight = stencil.corner_weight(c, i);
+      if (weight == 0) continue;
+      S* const pixel = at(i, c);
+      for (int64_t k = first; k < last; ++k) {
+        pixel[k] += weight * static_cast<S>(values[k]);
+      }
+    }
+  });
 }
 
 // Calls add(n, first, last, sums, gradient stride) in parallel with zeroed Sums
@@ -112,7 +138,7 @@ template <Mode mode, Padding padding, typename Index, int D, typename V,
           typename S, typename T>
 void backward_interpolated(const V* gradient, const Field<D, T>& field,
                            const Layout& layout, S* output) {
-  using Taps = Stencil<mode, D, T, Index>;
+  using Taps = Stencil<mode, D, SumOf<V>, Index>;
   sum_channels(
       layout, output,
       [&](int64_t n, int64_t first, int64_t last, const auto& sums,
@@ -122,6 +148,11 @@ void backward_interpolated(const V* gradient, const Field<D, T>& field,
         for (int64_t begin = 0; begin < field.pixels; begin += Taps::kTile) {
           const int64_t end = std::min(begin + Taps::kTile, field.pixels);
           fill_stencil<padding>(field, n, begin, end, -1, stencil);
+          if (sums.pixel_stride != 1) {
+            scatter_pixels(source + begin * stride, stride, first, last,
+                           stencil, sums.data, end - begin);
+            continue;
+          }
           for (int64_t c = first; c < last; ++c) {
             scatter_weighted(
                 source + c * layout.channel_stride + begin * stride, stride,
@@ -161,22 +192,44 @@ void backward_cubic(const V* gradient, const Field<D, T>& field,
 }
 
 // sum[i] += gradient * derivative of the interpolated value, one channel.
-template <Mode mode, int D, typename V, typename S, typename T, typename Index>
+template <Mode mode, int D, typename V, typename S, typename W, typename Index>
 TCWARP_MULTIVERSION void add_slope(const V* __restrict gradient,
                                    const S* __restrict values,
-                                   int64_t pixel_stride,
-                                   const Stencil<mode, D, T, Index>& stencil,
-                                   T* __restrict sum, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    T slope = 0;
+                                   const Stencil<mode, D, W, Index>& stencil,
+                                   W* __restrict sum, int64_t count) {
+  const auto at = [&](int64_t i, int c) TCWARP_INLINE {
+    return values + stencil.corner_index(c, i);
+  };
+  const auto first = [&](int64_t i) TCWARP_INLINE { return at(i, 0); };
+  for_each_prefetched(count, first, [&](int64_t i) TCWARP_INLINE {
+    W slope = 0;
 #pragma GCC unroll 16
     for (int c = 0; c < stencil.kCorners; ++c) {
-      const T weight = stencil.corner_weight(c, i);
-      const T value =
-          static_cast<T>(values[stencil.corner_index(c, i) * pixel_stride]);
+      const W weight = stencil.corner_weight(c, i);
+      const W value = static_cast<W>(*at(i, c));
       slope = weight != 0 ? slope + weight * value : slope;
     }
-    sum[i] += slope * static_cast<T>(gradient[i * pixel_stride]);
+    sum[i] += slope * static_cast<W>(gradient[i]);
+  });
+}
+
+// The same for all channels of a tile, channels last.
+template <Mode mode, int D, typename V, typename S, typename W, typename Index>
+void add_slope_pixels(const V* gradient, const S* values, int64_t channels,
+                      const Stencil<mode, D, W, Index>& stencil, W* sum,
+                      int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const V* const from = gradient + i * channels;
+    for (int c = 0; c < stencil.kCorners; ++c) {
+      const W weight = stencil.corner_weight(c, i);
+      if (weight == 0) continue;
+      const S* const pixel = values + stencil.corner_index(c, i) * channels;
+      W product = 0;
+      for (int64_t k = 0; k < channels; ++k) {
+        product += static_cast<W>(pixel[k]) * static_cast<W>(from[k]);
+      }
+      sum[i] += weight * product;
+    }
   }
 }
 
@@ -185,23 +238,30 @@ template <Mode mode, Padding padding, typename Index, int D, typename V,
 void backward_displacement(const V* gradient, const S* values,
                            const Field<D, T>& field, const Layout& layout,
                            T* output) {
-  using Taps = Stencil<mode, D, T, Index>;
+  using Taps = Stencil<mode, D, SumOf<V>, Index>;
   parallel_over_tiles(
       layout, Taps::kTile, layout.channels * D * Taps::kCorners,
       [&](int64_t n, int64_t begin, int64_t end) {
         Taps stencil;
+        SumOf<V> sum[Taps::kTile];
+        const int64_t count = end - begin;
         const S* const source = values + layout.sample_offset(n);
-        const V* const from = gradient + layout.sample_offset(n);
+        const V* const from =
+            gradient + layout.sample_offset(n) + begin * layout.pixel_stride;
         for (int axis = 0; axis < D; ++axis) {
-          T* const sum = output + (n * D + axis) * layout.pixels + begin;
-          std::fill_n(sum, end - begin, T(0));
+          std::fill_n(sum, count, SumOf<V>(0));
           fill_stencil<padding>(field, n, begin, end, axis, stencil);
-          for (int64_t c = 0; c < layout.channels; ++c) {
-            const int64_t plane = c * layout.channel_stride;
-            add_slope(from + plane + begin * layout.pixel_stride,
-                      source + plane, layout.pixel_stride, stencil, sum,
-                      end - begin);
+          if (layout.pixel_stride != 1) {
+            add_slope_pixels(from, source, layout.channels, stencil, sum,
+                             count);
+          } else {
+            for (int64_t c = 0; c < layout.channels; ++c) {
+              const int64_t plane = c * layout.channel_stride;
+              add_slope(from + plane, source + plane, stencil, sum, count);
+            }
           }
+          std::copy_n(sum, count,
+                      output + (n * D + axis) * layout.pixels + begin);
         }
       });
 }

@@ -64,15 +64,11 @@ TCWARP_HOST_DEVICE T pole_power(int32_t k) {
   return power * (k & 16 ? static_cast<T>(z8 * z8) : T(1));
 }
 
-template <Padding padding, typename T>
-TCWARP_HOST_DEVICE AxisTaps<4, T> cubic_taps(T displacement, int32_t position,
-                                             int32_t size, bool derivative) {
-  const bool finite = is_finite(displacement);
-  const T value = bounded(displacement);
-  const int32_t below = floor_to_int(value);
-  const T f = value - static_cast<T>(below), r = T(1) - f;
-  const int32_t first = position + below - 1;
-  T weight[4];
+// The cubic B-spline, or its derivative, at the four pixels around a position.
+template <typename T>
+TCWARP_HOST_DEVICE void cubic_weights(T fraction, bool derivative,
+                                      T (&weight)[4]) {
+  const T f = fraction, r = T(1) - f;
   if (derivative) {
     weight[0] = r * r * T(-0.5);
     weight[1] = f * (T(1.5) * f - T(2));
@@ -85,6 +81,39 @@ TCWARP_HOST_DEVICE AxisTaps<4, T> cubic_taps(T displacement, int32_t position,
     weight[2] = (r * r * (T(3) * r - T(6)) + T(4)) * sixth;
     weight[3] = f * f * f * sixth;
   }
+}
+
+// Well inside an axis the taps are four neighbours, and clamping them is right;
+// `inside` says so.
+template <typename T>
+TCWARP_HOST_DEVICE AxisTaps<4, T> inner_cubic_taps(T displacement,
+                                                   int32_t position,
+                                                   int32_t size,
+                                                   bool derivative,
+                                                   bool& inside) {
+  const T value = bounded(displacement);
+  const int32_t below = floor_to_int(value);
+  const int32_t first = position + below - 1;
+  T weight[4];
+  cubic_weights(value - static_cast<T>(below), derivative, weight);
+  inside = (first >= 0) & (first < size - 3);
+  AxisTaps<4, T> taps;
+  for (int t = 0; t < 4; ++t) {
+    taps.index[t] = pad_index<Padding::kBorder>(first + t, size);
+    taps.weight[t] = is_finite(displacement) ? weight[t] : T(0);
+  }
+  return taps;
+}
+
+template <Padding padding, typename T>
+TCWARP_HOST_DEVICE AxisTaps<4, T> cubic_taps(T displacement, int32_t position,
+                                             int32_t size, bool derivative) {
+  const bool finite = is_finite(displacement);
+  const T value = bounded(displacement);
+  const int32_t below = floor_to_int(value);
+  const int32_t first = position + below - 1;
+  T weight[4];
+  cubic_weights(value - static_cast<T>(below), derivative, weight);
   AxisTaps<4, T> taps;
   if constexpr (padding == Padding::kReflection) {
     for (int t = 0; t < 4; ++t) {
