@@ -7,7 +7,14 @@ the grid, component k along spatial axis k (``(dy, dx)``, ``(dz, dy, dx)``). War
 
 from . import reference
 from ._native import cuda_status
-from .algebra import align, compose, invert, jacobian_determinant
+from .algebra import (
+    FoldingWarning,
+    align,
+    compose,
+    invert,
+    jacobian_determinant,
+    valid_mask,
+)
 from .fields import gaussian_smooth, random_displacement
 from .modules import RandomElastic, Warp
 from .warping import warp
@@ -15,6 +22,7 @@ from .warping import warp
 __version__ = "0.1.0"
 
 __all__ = [
+    "FoldingWarning",
     "RandomElastic",
     "Warp",
     "align",
@@ -25,5 +33,6 @@ __all__ = [
     "jacobian_determinant",
     "random_displacement",
     "reference",
+    "valid_mask",
     "warp",
 ]

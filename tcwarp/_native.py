@@ -79,8 +79,9 @@ def _(seed: Tensor, batch: int, modes: list[int], identity_probability: float) -
 
 
 @torch.library.register_fake("tcwarp::align")
-def _(first: Tensor, second: Tensor | None, tolerance: float, steps: int) -> Tensor:
-    return torch.empty_like(first, memory_format=torch.contiguous_format)
+def _(first: Tensor, second: Tensor | None, tolerance: float, steps: int) -> tuple[Tensor, Tensor]:
+    output = torch.empty_like(first, memory_format=torch.contiguous_format)
+    return output, first.new_empty(2, dtype=torch.float64)
 
 
 def _save_for_warp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -1,13 +1,22 @@
 """Composition and inversion of displacement fields. Write phi = id + u."""
 
+import warnings
+from typing import cast
+
 import torch
 from torch import Tensor, ops
 
-from ._checks import check_displacement, check_same
+from ._checks import check_displacement, check_same, lookup
+from ._native import MODES, NEAREST
 from .warping import single_or_double, warp
 
 # Newton's method needs two or three steps on smooth fields; the rest is for fields near folding.
 MAXIMUM_STEPS = 32
+UNSOLVED = 1e-2  # pixels of residual that are reported
+
+
+class FoldingWarning(UserWarning):
+    """A field that was to be inverted folds: the inverse is wrong in places."""
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:
@@ -72,7 +81,7 @@ def invert(
     True
     """
     check_displacement("invert", "displacement", displacement)
-    inverse = _solve(displacement, None)
+    inverse = _solve("invert", "displacement", displacement, None)
     if not return_residual:
         return inverse
     left = inverse + _read(displacement, inverse)
@@ -106,7 +115,7 @@ def align(t1: Tensor, t2: Tensor) -> Tensor:
     Equation 1 of Bortsova et al., MICCAI 2019, aligns the two branches by this field.
     """
     _check_pair("align", "t1", t1, "t2", t2)
-    return _solve(t1, t2)
+    return _solve("align", "t1", t1, t2)
 
 
 def jacobian_determinant(displacement: Tensor) -> Tensor:
@@ -145,6 +154,48 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
     return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
+def valid_mask(displacement: Tensor, *, mode: str = "nearest") -> Tensor:
+    """Return where a warp reads from inside the image only, so that no padding shows.
+
+    Parameters
+    ----------
+    displacement : Tensor, shape (N, D, *spatial)
+        In pixels.
+    mode : {"nearest", "linear", "cubic"}
+        Nearest rounds: up to half a pixel beyond the centres of the border pixels is inside. For
+        the others inside ends at those centres.
+
+    Returns
+    -------
+    Tensor, shape (N, *spatial)
+        bool; False where the displacement is not finite.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not a displacement, or an unknown mode.
+
+    Examples
+    --------
+    >>> displacement = torch.zeros(1, 2, 1, 4)
+    >>> displacement[:, 1] = 1.6
+    >>> tcwarp.valid_mask(displacement)
+    tensor([[[ True,  True, False, False]]])
+    """
+    check_displacement("valid_mask", "displacement", displacement)
+    batch, dimensions, *size = displacement.shape
+    if lookup("valid_mask", "mode", mode, MODES) == NEAREST:
+        inside = torch.ones((batch, 1, *size), dtype=torch.bool, device=displacement.device)
+        return warp(inside, displacement)[:, 0]
+    valid = torch.ones((batch, *size), dtype=torch.bool, device=displacement.device)
+    for k, length in enumerate(size):
+        # The displacement is compared, never the position: exact for any image size.
+        x = torch.arange(length, device=displacement.device)
+        x = x.view(-1, *(1 for _ in range(dimensions - 1 - k)))
+        valid &= (displacement[:, k] >= -x) & (displacement[:, k] <= length - 1 - x)
+    return valid
+
+
 def _difference(component: Tensor, axis: int) -> Tensor:
     if component.numel() == 0 or component.shape[axis] == 1:
         return torch.zeros_like(component)
@@ -157,13 +208,32 @@ def _check_pair(function: str, name: str, first: Tensor, other_name: str, second
     check_same(function, other_name, second, name, first)
 
 
-def _solve(first: Tensor, second: Tensor | None) -> Tensor:
+def _solve(function: str, name: str, first: Tensor, second: Tensor | None) -> Tensor:
     working = single_or_double(first).detach()
     # Displacements are relative to their pixel, so precision does not depend on the image size.
     tolerance = 1e-10 if working.dtype == torch.float64 else 1e-5
     target = None if second is None else single_or_double(second).detach()
-    offset: Tensor = ops.tcwarp.align(working, target, tolerance, MAXIMUM_STEPS)
-    return offset.to(first.dtype)
+    offset, report = ops.tcwarp.align(working, target, tolerance, MAXIMUM_STEPS)
+    # Elsewhere a look at the report would wait for the device, or break a graph.
+    if report.device.type == "cpu" and not torch.compiler.is_compiling():
+        _warn_of_folds(function, name, report)
+    return cast(Tensor, offset.to(first.dtype))
+
+
+def _warn_of_folds(function: str, name: str, report: Tensor) -> None:
+    try:
+        residual, fold = report.tolist()
+    except RuntimeError:  # under vmap or in a fake mode there are no values
+        return
+    if fold >= 1 or residual > UNSOLVED:
+        warnings.warn(
+            f"{function}: {name} folds (the smallest determinant of its Jacobian met is "
+            f"{1 - fold:.3g}), so it has no inverse everywhere; pixels are off by up to "
+            f"{residual:.2g} px. jacobian_determinant shows where, invert(..., "
+            "return_residual=True) how far; a smoother or weaker field does not fold",
+            FoldingWarning,
+            stacklevel=4,
+        )
 
 
 def _read(field: Tensor, displacement: Tensor) -> Tensor:

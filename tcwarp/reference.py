@@ -260,6 +260,26 @@ def jacobian_determinant(displacement: Array) -> Array:
     return np.asarray(np.linalg.det(jacobian + np.eye(dimensions)))
 
 
+def valid_mask(displacement: Array, mode: str = "nearest") -> Array:
+    """Return where (N, *spatial) every pixel that :func:`warp` reads is inside the image."""
+    size = displacement.shape[2:]
+    valid = np.zeros((len(displacement), *size), dtype=bool)
+    for n, position in itertools.product(range(len(displacement)), np.ndindex(size)):
+        vector = displacement[(n, slice(None), *position)]
+        if np.isfinite(vector).all():
+            if mode == "nearest":
+                inside = [
+                    0 <= x + nearest_offset(u) < m
+                    for x, u, m in zip(position, vector, size, strict=True)
+                ]
+            else:
+                inside = [
+                    -x <= u <= m - 1 - x for x, u, m in zip(position, vector, size, strict=True)
+                ]
+            valid[(n, *position)] = all(inside)
+    return valid
+
+
 def _per_axis(sigma: float | Sequence[float], dimensions: int) -> list[float]:
     return [float(sigma)] * dimensions if np.isscalar(sigma) else list(sigma)  # type: ignore[arg-type]
 

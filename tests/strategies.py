@@ -52,6 +52,12 @@ def displacement_values(kind: str, shape: tuple[int, ...], seed: int) -> torch.T
     return torch.from_numpy(values)
 
 
+def coordinates(displacement: torch.Tensor) -> np.ndarray:
+    """Return the displacement as the specification sees it; NumPy has no bfloat16."""
+    wide = displacement if displacement.element_size() >= 4 else displacement.float()
+    return wide.cpu().numpy()
+
+
 def image_values(dtype: torch.dtype, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """Return an image of one dtype: any bits for nearest's sake if it is not floating."""
     rng = np.random.default_rng(seed)

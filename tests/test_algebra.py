@@ -1,9 +1,14 @@
 """Composition, inversion, alignment, folding: against the specification and their identities."""
 
+import contextlib
+import re
+
 import numpy as np
 import pytest
 import torch
 from assertions import assert_bits_equal, assert_close
+from hypothesis import given
+from strategies import coordinates, warp_cases
 
 import tcwarp
 from tcwarp import reference
@@ -170,12 +175,47 @@ def folding_field(dtype=torch.float32) -> torch.Tensor:
     return field
 
 
+def folding_warned(device, *parts):
+    """On the CPU a fold is warned of; on a GPU a look at the result would wait for it."""
+    if device == "cpu":
+        return pytest.warns(tcwarp.FoldingWarning, match=".*".join(map(re.escape, parts)))
+    return contextlib.nullcontext()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
+def test_fields_that_do_not_fold_are_not_warned_of(device, dtype):
+    for size in SIZES:
+        t1, t2 = (smooth_field(size, s, device=device).to(dtype) for s in (24, 25))
+        tcwarp.invert(t1)
+        tcwarp.align(t1, 3 * t2)
+    far = torch.full((1, 2, 5, 5), 1e9, device=device)
+    tcwarp.align(torch.zeros_like(far), far)
+    tcwarp.invert(far)
+
+
+@given(warp_cases("nearest"))
+def test_valid_mask(device, case):
+    field = case.displacement.to(device)
+    ones = torch.ones(len(field), 1, *field.shape[2:], dtype=torch.float64, device=device)
+    for mode in ("nearest", "linear"):
+        mask = tcwarp.valid_mask(field, mode=mode)
+        expected = reference.valid_mask(coordinates(field), mode)
+        np.testing.assert_array_equal(mask.cpu().numpy(), expected)
+        # Ones are left of ones where all that is read is inside.
+        assert (tcwarp.warp(ones, field, mode=mode)[:, 0][mask] > 1 - 1e-6).all()
+    assert torch.equal(tcwarp.valid_mask(field, mode="cubic"), mask)
+
+
 def test_folding_is_reported(device):
     field = folding_field().to(device)
     determinant = tcwarp.jacobian_determinant(field)
     assert (determinant[..., 11:20] < 0).all()
     assert (determinant[..., :8] == 1).all()
-    inverse, residual = tcwarp.invert(field, return_residual=True)
+    with folding_warned(device, "invert: displacement folds", "smallest determinant", "-1"):
+        inverse, residual = tcwarp.invert(field, return_residual=True)
+    with folding_warned(device, "align: t1 folds"):
+        tcwarp.align(field, torch.zeros_like(field))
     # Whatever was found, the residual tells the truth about it ...
     left = tcwarp.compose(field, inverse).abs().amax(dim=1)
     assert_close(residual, left, "invert", atol=1e-6)
@@ -186,7 +226,8 @@ def test_folding_is_reported(device):
 
 def test_residual_of_a_rough_field_is_not_small(device):
     noise = torch.from_numpy(np.random.default_rng(16).normal(scale=6, size=(1, 2, 24, 24)))
-    _, residual = tcwarp.invert(noise.to(device), return_residual=True)
+    with folding_warned(device, "invert: displacement folds"):
+        _, residual = tcwarp.invert(noise.to(device), return_residual=True)
     assert (tcwarp.jacobian_determinant(noise) <= 0).any()
     assert residual.max() > 0.1
 

@@ -183,8 +183,13 @@ def test_align(emulated, size):
         0.3 * displacement_values("smooth", (2, len(size), *size), seed) for seed in (1, 2)
     )
     for other in (second, None):
-        output = emulated.align(first, other, 1e-10, 32)
-        assert_close(output, torch.ops.tcwarp.align(first, other, 1e-10, 32), "align", atol=1e-9)
+        pairs = zip(
+            emulated.align(first, other, 1e-10, 32),
+            torch.ops.tcwarp.align(first, other, 1e-10, 32),
+            strict=True,
+        )
+        for output, expected in pairs:
+            assert_close(output, expected, "align", atol=1e-9)
 
 
 @pytest.mark.parametrize("modes", [(5, 7), (3, 4, 5)])

@@ -123,7 +123,12 @@ def test_pairs_of_fields_must_agree(name, arguments):
         function(FIELD, FIELD.to("meta"))
 
 
-@pytest.mark.parametrize("name", ["invert", "jacobian_determinant"])
+def test_valid_mask_names_the_modes():
+    with raises(ValueError, "valid_mask: mode must be one of", "'nearest'", "got 'bilinear'"):
+        tcwarp.valid_mask(FIELD, mode="bilinear")
+
+
+@pytest.mark.parametrize("name", ["invert", "jacobian_determinant", "valid_mask"])
 def test_single_fields(name):
     function = getattr(tcwarp, name)
     with raises(TypeError, f"{name}: displacement must be a torch.Tensor", "got str"):

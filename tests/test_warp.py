@@ -17,6 +17,7 @@ from strategies import (
     OTHER_DTYPES,
     PADDING_MODES,
     WarpCase,
+    coordinates,
     displacement_values,
     image_values,
     warp_cases,
@@ -33,12 +34,6 @@ def warp(case: WarpCase) -> torch.Tensor:
     return tcwarp.warp(
         case.input, case.displacement, mode=case.mode, padding_mode=case.padding_mode
     )
-
-
-def coordinates(displacement: torch.Tensor) -> np.ndarray:
-    """The displacement as the specification sees it; NumPy has no bfloat16."""
-    wide = displacement if displacement.element_size() >= 4 else displacement.float()
-    return wide.cpu().numpy()
 
 
 def expected(case: WarpCase, image: np.ndarray) -> np.ndarray:

@@ -1,4 +1,7 @@
 // The displacement of t2 o t1^-1, one fixed point per pixel.
+#include <mutex>
+#include <tuple>
+
 #include "../shared/invert.h"
 
 #include "common.h"
@@ -9,7 +12,7 @@ namespace {
 template <int D, typename T>
 TCWARP_MULTIVERSION void align_run(const Run<D, T>& first, const T* field,
                                    const T* second, int64_t pixels, T tolerance,
-                                   int steps, T* output) {
+                                   int steps, T* output, Report<T>& report) {
   for (int64_t i = 0; i < first.count; ++i) {
     int32_t at[D];
     T target[D], offset[D];
@@ -17,44 +20,57 @@ TCWARP_MULTIVERSION void align_run(const Run<D, T>& first, const T* field,
       at[k] = first.position[k] + (k == D - 1 ? static_cast<int32_t>(i) : 0);
       target[k] = second == nullptr ? T(0) : second[k * pixels + i];
     }
-    solve_offset<D>(field, first.size, at, target, tolerance, steps, offset);
+    solve_offset<D>(field, first.size, at, target, tolerance, steps, offset,
+                    report);
     for (int k = 0; k < D; ++k) output[k * pixels + i] = offset[k];
   }
 }
 
 template <int D, typename T>
-void align_fields(const Field<D, T>& first, const T* second, int64_t samples,
-                  T tolerance, int steps, T* output) {
+Report<T> align_fields(const Field<D, T>& first, const T* second,
+                       int64_t samples, T tolerance, int steps, T* output) {
+  std::mutex mutex;
+  Report<T> whole;
   const Layout layout{samples, D, first.pixels, 1, first.pixels};
   constexpr int64_t work = 256;  // about that of so many copied values
   parallel_over_tiles(
       layout, kLinearTile, work, [&](int64_t n, int64_t begin, int64_t end) {
         const int64_t sample = layout.sample_offset(n);
+        Report<T> report;
         for_each_run(first, n, begin, end, [&](const Run<D, T>& run) {
           const int64_t at = sample + run.first;
           align_run<D>(run, first.data + sample,
                        second == nullptr ? nullptr : second + at, first.pixels,
-                       tolerance, steps, output + at);
+                       tolerance, steps, output + at, report);
         });
+        const std::lock_guard<std::mutex> lock(mutex);
+        whole.add(report);
       });
+  return whole;
 }
 
 }  // namespace
 
-Tensor align(const Tensor& first_, const std::optional<Tensor>& second_,
-             double tolerance, int64_t steps) {
+std::tuple<Tensor, Tensor> align(const Tensor& first_,
+                                 const std::optional<Tensor>& second_,
+                                 double tolerance, int64_t steps) {
   const Tensor first = torch::stable::contiguous(first_);
   std::optional<Tensor> second;
   if (second_) second = torch::stable::contiguous(*second_);
   Tensor output = torch::stable::empty_like(first);
-  if (output.numel() == 0) return output;
+  Tensor report = torch::stable::empty({2}, ScalarType::Double);
+  torch::stable::zero_(report);
+  if (output.numel() == 0) return {output, report};
   dispatch_field(first, [&](const auto& field) {
     using T = typename std::decay_t<decltype(field)>::Scalar;
-    align_fields(field, second ? second->const_data_ptr<T>() : nullptr,
-                 first.size(0), static_cast<T>(tolerance),
-                 static_cast<int>(steps), output.mutable_data_ptr<T>());
+    const Report<T> whole =
+        align_fields(field, second ? second->const_data_ptr<T>() : nullptr,
+                     first.size(0), static_cast<T>(tolerance),
+                     static_cast<int>(steps), output.mutable_data_ptr<T>());
+    report.mutable_data_ptr<double>()[0] = whole.residual;
+    report.mutable_data_ptr<double>()[1] = whole.fold;
   });
-  return output;
+  return {output, report};
 }
 
 }  // namespace tcwarp::cpu

@@ -1,4 +1,6 @@
 // The displacement of t2 o t1^-1, one fixed point per thread.
+#include <tuple>
+
 #include "../shared/invert.h"
 
 #include "common.cuh"
@@ -6,13 +8,22 @@
 namespace tcwarp::cuda {
 namespace {
 
+// The larger of two numbers that are not negative: their bits have their order.
+__device__ inline void raise(double* target, double value) {
+  if (!(value > *target)) return;
+  atomicMax(reinterpret_cast<unsigned long long*>(target),
+            static_cast<unsigned long long>(__double_as_longlong(value)));
+}
+
 template <int D, typename T>
 __global__ void align_kernel(WarpWork<D, T> work,
                              const T* __restrict__ second,  // (N, D, *size)
                              T tolerance, int steps,
-                             T* __restrict__ output) {  // (N, D, *size)
+                             T* __restrict__ output,  // (N, D, *size)
+                             double* found) {         // (2), zeroed
   const int64_t pixel = thread_index();
   if (pixel >= work.pixels) return;
+  Report<T> report;
   for (int64_t n = blockIdx.z; n < work.samples; n += gridDim.z) {
     const PixelWork<D, T> at(work, n, pixel);
     const int64_t sample = n * D * work.pixels;
@@ -22,23 +33,29 @@ __global__ void align_kernel(WarpWork<D, T> work,
           second == nullptr ? T(0) : second[sample + k * work.pixels + pixel];
     }
     solve_offset<D>(work.displacement + sample, work.size, at.position, target,
-                    tolerance, steps, offset);
+                    tolerance, steps, offset, report);
     for (int k = 0; k < D; ++k) {
       output[sample + k * work.pixels + pixel] = offset[k];
     }
   }
+  raise(found, report.residual);
+  raise(found + 1, report.fold);
 }
 
 }  // namespace
 
-Tensor align(const Tensor& first_, const std::optional<Tensor>& second_,
-             double tolerance, int64_t steps) {
+std::tuple<Tensor, Tensor> align(const Tensor& first_,
+                                 const std::optional<Tensor>& second_,
+                                 double tolerance, int64_t steps) {
   const Tensor first = torch::stable::contiguous(first_);
   std::optional<Tensor> second;
   if (second_) second = torch::stable::contiguous(*second_);
   const torch::stable::accelerator::DeviceGuard guard(first.get_device_index());
   Tensor output = torch::stable::empty_like(first);
-  if (output.numel() == 0) return output;
+  Tensor report = torch::stable::empty({2}, ScalarType::Double, std::nullopt,
+                                       first.device());
+  torch::stable::zero_(report);
+  if (output.numel() == 0) return {output, report};
   dispatch_field(first, [&](const auto& field) {
     constexpr int D = std::decay_t<decltype(field)>::kDimensions;
     using T = typename std::decay_t<decltype(field)>::Scalar;
@@ -46,9 +63,10 @@ Tensor align(const Tensor& first_, const std::optional<Tensor>& second_,
     const T* const target = second ? second->const_data_ptr<T>() : nullptr;
     launch(output, blocks_for(work.pixels, 1, work.samples), kThreads,
            align_kernel<D, T>, work, target, static_cast<T>(tolerance),
-           static_cast<int>(steps), output.mutable_data_ptr<T>());
+           static_cast<int>(steps), output.mutable_data_ptr<T>(),
+           report.mutable_data_ptr<double>());
   });
-  return output;
+  return {output, report};
 }
 
 }  // namespace tcwarp::cuda

@@ -46,18 +46,30 @@ TCWARP_HOST_DEVICE void sample_field(const T* field, const int32_t (&size)[D],
   }
 }
 
-// Solves (I + jacobian) step = residual by Cramer's rule. False where the map
-// is close to folding, where the step is not to be trusted.
+// What a solution leaves to be known: how far from solved it is, and how the
+// map folds, as one minus the determinant of its Jacobian: 1 or more at a fold.
+template <typename T>
+struct Report {
+  T residual = 0, fold = 0;
+
+  TCWARP_HOST_DEVICE void add(const Report& other) {
+    residual = other.residual > residual ? other.residual : residual;
+    fold = other.fold > fold ? other.fold : fold;
+  }
+};
+
+// Solves (I + jacobian) step = residual by Cramer's rule; gives the
+// determinant. Where it is small, close to folding, the step is not to be
+// trusted.
 template <int D, typename T>
-TCWARP_HOST_DEVICE bool newton_step(T (&m)[D][D], const T (&residual)[D],
-                                    T (&step)[D]) {
-  constexpr T smallest = T(0.05);
+TCWARP_HOST_DEVICE T newton_step(T (&m)[D][D], const T (&residual)[D],
+                                 T (&step)[D]) {
   for (int k = 0; k < D; ++k) m[k][k] += T(1);
   if constexpr (D == 2) {
     const T determinant = m[0][0] * m[1][1] - m[0][1] * m[1][0];
-    if (!(determinant > smallest)) return false;
     step[0] = (residual[0] * m[1][1] - residual[1] * m[0][1]) / determinant;
     step[1] = (residual[1] * m[0][0] - residual[0] * m[1][0]) / determinant;
+    return determinant;
   } else {
     T cofactor[3][3];
     for (int r = 0; r < 3; ++r) {
@@ -69,14 +81,13 @@ TCWARP_HOST_DEVICE bool newton_step(T (&m)[D][D], const T (&residual)[D],
     }
     const T determinant = m[0][0] * cofactor[0][0] + m[0][1] * cofactor[0][1] +
                           m[0][2] * cofactor[0][2];
-    if (!(determinant > smallest)) return false;
     for (int k = 0; k < 3; ++k) {
       step[k] = (cofactor[0][k] * residual[0] + cofactor[1][k] * residual[1] +
                  cofactor[2][k] * residual[2]) /
                 determinant;
     }
+    return determinant;
   }
-  return true;
 }
 
 // Offset a with a + u(x + a) = target, i.e. where phi = id + u takes the pixel
@@ -87,10 +98,12 @@ template <int D, typename T>
 TCWARP_HOST_DEVICE void solve_offset(const T* field, const int32_t (&size)[D],
                                      const int32_t (&at)[D],
                                      const T (&target)[D], T tolerance,
-                                     int steps, T (&offset)[D]) {
+                                     int steps, T (&offset)[D],
+                                     Report<T>& report) {
+  constexpr T smallest = T(0.05);  // determinant of a trusted step
   T value[D] = {}, jacobian[D][D], residual[D], step[D];
   for (int k = 0; k < D; ++k) offset[k] = target[k];
-  T previous = T(INFINITY);
+  T previous = T(INFINITY), left = 0, fold = 0;
   for (int i = 0; i < steps; ++i) {
     sample_field<D>(field, size, at, offset, value, jacobian);
     T norm = 0;
@@ -100,12 +113,19 @@ TCWARP_HOST_DEVICE void solve_offset(const T* field, const int32_t (&size)[D],
       // Written so that NaN is kept, not dropped.
       norm = size_k <= norm || norm != norm ? norm : size_k;
     }
-    if (norm <= tolerance || norm != norm) break;
-    const bool newton =
-        norm <= T(0.5) * previous && newton_step<D>(jacobian, residual, step);
+    if (norm != norm) {
+      left = 0;  // not solved in vain: it has no solution
+      break;
+    }
+    left = norm;
+    const T determinant = newton_step<D>(jacobian, residual, step);
+    fold = T(1) - determinant > fold ? T(1) - determinant : fold;
+    if (norm <= tolerance) break;
+    const bool newton = norm <= T(0.5) * previous && determinant > smallest;
     for (int k = 0; k < D; ++k) offset[k] -= newton ? step[k] : residual[k];
     previous = norm;
   }
+  report.add({left, fold});
   // A NaN target or field leaves NaN: outside the image for every warp.
   for (int k = 0; k < D; ++k) {
     if (!is_finite(target[k]) || !is_finite(value[k])) offset[k] = T(NAN);
