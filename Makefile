@@ -9,9 +9,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(wildcard csrc/*.h csrc/*.cuh csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu)
+EMULATION := $(wildcard tests/emulation/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench lint format cuda-compile cuda-check clean
+.PHONY: help build demo test bench lint format sanitize cuda-compile cuda-check clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -50,12 +51,21 @@ lint: $(VENV)/stamp.test  ## check formatting, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE) $(EMULATION)
 
 format: $(VENV)/stamp.test  ## format Python, C++ and CUDA sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(NATIVE)
+	$(BIN)/clang-format -i $(NATIVE) $(EMULATION)
+
+# The library is built apart from the usual one. Leaks are Python's own; the runtimes of both sanitizers come first.
+SANITIZED := $(CURDIR)/build/sanitize/lib
+sanitize: $(VENV)/stamp.test  ## run the tests of the operators with AddressSanitizer and UndefinedBehaviorSanitizer
+	TCWARP_SANITIZE=1 $(BIN)/python setup.py build --build-lib $(SANITIZED) --build-temp build/sanitize/temp
+	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 TCWARP_EXPECTED=$(SANITIZED) \
+	$(BIN)/pytest -p no:cacheprovider tests/test_sanitized.py tests/test_warp.py tests/test_algebra.py \
+		tests/test_fields.py tests/test_fuzz.py tests/test_native_header.py tests/test_cuda_emulated.py -k "not compile and not opcheck"
 
 # setup.py compiles the CUDA sources wherever it finds nvcc, and links them where torch has CUDA: no GPU is needed.
 cuda-compile: $(VENV)/stamp.build  ## compile the CUDA sources with nvcc; needs no GPU

@@ -6,7 +6,9 @@ CUDA build of torch are found it is linked, where only nvcc is found it is compi
 linked, and where nvcc is missing it is skipped. Both use nothing but torch's stable ABI, so
 one build runs on every torch from 2.10 on.
 
-Environment: CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, TCWARP_CUDA=0 (leave CUDA out).
+Environment: CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, TCWARP_CUDA=0 (leave CUDA out),
+TCWARP_WERROR=1 (warnings are errors), TCWARP_SANITIZE=1 (AddressSanitizer and
+UndefinedBehaviorSanitizer; see `make sanitize`).
 """
 
 import os
@@ -160,9 +162,17 @@ def write_build_info(nvcc: str | None) -> Path:
     return header.parent
 
 
-NVCC = find_nvcc()
+SANITIZE = os.environ.get("TCWARP_SANITIZE") == "1"
+NVCC = None if SANITIZE else find_nvcc()
 GENERATED = write_build_info(NVCC)
 STRICT = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("TCWARP_WERROR") == "1" else [])
+# A single version of each function: the loader picks versions before the sanitizers are ready.
+SANITIZERS = (
+    ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DTCWARP_SINGLE_VERSION"]
+    if SANITIZE
+    else []
+)
+OPTIMIZE = ["-O1", "-g", "-fno-omit-frame-pointer"] if SANITIZE else ["-O3", "-g0"]
 
 setup(
     ext_modules=[
@@ -183,9 +193,10 @@ setup(
             library_dirs=cpp_extension.library_paths(),
             libraries=["torch_cpu"],
             language="c++",
+            extra_link_args=SANITIZERS,
             extra_compile_args={
                 "cxx": [
-                    *("-std=c++17", "-O3", "-g0", "-fvisibility=hidden", *STRICT),
+                    *("-std=c++17", "-fvisibility=hidden", *OPTIMIZE, *STRICT, *SANITIZERS),
                     # floor() and comparisons become vector instructions; NaN keeps its meaning.
                     *("-fno-math-errno", "-fno-trapping-math"),
                     # As system headers: their warnings are not ours.

@@ -1,5 +1,6 @@
 """Argument checks. Every message names function, argument, what was expected and what came."""
 
+import math
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
@@ -17,6 +18,10 @@ def check_tensor(function: str, name: str, value: Any) -> None:
     """Raise TypeError unless value is a tensor on a device that has kernels."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_quantized:
+        kind = "quantized" if value.is_quantized else str(value.layout).removeprefix("torch.")
+        way = ".dequantize()" if value.is_quantized else ".to_dense()"
+        raise TypeError(f"{function}: {name} must be a dense tensor, got {kind}; use {way}")
     check_device(function, name, value.device)
 
 
@@ -94,14 +99,18 @@ def lookup(function: str, name: str, value: Any, table: Mapping[str, int]) -> in
     return table[value]
 
 
-def check_number(function: str, name: str, value: Any, *, positive: bool = False) -> float:
-    """Return a finite number as float; raise where it is none, or not positive where asked."""
+def check_number(
+    function: str, name: str, value: Any, *, positive: bool = False, at_most: float = math.inf
+) -> float:
+    """Return a finite number as float; raise where it is none, or out of range."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
     number = float(value)
     low = "positive and finite" if positive else "finite and not negative"
     if not (number > 0 if positive else number >= 0) or number == float("inf"):
         raise ValueError(f"{function}: {name} must be {low}, got {value}")
+    if number > at_most:
+        raise ValueError(f"{function}: {name} must be at most {at_most:g}, got {value}")
     return number
 
 

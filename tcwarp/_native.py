@@ -132,3 +132,31 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "tcwarp::warp_backward_displacement", _backward_of_displacement_gradient
 )
+
+
+def _vmap_over_samples(operator: Any) -> Any:
+    """Vectorise by one more dimension of samples: they are independent of each other."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        size = info.batch_size
+
+        def merged(value: Any, dim: int | None) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            batched = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+            return batched.flatten(0, 1)
+
+        flat = [merged(value, dim) for value, dim in zip(arguments, in_dims, strict=True)]
+        output = operator(*flat)
+        # What `align` reports is of all samples together.
+        first = output[0] if isinstance(output, tuple) else output
+        split = first.unflatten(0, (size, first.shape[0] // max(size, 1)))
+        return ((split, output[1]), (0, None)) if isinstance(output, tuple) else (split, 0)
+
+    return rule
+
+
+for _name in ("warp", "warp_backward_input", "warp_backward_displacement", "align"):
+    torch.library.register_vmap(
+        f"tcwarp::{_name}", _vmap_over_samples(getattr(torch.ops.tcwarp, _name))
+    )

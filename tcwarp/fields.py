@@ -6,7 +6,8 @@ few modes: smoothing and drawing are products with thin matrices instead of wide
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, ops
@@ -23,7 +24,9 @@ from ._checks import (
     lookup,
 )
 
+T = TypeVar("T")
 BOUNDARIES = {"reflect": 0, "constant": 1}
+LARGEST = 1e30  # pixels: far beyond any image, far below what single precision holds
 TRUNCATE = 8.0  # the kernel ends at this many sigma; SciPy's default of 4 moves results by 4e-4
 
 
@@ -87,6 +90,12 @@ def _field_factor(
         basis, eigenvalues = _modes(length, sigma, _mode_count(length, sigma, dtype))
         variance = float(eigenvalues.square().sum()) / length
         return (basis * eigenvalues).to(device, dtype), variance
+
+
+def _cached(factor: Callable[..., T], *arguments: Any) -> T:
+    # A compiler traces into the function, and warns of caches that it passes by.
+    wrapped = factor.__wrapped__ if torch.compiler.is_compiling() else factor  # type: ignore[attr-defined]
+    return cast(T, wrapped(*arguments))
 
 
 def _along(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
@@ -164,7 +173,9 @@ def gaussian_smooth(
             if 20 * one * one < length:
                 output = _convolve(output, one, boundary, axis)
             else:
-                basis, scaled = _smoothing_factor(length, one, boundary, dtype, input.device)
+                basis, scaled = _cached(
+                    _smoothing_factor, length, one, boundary, dtype, input.device
+                )
                 output = _along(_along(output, basis.mT, axis), scaled, axis)
     return output.to(input.dtype)
 
@@ -248,9 +259,9 @@ def random_displacement(
         raise ValueError(f"{name}: size must be 2 or 3 lengths (int) of at least 0, got {size!r}")
     check_axes(name, "size", tuple(size))
     sigmas = check_sigma(name, sigma, len(size))
-    magnitude = check_number(name, "magnitude", magnitude)
+    magnitude = check_number(name, "magnitude", magnitude, at_most=LARGEST)
     if displacement_std is not None:
-        displacement_std = check_number(name, "displacement_std", displacement_std)
+        displacement_std = check_number(name, "displacement_std", displacement_std, at_most=LARGEST)
     if not 0 <= check_number(name, "identity_probability", identity_probability) <= 1:
         raise ValueError(
             f"{name}: identity_probability must be between 0 and 1, got {identity_probability}"
@@ -275,7 +286,7 @@ def random_displacement(
     working = torch.float64 if dtype == torch.float64 else torch.float32
     factors, variance = [], 1.0
     for length, one in zip(size, sigmas, strict=True):
-        factor, axis_variance = _field_factor(length, one, working, device)
+        factor, axis_variance = _cached(_field_factor, length, one, working, device)
         factors.append(factor)
         variance *= axis_variance
     scale = magnitude / math.sqrt(3)

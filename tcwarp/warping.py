@@ -26,14 +26,18 @@ def warp(
     ----------
     input : Tensor, shape (N, C, H, W) or (N, C, D, H, W)
         Any strides; channels-last stays channels-last. Mode ``"nearest"`` takes every dtype and
-        copies values bit for bit; ``"linear"`` takes floating ones (half precision is summed in
-        the precision of the displacement).
+        copies values bit for bit; the others take floating ones and sum in float32, double
+        precision in float64.
     displacement : Tensor, shape (N, 2, H, W) or (N, 3, D, H, W)
         Pixels, in array order: component k displaces along spatial axis k. Half precision is
         converted to float32. Where a component is NaN or infinite the output is 0 under every
         padding mode; finite ones are clamped to 2**30 pixels.
-    mode : {"nearest", "linear"}
-        Nearest reads from ``x + floor(u + 1/2)``: the displacement is rounded, half up.
+    mode : {"nearest", "linear", "cubic"}
+        Nearest reads from ``x + floor(u + 1/2)``: the displacement is rounded, half up. Cubic is
+        the B-spline through the pixels (SciPy's order 3): sharper than linear, with overshoot
+        beside edges, and a pixel that is not finite spreads; it takes a buffer of the size of
+        the input for its coefficients. In every mode a displacement of 0 is the identity, bit
+        for bit.
     padding_mode : {"zeros", "border", "reflection"}
         What stands outside the image. Reflection is half-sample symmetric, d c b a | a b c d.
 
@@ -41,8 +45,10 @@ def warp(
     -------
     Tensor
         Shape, dtype and memory format of the input. Differentiable by the input (its backward is
-        the exact adjoint: values go back to where they came from) and, in mode ``"linear"``, by
-        the displacement.
+        the exact adjoint: values go back to where they came from) and, in modes ``"linear"`` and
+        ``"cubic"``, by the displacement. On CUDA the backward adds with atomics; under
+        ``torch.use_deterministic_algorithms(True)`` on integers instead: the same on every run,
+        slower, with a buffer of 8 bytes a value (16 for float64).
 
     Raises
     ------
@@ -55,7 +61,8 @@ def warp(
     ----------
     The nearest gather and its scatter are the transformation layer of Bortsova et al.,
     "Semi-supervised medical image segmentation via learning consistency under transformations",
-    MICCAI 2019.
+    MICCAI 2019. Cubic splines: Unser, Aldroubi, Eden, "B-spline signal processing", IEEE
+    Transactions on Signal Processing 41 (1993).
 
     Examples
     --------
@@ -83,6 +90,8 @@ def warp(
     padding_code = lookup("warp", "padding_mode", padding_mode, PADDING_MODES)
     if mode_code != NEAREST:
         check_floating("warp", f"input (in mode {mode!r}; 'nearest' takes any dtype)", input)
+    if input.requires_grad and not input.is_complex():
+        check_floating("warp", "input (that requires a gradient)", input)
     if input.is_complex() and input.requires_grad:
         # Two real scatters are the gradient of a complex gather.
         parts = (input.real, input.imag)

@@ -4,6 +4,7 @@ For machines without a GPU: indices, bounds, vector paths and sums are those of 
 """
 
 import math
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -36,8 +37,10 @@ def emulated(tmp_path_factory):
     if compiler is None:
         pytest.skip("no C++ compiler")
     library = tmp_path_factory.mktemp("emulation") / "kernels.so"
+    sanitizers = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command = [
         *(compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas"),
+        *(sanitizers if "TCWARP_EXPECTED" in os.environ else []),  # make sanitize
         *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTCWARP_ENOUGH=64"),
         *(f"-isystem{path}" for path in cpp_extension.include_paths()),
         *(f"-I{HERE / 'emulation'}", str(HERE / "emulation" / "kernels.cpp"), "-o", str(library)),

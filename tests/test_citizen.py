@@ -1,0 +1,160 @@
+"""Good citizenship: the ABI, workers after fork, memory, vectorisation, tensors beyond 2^31."""
+
+import multiprocessing
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from assertions import assert_bits_equal, assert_close
+from strategies import MODES, displacement_values, image_values
+from torch.profiler import ProfilerActivity, profile
+
+import tcwarp
+
+PACKAGE = Path(tcwarp.__file__).parent
+
+
+@pytest.mark.parametrize("library", sorted(PACKAGE.glob("*.so")), ids=lambda path: path.name)
+def test_only_stable_symbols_of_torch(library):
+    """C++ symbols of torch change from release to release; the C shims do not."""
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("nm is not installed")
+    command = [nm, "--dynamic", "--undefined-only", "--demangle", str(library)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    symbols = [line.split(maxsplit=1)[1] for line in lines]
+    assert any(symbol.startswith("aoti_torch_") for symbol in symbols)
+    unstable = [symbol for symbol in symbols if re.match(r"(at|c10|torch|caffe2)::", symbol)]
+    assert unstable == []
+
+
+def _warp_in_worker(index: int) -> torch.Tensor:
+    image = torch.arange(4096.0).reshape(1, 1, 64, 64) + index
+    generator = torch.Generator().manual_seed(index)
+    field = tcwarp.random_displacement(1, (64, 64), sigma=9.0, generator=generator)
+    return tcwarp.warp(image, field, mode="linear")
+
+
+class _Warped(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return _warp_in_worker(index)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_works_in_workers_after_a_fork():
+    # The threads of the parent are there when it forks, and gone in the child.
+    expected = [_warp_in_worker(index) for index in range(6)]
+    loader = torch.utils.data.DataLoader(
+        _Warped(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+    )
+    for output, wanted in zip(loader, expected, strict=True):
+        assert_bits_equal(output, wanted, "warp in a worker")
+
+
+# ------------------------------------------------------------------------------------ memory
+
+
+def allocated(function) -> int:
+    """Bytes that one call asks torch for."""
+    function()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    return sum(max(0, event.self_cpu_memory_usage) for event in profiler.events())
+
+
+# Less than a hundredth of the result: a few numbers, whatever the size of the image.
+SMALL = 4096
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_warp_allocates_its_result_only(mode):
+    image, field = torch.rand(2, 3, 128, 128), torch.randn(2, 2, 128, 128)
+    # A cubic warp needs the coefficients of its spline as well.
+    buffer = image.nbytes if mode == "cubic" else 0
+    code = MODES.index(mode)
+    forward = allocated(lambda: tcwarp.warp(image, field, mode=mode))
+    assert image.nbytes <= forward <= image.nbytes + buffer + SMALL
+    backward = allocated(lambda: torch.ops.tcwarp.warp_backward_input(image, field, code, 0, False))
+    assert image.nbytes <= backward <= image.nbytes + SMALL
+    if mode != "nearest":
+        other = allocated(
+            lambda: torch.ops.tcwarp.warp_backward_displacement(image, image, field, code, 0)
+        )
+        assert field.nbytes <= other <= field.nbytes + buffer + SMALL
+
+
+def test_alignment_allocates_its_result_only():
+    field = tcwarp.random_displacement(2, (128, 128), sigma=30.0)
+    for function in (lambda: tcwarp.align(field, field), lambda: tcwarp.invert(field)):
+        assert field.nbytes <= allocated(function) <= field.nbytes + SMALL
+
+
+def test_sampling_allocates_little_beside_the_field():
+    def draw():
+        return tcwarp.random_displacement(2, (256, 256), sigma=60.0)
+
+    # Of the factors along one axis: modes times pixels.
+    assert allocated(draw) < 1.2 * draw().nbytes
+
+
+# ------------------------------------------------------------------------------ vectorisation
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mode", MODES)
+def test_vmap(device, mode):
+    images = image_values(torch.float64, (3, 2, 2, 6, 5), 0).to(device)
+    fields = displacement_values("rough", (12, 2, 6, 5), 1).to(device).reshape(3, 2, 2, 2, 6, 5)[0]
+
+    def warp(image, field):
+        return tcwarp.warp(image, field, mode=mode)
+
+    both = torch.vmap(warp)(images[:2], fields)
+    expected = torch.stack([warp(i, f) for i, f in zip(images, fields, strict=False)])
+    assert_close(both, expected, "vmap of warp", atol=0)
+    shared = torch.vmap(warp, in_dims=(1, None), out_dims=1)(images.movedim(0, 1), fields[0])
+    expected = torch.stack([warp(image, fields[0]) for image in images], dim=1)
+    assert_close(shared, expected, "vmap of warp", atol=0)
+
+
+def test_vmap_of_align(device):
+    fields = 0.2 * displacement_values("smooth", (6, 2, 6, 5), 1).to(device).reshape(3, 2, 2, 6, 5)
+    together = torch.vmap(tcwarp.align)(fields, fields.flip(0))
+    expected = torch.stack(
+        [tcwarp.align(a, b) for a, b in zip(fields, fields.flip(0), strict=True)]
+    )
+    assert_close(together, expected, "vmap of align", atol=0)
+
+
+# -------------------------------------------------------------------------------- large tensors
+
+
+def available_gib() -> float:
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return 0.0
+    return int(re.search(r"MemAvailable:\s+(\d+)", text).group(1)) / 2**20
+
+
+@pytest.mark.skipif(available_gib() < 8, reason="needs 8 GiB of free memory")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_more_than_2_to_the_31_elements(layout):
+    channels, size = 2**13 + 1, (512, 512)
+    image = torch.empty((1, channels, *size), dtype=torch.uint8, memory_format=layout).zero_()
+    assert image.numel() > 2**31
+    image[0, -1] = torch.arange(size[1], dtype=torch.uint8)
+    image[0, :, 100, 7] = 3
+    field = torch.zeros(1, 2, *size)
+    field[:, 1] = 2.0
+    output = tcwarp.warp(image, field)
+    assert output[0, :, 100, 5].eq(3).all()
+    assert output[0, -1, 511, :253].tolist() == list(range(2, 255))
+    assert output[0, 0].sum() == 3

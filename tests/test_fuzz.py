@@ -1,0 +1,133 @@
+"""Whatever the arguments are: a result, or a ValueError or TypeError of one line; never a crash.
+
+`make sanitize` runs this, and the other tests of the operators, under AddressSanitizer and
+UndefinedBehaviorSanitizer.
+"""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import (
+    DISPLACEMENT_KINDS,
+    EXTREME_VALUES,
+    FLOATING_DTYPES,
+    MODES,
+    OTHER_DTYPES,
+    PADDING_MODES,
+    displacement_values,
+    image_values,
+)
+
+import tcwarp
+
+# Also outside the modes and paddings there are, now and then.
+names = st.sampled_from([*MODES, *PADDING_MODES, *MODES, *PADDING_MODES, "spline", None])
+lengths = st.integers(0, 9)
+
+
+@st.composite
+def tensors(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = FLOATING_DTYPES) -> torch.Tensor:
+    """Draw a tensor of any shape and strides, overlapping and turned ones among them."""
+    shape = tuple(draw(st.lists(lengths, min_size=1, max_size=6)))
+    strides = tuple(draw(st.integers(0, 12)) for _ in shape)
+    extent = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True) if n)
+    seed = draw(st.integers(0, 2**32 - 1))
+    dtype = draw(st.sampled_from(dtypes))
+    values = image_values(dtype, (extent + 3,), seed)
+    if dtype.is_floating_point and draw(st.booleans()):
+        extremes = np.random.default_rng(seed).choice(EXTREME_VALUES, size=extent + 3)
+        values = torch.from_numpy(extremes).to(dtype)
+    return values.as_strided(shape, strides, draw(st.integers(0, 2)))
+
+
+@st.composite
+def fitting(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw an image of any dtype and a displacement that fits it, most often."""
+    size = tuple(draw(st.lists(lengths, min_size=2, max_size=3)))
+    batch, seed = draw(st.integers(0, 3)), draw(st.integers(0, 2**32 - 1))
+    kind = draw(st.sampled_from(DISPLACEMENT_KINDS))
+    field = displacement_values(kind, (batch, len(size), *size), seed)
+    field = field.to(draw(st.sampled_from(FLOATING_DTYPES)))
+    dtype = draw(st.sampled_from(FLOATING_DTYPES + OTHER_DTYPES))
+    image = image_values(dtype, (batch, draw(st.integers(0, 9)), *size), seed)
+    axes = draw(st.permutations(range(image.dim())))
+    turned = image.permute(*axes).contiguous().permute(*(axes.index(k) for k in range(len(axes))))
+    return turned, field
+
+
+def survives(function, *arguments, **options):
+    """Call; an error must name the function."""
+    try:
+        return function(*arguments, **options)
+    except (ValueError, TypeError) as error:
+        assert str(error).startswith(f"{function.__name__}: "), error
+        assert "\n" not in str(error)
+        return None
+
+
+@given(st.one_of(fitting(), st.tuples(tensors(), tensors())), names, names)
+def test_warp_and_its_gradients(pair, mode, padding_mode):
+    image, field = pair
+    options = {"mode": mode, "padding_mode": padding_mode}
+    output = survives(tcwarp.warp, image, field, **options)
+    if output is None:
+        return
+    assert output.shape == image.shape
+    if image.is_floating_point():
+        leaves = image.detach().requires_grad_(), field.detach().requires_grad_(mode != "nearest")
+        output = tcwarp.warp(*leaves, **options)
+        torch.autograd.grad(output, [x for x in leaves if x.requires_grad], torch.ones_like(output))
+
+
+@given(tensors(), tensors())
+def test_the_algebra(first, second):
+    for function in (tcwarp.compose, tcwarp.align):
+        survives(function, first, second)
+        survives(function, first, first)
+    for function in (tcwarp.invert, tcwarp.jacobian_determinant, tcwarp.valid_mask):
+        survives(function, first)
+
+
+@given(st.sampled_from(DISPLACEMENT_KINDS), st.lists(lengths, min_size=2, max_size=3), st.data())
+def test_the_algebra_of_fields(kind, size, data):
+    shape = (data.draw(st.integers(0, 2)), len(size), *size)
+    fields = [
+        displacement_values(kind, shape, data.draw(st.integers(0, 2**32 - 1))).to(
+            data.draw(st.sampled_from(FLOATING_DTYPES))
+        )
+        for _ in range(2)
+    ]
+    for function in (tcwarp.compose, tcwarp.align):
+        survives(function, *fields)
+        survives(function, fields[0], fields[0])
+    for function in (tcwarp.invert, tcwarp.jacobian_determinant, tcwarp.valid_mask):
+        survives(function, fields[0])
+
+
+numbers = st.one_of(
+    st.floats(1e-3, 1e3), st.sampled_from([0.0, -1.0, 1e-300, 1e30, 1e300, float("nan"), 2, "x"])
+)
+
+
+@given(tensors(), st.one_of(numbers, st.lists(numbers, max_size=3)), names)
+def test_smoothing(tensor, sigma, boundary):
+    boundary = {"zeros": "constant", "reflection": "reflect"}.get(boundary, boundary)
+    # Zeros outside take as much memory as the Gaussian is wide.
+    widest = max((s for s in np.atleast_1d(sigma) if isinstance(s, int | float)), default=0)
+    if boundary == "constant" and widest > 1e4:
+        return
+    survives(tcwarp.gaussian_smooth, tensor, sigma, boundary=boundary)
+
+
+@given(st.integers(-1, 3), st.lists(st.integers(-1, 40), max_size=4), numbers, numbers, numbers)
+def test_drawing(batch, size, sigma, magnitude, probability):
+    for option in ("magnitude", "displacement_std"):
+        field = survives(
+            tcwarp.random_displacement,
+            *(batch, size),
+            sigma=sigma,
+            identity_probability=probability,
+            **{option: magnitude},
+        )
+        assert field is None or field.isfinite().all()

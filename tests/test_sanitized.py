@@ -1,0 +1,30 @@
+"""That `make sanitize` tests the library it built, and that its sanitizers bite."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tcwarp
+
+EXPECTED = os.environ.get("TCWARP_EXPECTED")
+pytestmark = pytest.mark.skipif(EXPECTED is None, reason="only under make sanitize")
+
+
+def test_the_sanitized_library_is_the_one_under_test():
+    assert EXPECTED is not None
+    assert Path(EXPECTED).resolve() in Path(tcwarp._native._C.__file__).resolve().parents
+
+
+def test_an_error_would_be_found():
+    """A displacement of fewer samples than its image, past the checks: reads beyond its end."""
+    script = (
+        "import torch, tcwarp\n"
+        "image, field = torch.zeros(64, 1, 64, 64), torch.zeros(1, 2, 64, 64)\n"
+        "torch.ops.tcwarp.warp(image, field, 0, 0)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "AddressSanitizer" in result.stderr
