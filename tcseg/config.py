@@ -71,8 +71,10 @@ class Config:
         PRECISIONS,
     )
     consistency_weight: float = _option(1.0, "Weight of the consistency term (lambda).")
-    learning_rate: float = _option(1.0, "Learning rate of Adadelta.")
-    validate_every: int = _option(100, "Steps from one validation to the next.")
+    learning_rate: float = _option(
+        1.0, "Learning rate of Adadelta; it falls to 0 over the steps after pre-training."
+    )
+    validate_every: int = _option(50, "Steps from one validation to the next.")
     checkpoint_every: int = _option(100, "Steps from one checkpoint to the next.")
     pretrained: str | None = _option(None, "Run folder whose pre-training is taken over.")
 

@@ -142,6 +142,7 @@ class Trainer:
                 break
             pretraining = state.step < config.pretrain_steps
             self.network.train()
+            self._set_learning_rate()
             for name, value in self.step(SUPERVISED if pretraining else self.method).items():
                 terms[name] = terms.get(name, 0) + value
             state.step += 1
@@ -162,6 +163,13 @@ class Trainer:
                 state.seconds = time.monotonic() - started
                 self.save()
         state.seconds = time.monotonic() - started
+
+    def _set_learning_rate(self) -> None:
+        """Keep the rate in pre-training; let it fall to 0 over the steps of the method."""
+        config = self.config
+        done = max(0, self.state.step - config.pretrain_steps) / config.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * (1 - done)
 
     def _begin_method(self) -> None:
         """Go on from the best network of pre-training, with a new optimizer."""

@@ -205,7 +205,7 @@ def test_ctrl_c_says_how_to_go_on(train, tmp_path):
 
 def test_resuming_a_finished_run_changes_nothing_and_succeeds(train, tmp_path):
     run = RunFolder.create(tmp_path / "run", Config(), resume=False)
-    run.save_summary({})
+    run.save_summary({"test": {}})
     try:
         RunFolder.create(run.path, Config(), resume=True)
     except RunError as error:

@@ -111,7 +111,7 @@ def equation_1(network, images, masks, consistency_weight):
     supervised = consistency = 0.0
     for n in range(BATCH):
         x, t1, t2 = (a[n : n + 1].numpy() for a in (images, T1, T2))
-        answer1, answer2 = f(transformed(x, t1, "linear")), f(transformed(x, t2, "linear"))
+        answer1, answer2 = f(transformed(x, t1, "cubic")), f(transformed(x, t2, "cubic"))
         if n < LABELLED:
             y = masks[n : n + 1].double().numpy()
             for field, answer in ((t1, answer1), (t2, answer2)):
