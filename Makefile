@@ -46,6 +46,7 @@ test: $(VENV)/stamp.test  ## run the tests
 
 bench: $(VENV)/stamp.bench  ## run the CPU benchmarks against their peers
 	$(BIN)/python -m pytest benchmarks
+	$(BIN)/python -m benchmarks.scaling --out build/scaling
 
 lint: $(VENV)/stamp.test  ## check formatting, style and types
 	$(BIN)/ruff format --check .
@@ -72,9 +73,12 @@ cuda-compile: $(VENV)/stamp.build  ## compile the CUDA sources with nvcc; needs 
 	@command -v nvcc >/dev/null || test -x "$$CUDA_HOME/bin/nvcc" || { echo "cuda-compile: nvcc not found; put it on the path or set CUDA_HOME" >&2; exit 1; }
 	$(BIN)/python setup.py build_ext --inplace
 
-cuda-check:  ## on a machine with a GPU, with PYTHON as it is: build, CUDA tests, benchmarks, one JSON
+cuda-check:  ## on a machine with a GPU, with PYTHON as it is: build, CUDA tests, compute-sanitizer, benchmarks, one JSON
 	$(PYTHON) setup.py build_ext --inplace
 	$(PYTHON) -m pytest tests -m cuda
+	@if command -v compute-sanitizer >/dev/null; then for tool in memcheck racecheck; do \
+		compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m benchmarks.cuda_check --small || exit 1; done; \
+	else echo "cuda-check: compute-sanitizer is not on the path: memory and races NOT checked" >&2; fi
 	$(PYTHON) -m benchmarks.cuda_check --out benchmarks/results/cuda-check.json
 
 clean:  ## remove what the build made (.venv and runs stay)

@@ -56,6 +56,17 @@ def timed(function: Callable[[], Any], times: list[float]) -> None:
     times.append(1e3 * (time.perf_counter() - start))
 
 
+def medians(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Time functions in alternating rounds, after one to warm up; milliseconds by name."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    for _ in range(rounds):
+        for name, function in functions.items():
+            timed(function, times[name])
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
 @pytest.fixture
 def compare(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Compare:
     """Return a function that times both sides in alternating rounds: noise hits both alike."""

@@ -1,11 +1,14 @@
 """Check and time the operators on a GPU: `python -m benchmarks.cuda_check --out FILE`.
 
 Bandwidth is counted over compulsory bytes (every input read once, every output written once)
-and set against a device copy that moves as many. `make cuda-check` runs it.
+and set against a device copy that moves as many. `--small` checks a small case only, for
+compute-sanitizer. `make cuda-check` runs both.
 """
 
 import argparse
+import itertools
 import json
+import re
 import statistics
 import sys
 from collections.abc import Callable
@@ -18,10 +21,12 @@ from torch import Tensor
 import tcwarp
 from benchmarks import peers
 from benchmarks.record import environment
+from tcwarp._native import PADDING_MODES
 
 ROUNDS = 30
 SHAPE = (16, 6, 512, 512)
 FIELDS = (64, (512, 512))
+PEERS = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}
 
 
 def milliseconds(function: Callable[[], Any]) -> float:
@@ -64,37 +69,61 @@ def copy_of(total_bytes: int) -> Callable[[], Any]:
 
 
 def check_results(image: Tensor, displacement: Tensor) -> None:
-    """Raise unless the GPU computes what the CPU does, in every mode and padding."""
-    few, field = image[:2, :2], displacement[:2]
-    whole = (few * 8).round()
-    for mode in ("nearest", "linear"):
-        # Linear weights may be fused into sums or not; nearest copies.
-        atol = 0.0 if mode == "nearest" else 1e-4
-        for padding_mode in ("zeros", "border", "reflection"):
-            options = {"mode": mode, "padding_mode": padding_mode}
+    """Raise unless the GPU computes what the CPU does, in every mode, padding and layout."""
+    whole = (image * 8).round()
+    # Weights may be fused into sums or not; nearest copies.
+    tolerance = {"nearest": 0.0, "linear": 1e-4, "cubic": 1e-3}
+    layouts = (torch.contiguous_format, torch.channels_last)
+    for mode, padding_mode, layout in itertools.product(PEERS, PADDING_MODES, layouts):
+        for deterministic in (False, True):
+            torch.use_deterministic_algorithms(deterministic)
             results = []
             for device in ("cuda", "cpu"):
-                leaf = whole.to(device).requires_grad_()
-                output = tcwarp.warp(leaf, field.to(device), **options)
-                # Small integers: sums of a scatter are exact in any order.
+                leaf = whole.to(device, memory_format=layout).requires_grad_()
+                output = tcwarp.warp(
+                    leaf, displacement.to(device), mode=mode, padding_mode=padding_mode
+                )
+                # Small integers: sums of a nearest scatter are exact in any order.
                 (grad,) = torch.autograd.grad(output, leaf, whole.to(device))
                 results.append((output.detach().cpu(), grad.cpu()))
-            torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=atol)
-            torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=atol)
+            torch.use_deterministic_algorithms(False)
+            for own, expected in zip(*results, strict=True):
+                torch.testing.assert_close(own, expected, rtol=1e-5, atol=tolerance[mode])
+    size = tuple(image.shape[2:])
     fields = [
         tcwarp.random_displacement(
-            2, (512, 512), generator=torch.Generator().manual_seed(3), device=device
+            2, size, generator=torch.Generator().manual_seed(3), device=device
         )
         for device in ("cuda", "cpu")
     ]
     torch.testing.assert_close(fields[0].cpu(), fields[1], rtol=0, atol=1e-4)
+    for pair in zip(
+        *((tcwarp.align(f[:1], f[1:]), tcwarp.invert(f[:1])) for f in fields), strict=True
+    ):
+        torch.testing.assert_close(pair[0].cpu(), pair[1], rtol=0, atol=1e-3)
+
+
+def compiled_kernels() -> dict[str, dict[str, int]]:
+    """Return registers and spilled bytes by file, the worst kernel of each, as nvcc said."""
+    found = {}
+    for log in sorted(Path("build").glob("temp.*/cuda/*.log")):
+        text = log.read_text()
+        registers = [int(n) for n in re.findall(r"Used (\d+) registers", text)]
+        spills = [int(n) for n in re.findall(r"(\d+) bytes spill stores", text)]
+        if registers:
+            found[log.stem] = {
+                "kernels": len(registers),
+                "most_registers": max(registers),
+                "most_spilled_bytes": max(spills, default=0),
+            }
+    return found
 
 
 def warp_figures(image: Tensor, displacement: Tensor, mode: str) -> dict[str, Any]:
     """Time forward and backward against a device copy and against grid_sample."""
     leaf = image.clone().requires_grad_()
     gradient = image.flip(-1).contiguous()
-    peer_mode = "nearest" if mode == "nearest" else "bilinear"
+    peer_mode = PEERS[mode]
     grid = peers.grid_from(displacement)
     own_output = tcwarp.warp(leaf, displacement, mode=mode)
     peer_output = peers.grid_sample(leaf, grid, peer_mode)
@@ -111,6 +140,10 @@ def warp_figures(image: Tensor, displacement: Tensor, mode: str) -> dict[str, An
 
     # The same for both directions: two images and one field.
     compulsory = 2 * image.nbytes + displacement.nbytes
+    last = image.to(memory_format=torch.channels_last)
+    last_leaf = last.clone(memory_format=torch.preserve_format).requires_grad_()
+    last_output = tcwarp.warp(last_leaf, displacement, mode=mode)
+    last_gradient = gradient.to(memory_format=torch.channels_last)
     functions: dict[str, Callable[[], Any]] = {
         "copy": copy_of(compulsory),
         "forward": lambda: tcwarp.warp(image, displacement, mode=mode),
@@ -121,6 +154,10 @@ def warp_figures(image: Tensor, displacement: Tensor, mode: str) -> dict[str, An
         "backward": lambda: backward(own_output),
         "grid_sample backward": lambda: backward(peer_output),
         "deterministic backward": deterministic,
+        "forward, channels last": lambda: tcwarp.warp(last, displacement, mode=mode),
+        "backward, channels last": lambda: torch.autograd.grad(
+            last_output, last_leaf, last_gradient, retain_graph=True
+        ),
     }
     times = medians(functions)
     return {
@@ -137,6 +174,9 @@ def warp_figures(image: Tensor, displacement: Tensor, mode: str) -> dict[str, An
             for direction, peer in (
                 ("forward", "grid_sample and its grid"),
                 ("backward", "grid_sample backward"),
+                ("forward, channels last", "grid_sample and its grid"),
+                ("backward, channels last", "grid_sample backward"),
+                ("deterministic backward", "grid_sample backward"),
             )
         },
     }
@@ -175,25 +215,29 @@ def sampler_figures() -> dict[str, Any]:
 def main() -> None:
     """Check, time, write one JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_check", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON to write")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, metavar="FILE", help="JSON to write")
+    what.add_argument("--small", action="store_true", help="check a small case only")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit(f"cuda_check: torch {torch.__version__} sees no CUDA device; run it where one is")
     if tcwarp.cuda_status() != "loaded":
         sys.exit(f"cuda_check: the CUDA operators are {tcwarp.cuda_status()}")
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(SHAPE, generator=generator).cuda()
+    shape = (2, 4, 40, 36) if arguments.small else SHAPE
+    image = torch.rand(shape, generator=generator).cuda()
     displacement = tcwarp.random_displacement(
-        SHAPE[0], SHAPE[2:], sigma=40.0, displacement_std=8.0, generator=generator, device="cuda"
+        shape[0], shape[2:], sigma=40.0, displacement_std=8.0, generator=generator, device="cuda"
     )
-    check_results(image, displacement)
+    check_results(image[:2, :4], displacement[:2])
     print("results: the GPU's are the CPU's")
-    figures: dict[str, Any] = {
-        mode: warp_figures(image, displacement, mode) for mode in ("nearest", "linear")
-    }
+    if arguments.small:
+        return
+    figures: dict[str, Any] = {mode: warp_figures(image, displacement, mode) for mode in PEERS}
     figures["sampler"] = sampler_figures()
-    for mode in ("nearest", "linear"):
-        for direction in ("forward", "backward"):
+    figures["compiled"] = compiled_kernels()
+    for mode in PEERS:
+        for direction in ("forward", "backward", "deterministic backward"):
             one = figures[mode][direction]
             print(
                 f"{mode} warp {direction}: {one['gb_per_s']:.0f} GB/s, {one['of_copy']:.0%} of a "

@@ -61,7 +61,10 @@ def environment(command: str) -> dict[str, Any]:
         device = torch.cuda.get_device_properties(0)
         hardware["gpu"] = device.name
         hardware["gpu_memory_gib"] = round(device.total_memory / 2**30, 1)
-    packages = ("torch", "numpy", "scipy", "opencv-python-headless", "tcwarp")
+    packages = (
+        *("torch", "numpy", "scipy", "opencv-python-headless", "monai", "kornia"),
+        *("albumentations", "elasticdeform", "tcwarp"),
+    )
     return {
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
