@@ -255,6 +255,13 @@ class Trainer:
         checkpoint = load_checkpoint(path / "checkpoint.pt")
         if not checkpoint.get("pretrained"):
             raise RunError(f"--pretrained {path}: its pre-training is not finished")
+        try:
+            self.network.load_state_dict(checkpoint["pretrained"])
+        except RuntimeError as error:
+            raise RunError(
+                f"--pretrained {path}: its weights do not fit network {self.config.network!r}; "
+                "was its code changed?"
+            ) from error
         self.state.best = checkpoint["pretrained"]
         self.state.step = self.config.pretrain_steps
 

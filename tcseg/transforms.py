@@ -164,12 +164,15 @@ class Intensity:
         Standard deviation of the logarithm of the factor.
     brightness, noise : float
         Standard deviation in units of the image range.
+    identity_probability : float
+        How often an image stays as it is.
     """
 
     gamma: float = 0.3
     contrast: float = 0.2
     brightness: float = 0.1
     noise: float = 0.02
+    identity_probability: float = 0.0
 
     def draw(self, batch: int, size: tuple[int, int], generator: Generator) -> Draw:
         """Draw factors, and noise for every pixel."""
@@ -177,11 +180,15 @@ class Intensity:
         gamma, contrast = (normals[0] * self.gamma).exp(), (normals[1] * self.contrast).exp()
         brightness, deviation = normals[2] * self.brightness, normals[3].abs() * self.noise
         noise = torch.randn(batch, 1, *size, generator=generator, device=generator.device)
+        changed: Tensor | bool = True
+        if self.identity_probability > 0:
+            changed = _uniform((batch, 1, 1, 1), generator) >= self.identity_probability
 
         def adjust(images: Tensor) -> Tensor:
-            images = images.clamp(0, 1) ** gamma
-            centre = images.mean(dim=(1, 2, 3), keepdim=True)
-            return (images - centre) * contrast + centre + brightness + noise * deviation
+            exposed = images.clamp(0, 1) ** gamma
+            centre = exposed.mean(dim=(1, 2, 3), keepdim=True)
+            exposed = (exposed - centre) * contrast + centre + brightness + noise * deviation
+            return exposed if changed is True else torch.where(changed, exposed, images)
 
         return Draw(adjust=adjust)
 
@@ -235,10 +242,9 @@ RECIPES: dict[str, Transform] = {
     "paper": Elastic(magnitude=1000.0, sigma=100.0, identity_probability=0.5),
     "strong": Compose(
         [
-            Affine(identity_probability=0.0),
-            Elastic(displacement_std=16.0, sigma=100.0, identity_probability=0.0),
+            Affine(identity_probability=0.5),
+            Elastic(displacement_std=16.0, sigma=100.0, identity_probability=0.5),
             Intensity(),
-        ],
-        identity_probability=0.5,
+        ]
     ),
 }

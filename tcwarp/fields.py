@@ -49,12 +49,16 @@ def _mode_count(length: int, sigma: float, dtype: torch.dtype) -> int:
     return min(length, int(last) + 2)
 
 
-def _modes(length: int, sigma: float, count: int) -> tuple[Tensor, Tensor]:
-    """Return the basis (length, count), orthonormal, and its eigenvalues (count,), in float64."""
+def _modes(
+    length: int, sigma: float, count: int, begin: int = 0, end: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return rows begin to end of the orthonormal basis, and its eigenvalues, in float64."""
     k = _count(count)
-    x = _count(length) + 0.5
+    x = torch.arange(begin, length if end is None else end, dtype=torch.float64, device="cpu") + 0.5
     basis = torch.cos(math.pi / length * x[:, None] * k) * math.sqrt(2 / length)
     basis[:, 0] = math.sqrt(1 / length)
+    if sigma > 16:  # the sum over the taps is its integral to the last digit
+        return basis, torch.exp(-0.5 * (math.pi * sigma / length * k) ** 2)
     kernel = _kernel(sigma)
     j = _count(len(kernel))
     cosines = torch.cos(math.pi / length * k[:, None] * j) @ kernel
@@ -74,8 +78,8 @@ def _smoothing_factor(
             sigma = min(sigma, 8.0 * length)
         margin = 0 if boundary == "reflect" else (int(TRUNCATE * sigma + 0.5) + 1) // 2
         whole = length + 2 * margin
-        basis, eigenvalues = _modes(whole, sigma, _mode_count(whole, sigma, dtype))
-        basis = basis[margin : margin + length]
+        count = _mode_count(whole, sigma, dtype)
+        basis, eigenvalues = _modes(whole, sigma, count, margin, margin + length)
         return basis.to(device, dtype), (basis * eigenvalues).to(device, dtype)
 
 

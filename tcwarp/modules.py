@@ -49,7 +49,7 @@ class RandomElastic(nn.Module):
 
     Parameters
     ----------
-    mode : {"linear", "nearest"}
+    mode : {"linear", "cubic", "nearest"}
         How floating tensors are interpolated; all others (labels) are copied by nearest.
     padding_mode : str
         As in `tcwarp.warp`.

@@ -133,6 +133,37 @@ def test_vmap_of_align(device):
     assert_close(together, expected, "vmap of align", atol=0)
 
 
+# -------------------------------------------------------------------------------- compilation
+
+
+@pytest.mark.filterwarnings("error")
+def test_everything_compiles_into_one_graph_of_any_size():
+    def function(image):
+        size = image.shape[2:]
+        first, second = (
+            tcwarp.random_displacement(image.shape[0], size, sigma=4.0, displacement_std=s)
+            for s in (1.0, 1.5)
+        )
+        return (
+            tcwarp.warp(tcwarp.warp(image, first, mode="cubic"), tcwarp.align(first, second)),
+            tcwarp.warp(image, tcwarp.invert(tcwarp.compose(first, second)), mode="linear"),
+            tcwarp.gaussian_smooth(image, 9.0),
+            tcwarp.jacobian_determinant(first),
+            tcwarp.valid_mask(second),
+        )
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    for shape in ((2, 1, 16, 20), (3, 2, 24, 18)):
+        image = torch.rand(shape)
+        outputs = []
+        for version in (function, compiled):
+            torch.manual_seed(7)
+            outputs.append(version(image))
+        for eager, other in zip(*outputs, strict=True):
+            assert_close(other, eager, "compiled function", atol=1e-4)
+
+
 # -------------------------------------------------------------------------------- large tensors
 
 

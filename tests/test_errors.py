@@ -84,6 +84,37 @@ def test_linear_warp_refuses_what_it_cannot_interpolate(dtype):
         tcwarp.warp(IMAGE.to(dtype), FIELD, mode="linear")
 
 
+@pytest.mark.parametrize("function", [tcwarp.warp, tcwarp.gaussian_smooth, tcwarp.invert])
+def test_tensors_must_be_dense(function):
+    name = function.__name__
+    arguments = {"warp": (FIELD,), "gaussian_smooth": (1.0,), "invert": ()}[name]
+    with raises(TypeError, f"{name}: ", "must be a dense tensor, got sparse_coo", ".to_dense()"):
+        function(IMAGE[:, :2].to_sparse(), *arguments)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions")
+def test_quantized_tensors_are_refused():
+    quantized = torch.quantize_per_tensor(IMAGE, 0.1, 0, torch.quint8)
+    with raises(TypeError, "warp: input must be a dense tensor, got quantized", ".dequantize()"):
+        tcwarp.warp(quantized, FIELD)
+
+
+def test_a_gradient_needs_a_dtype_that_can_be_summed():
+    image = IMAGE.to(torch.float8_e4m3fn)
+    assert tcwarp.warp(image, FIELD).dtype == torch.float8_e4m3fn
+    parts = "warp: input (that requires a gradient)", "floating dtype", "float8_e4m3fn", ".float()"
+    with raises(TypeError, *parts):
+        tcwarp.warp(image.requires_grad_(), FIELD)
+
+
+@pytest.mark.parametrize("option", ["magnitude", "displacement_std"])
+def test_displacements_stay_finite(option):
+    with raises(ValueError, f"random_displacement: {option} must be at most 1e+30", "got 1e+31"):
+        tcwarp.random_displacement(1, (8, 8), **{option: 1e31})
+    field = tcwarp.random_displacement(1, (8, 8), sigma=2.0, **{option: 1e30})
+    assert field.isfinite().all()
+
+
 def test_module_refuses_like_the_function():
     with raises(ValueError, "Warp: mode must be one of", "got 'quadratic'"):
         tcwarp.Warp(mode="quadratic")

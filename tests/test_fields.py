@@ -401,6 +401,18 @@ def test_a_gaussian_of_any_width_leaves_the_mean():
     assert_close(field, field[:, :, :1, :1].expand_as(field).numpy(), "field", atol=1e-6)
 
 
+@pytest.mark.parametrize("sigma", [15.9, 16.1, 1e3, 1e9])
+def test_zeros_outside_of_a_gaussian_of_any_width(sigma):
+    """Also of one so wide that its taps would not fit into memory."""
+    image = np.random.default_rng(5).normal(size=(1, 1, 9, 12))
+    smoothed = tcwarp.gaussian_smooth(torch.from_numpy(image), sigma, boundary="constant")
+    if sigma < 1e4:
+        expected = ndimage.gaussian_filter(image[0, 0], sigma, truncate=8, mode="constant")
+    else:  # flat: the sum of all pixels times the middle of the Gaussian, along both axes
+        expected = np.full((9, 12), image.sum() / (2 * math.pi * sigma**2))
+    assert_close(smoothed[0, 0], expected, "gaussian_smooth", atol=1e-13)
+
+
 def test_bases_do_not_live_on_the_default_device():
     with torch.device("meta"):
         field = tcwarp.random_displacement(1, (11, 10), sigma=2.75, device="cpu")

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -319,6 +320,26 @@ def test_pretraining_that_is_missing_or_not_finished_is_refused(tmp_path, monkey
     config = dataclasses.replace(TINY, pretrained=str(tmp_path / "begun"))
     with pytest.raises(RunError, match="its pre-training is not finished"):
         train(config, tmp_path / "run", False)
+
+
+def test_pretraining_whose_weights_do_not_fit_is_refused(finished, tmp_path):
+    trainer = Trainer(TINY, RunFolder(tmp_path))
+    trainer.network.extra = torch.nn.Linear(1, 1)  # the code of the network has changed
+    with pytest.raises(RunError, match=r"--pretrained .*: its weights do not fit network"):
+        trainer.take_pretrained(finished[0])
+
+
+def test_the_learning_rate_falls_to_0_over_the_method(tmp_path):
+    trainer = Trainer(dataclasses.replace(TINY, learning_rate=0.8), RunFolder(tmp_path))
+    rates = []
+    for step in range(TINY.pretrain_steps + TINY.steps + 1):
+        trainer.state.step = step
+        trainer._set_learning_rate()
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates[: TINY.pretrain_steps + 1] == [0.8] * (TINY.pretrain_steps + 1)
+    steps = [before - after for before, after in itertools.pairwise(rates[TINY.pretrain_steps :])]
+    assert steps == pytest.approx([0.8 / TINY.steps] * TINY.steps)
+    assert rates[-1] == pytest.approx(0)
 
 
 # ------------------------------------------------------------------------------------ bad input

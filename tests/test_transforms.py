@@ -278,6 +278,22 @@ def test_intensity_of_strength_0_changes_nothing():
     torch.testing.assert_close(draw.image(image), image, rtol=0, atol=1e-6)
 
 
+def test_intensity_leaves_some_images_as_they_are():
+    images = torch.rand(64, 1, *SIZE, generator=seeded(2)) * 1.5 - 0.2  # splines overshoot
+    same = torch.stack(
+        [
+            (a == b).all()
+            for a, b in zip(
+                Intensity(identity_probability=0.5).draw(64, SIZE, seeded()).image(images),
+                images,
+                strict=True,
+            )
+        ]
+    )
+    assert 16 < same.sum() < 48
+    assert not (Intensity().draw(64, SIZE, seeded()).image(images) == images).all()
+
+
 # What stays constant within an image under each part of Intensity alone.
 CONSTANT = {
     "gamma": lambda before, after: after.log() / before.log(),

@@ -385,13 +385,14 @@ def test_result_does_not_depend_on_the_number_of_threads(threads, mode, padding_
         assert_bits_equal(other[what], results[0][what], f"result {what} of warp")
 
 
-def test_deterministic_algorithms_are_no_error(device):
+@pytest.mark.parametrize("mode", MODES)
+def test_deterministic_algorithms_are_no_error(device, mode):
     image = torch.rand(1, 1, 5, 5, device=device, requires_grad=True)
     displacement = torch.rand(1, 2, 5, 5, device=device)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
-        tcwarp.warp(image, displacement).sum().backward()
+        tcwarp.warp(image, displacement, mode=mode).sum().backward()
     finally:
         torch.use_deterministic_algorithms(before)
     assert image.grad.isfinite().all()
@@ -407,7 +408,7 @@ def operator_samples() -> list[tuple[str, tuple]]:
         image = with_layout(image_values(torch.float32, (2, 3, *size), 0), layout)
         displacement = displacement_values("smooth", (2, len(size), *size), 1).float()
         strided = with_layout(displacement, layout if layout != "expanded" else "sliced")
-        for mode, padding in itertools.product((0, 1), (0, 2)):
+        for mode, padding in itertools.product((0, 1, 2), (0, 2)):
             leaf, moving = image.detach(), strided.detach()
             samples.append(("warp", (leaf, moving, mode, padding)))
             samples.append(("warp_backward_input", (leaf, moving, mode, padding, False)))

@@ -32,7 +32,8 @@ void gather_pixels(const V* input, const Index* index, V* output,
     if (index[i] < 0) {
       std::fill_n(target, channels, V{});
     } else {
-      std::copy_n(at(i), channels, target);
+      const V* const source = at(i);
+      for (int64_t k = 0; k < channels; ++k) target[k] = source[k];
     }
   });
 }
@@ -195,17 +196,22 @@ void warp_interpolated(const V* input, const S* values,
       });
 }
 
-template <typename V>
 void launch_nearest(const Tensor& input, const Tensor& displacement,
                     int64_t padding_mode, Tensor& output) {
-  const Layout layout = layout_of(input);
-  const auto* const source = static_cast<const V*>(input.const_data_ptr());
-  auto* const target = static_cast<V*>(output.mutable_data_ptr());
-  dispatch_warp(displacement, layout, padding_mode,
-                [&](const auto& field, auto padding, auto index) {
-                  warp_nearest<padding(), decltype(index)>(source, field,
-                                                           layout, target);
-                });
+  Layout layout = layout_of(input);
+  const void* const from = input.const_data_ptr();
+  void* const to = output.mutable_data_ptr();
+  const int64_t width = widen_channels(
+      layout, static_cast<int64_t>(input.element_size()), from, to);
+  dispatch_width(width, [&](auto bits) {
+    using V = decltype(bits);
+    dispatch_warp(displacement, layout, padding_mode,
+                  [&](const auto& field, auto padding, auto index) {
+                    warp_nearest<padding(), decltype(index)>(
+                        static_cast<const V*>(from), field, layout,
+                        static_cast<V*>(to));
+                  });
+  });
 }
 
 template <typename V>
@@ -245,9 +251,7 @@ Tensor warp(const Tensor& input_, const Tensor& displacement_, int64_t mode,
   if (output.numel() == 0) return output;
   prefer_huge_pages(output);
   if (static_cast<Mode>(mode) == Mode::kNearest) {
-    dispatch_width(input.element_size(), [&](auto bits) {
-      launch_nearest<decltype(bits)>(input, displacement, padding_mode, output);
-    });
+    launch_nearest(input, displacement, padding_mode, output);
     return output;
   }
   THO_DISPATCH_V2(input.scalar_type(), "warp", AT_WRAP([&] {

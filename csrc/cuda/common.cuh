@@ -65,11 +65,6 @@ struct alignas(sizeof(V) * P < 16 ? sizeof(V) * P : 16) Pack {
   V value[P];
 };
 
-inline bool is_aligned(const void* pointer, int64_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % std::min<int64_t>(16, bytes) ==
-         0;
-}
-
 // What every warp kernel walks. Blocks run over samples (z) and, for planes,
 // channel groups (y). Threads (x) run over pixels: each computes where they
 // read from once for all channels of its group. In channels-last tensors they

@@ -107,25 +107,13 @@ __global__ void warp_interpolated_kernel(
   });
 }
 
-// Nearest copies bits, so channels-last pixels are copied in words as wide as
-// their channels allow.
-int64_t widened(Layout& layout, int64_t width, const void* a, const void* b) {
-  while (layout.pixel_stride != 1 && layout.channels % 2 == 0 && width < 16 &&
-         is_aligned(a, 2 * width) && is_aligned(b, 2 * width)) {
-    width *= 2;
-    layout.channels /= 2;
-    layout.pixel_stride /= 2;
-  }
-  return width;
-}
-
 void run_nearest(const Tensor& input, const Tensor& displacement,
                  int64_t padding_mode, Tensor& output) {
   Layout layout = layout_of(input);
   const void* const from = input.const_data_ptr();
   void* const to = output.mutable_data_ptr();
-  const int64_t width =
-      widened(layout, static_cast<int64_t>(input.element_size()), from, to);
+  const int64_t width = widen_channels(
+      layout, static_cast<int64_t>(input.element_size()), from, to);
   dispatch_width(width, [&](auto bits) {
     using V = decltype(bits);
     const auto* const source = static_cast<const V*>(from);

@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/Dispatch_v2.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <limits>
 #include <type_traits>
 #include <vector>
@@ -64,6 +65,24 @@ inline Layout layout_of(const Tensor& tensor) {
     layout.channel_stride = layout.pixels;
   }
   return layout;
+}
+
+inline bool is_aligned(const void* pointer, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % std::min<int64_t>(16, bytes) ==
+         0;
+}
+
+// Nearest copies bits, so pixels of a channels-last layout are copied in words
+// as wide as their channels allow. Gives the width in bytes.
+inline int64_t widen_channels(Layout& layout, int64_t width, const void* a,
+                              const void* b) {
+  while (layout.pixel_stride != 1 && layout.channels % 2 == 0 && width < 16 &&
+         is_aligned(a, 2 * width) && is_aligned(b, 2 * width)) {
+    width *= 2;
+    layout.channels /= 2;
+    layout.pixel_stride /= 2;
+  }
+  return width;
 }
 
 // A copy of `tensor` where its layout is not that of `like`, a dense tensor.

@@ -1,0 +1,111 @@
+"""What only a GPU can show: graphs, streams, devices, one result on every run."""
+
+import pytest
+import torch
+from assertions import assert_bits_equal, assert_close
+from strategies import MODES
+
+import tcwarp
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+SHAPE = (2, 3, 64, 48)
+
+
+def inputs(device: str = "cuda") -> tuple[torch.Tensor, torch.Tensor]:
+    image = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0))
+    field = tcwarp.random_displacement(
+        2, SHAPE[2:], sigma=9.0, displacement_std=3.0, generator=torch.Generator().manual_seed(1)
+    )
+    return image.to(device), field.to(device)
+
+
+def step(image: torch.Tensor, field: torch.Tensor, mode: str) -> tuple[torch.Tensor, ...]:
+    """A warp, its gradient, an alignment."""
+    leaf = image.detach().requires_grad_()
+    output = tcwarp.warp(leaf, tcwarp.align(field, field.flip(0)), mode=mode)
+    (gradient,) = torch.autograd.grad(output, leaf, image)
+    return output.detach(), gradient
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_graph(mode):
+    image, field = inputs()
+    expected = step(image, field, mode)
+    for _ in range(2):  # warm up on a side stream, as capture wants it
+        with torch.cuda.stream(torch.cuda.Stream()):
+            step(image, field, mode)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step(image, field, mode)
+    image.mul_(2)
+    graph.replay()
+    for result, wanted in zip(results, expected, strict=True):
+        assert_close(result, 2 * wanted, "replayed graph", atol=1e-5)
+
+
+def test_graph_draws_anew_at_each_replay():
+    generator = torch.Generator("cuda").manual_seed(3)
+
+    def draw() -> torch.Tensor:
+        return tcwarp.random_displacement(1, (32, 32), sigma=5.0, generator=generator)
+
+    draw()
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        field = draw()
+    graph.replay()
+    first = field.clone()
+    graph.replay()
+    assert not torch.equal(first, field)
+    assert first.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_side_stream(mode):
+    image, field = inputs()
+    expected = step(image, field, mode)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        # Work that a kernel on the default stream would overtake.
+        torch.cuda._sleep(10_000_000)
+        late = image.clone()
+        results = step(late, field, mode)
+    stream.synchronize()
+    for result, wanted in zip(results, expected, strict=True):
+        assert_close(result, wanted, "side stream", atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
+@pytest.mark.parametrize("mode", MODES)
+def test_second_device(mode):
+    results = step(*inputs("cuda:1"), mode)
+    assert {result.device.index for result in results} == {1}
+    for result, wanted in zip(results, step(*inputs(), mode), strict=True):
+        assert_close(result, wanted, "second device", atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", MODES)
+def test_deterministic_backward(mode, dtype):
+    """Thousands of values meet in one pixel: atomics on floats would differ from run to run."""
+    image = torch.rand(2, 3, 256, 256, device="cuda").sub(0.5).to(dtype).requires_grad_()
+    field = torch.full((2, 2, 256, 256), -300.3, device="cuda")
+    field[:, :, 100:] = 0.4
+    torch.use_deterministic_algorithms(True)
+    try:
+        gradients = [
+            torch.autograd.grad(
+                tcwarp.warp(image, field, mode=mode, padding_mode="border"), image, image.detach()
+            )[0]
+            for _ in range(5)
+        ]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for other in gradients[1:]:
+        assert_bits_equal(other, gradients[0], "gradient")
