@@ -242,9 +242,10 @@ RECIPES: dict[str, Transform] = {
     "paper": Elastic(magnitude=1000.0, sigma=100.0, identity_probability=0.5),
     "strong": Compose(
         [
-            Affine(identity_probability=0.5),
-            Elastic(displacement_std=16.0, sigma=100.0, identity_probability=0.5),
+            Affine(identity_probability=0.0),
+            Elastic(displacement_std=16.0, sigma=100.0, identity_probability=0.0),
             Intensity(),
-        ]
+        ],
+        identity_probability=0.5,
     ),
 }
