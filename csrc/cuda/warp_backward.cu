@@ -147,7 +147,8 @@ void run_backward_input(const Tensor& gradient, const Tensor& displacement,
     const auto nearest = [&](auto whole_only, const auto& sums) {
       using Sums = std::decay_t<decltype(sums)>;
       constexpr bool only = decltype(whole_only)::value;
-      if constexpr (std::is_same_v<V, float> && !only) {
+      if constexpr (std::is_same_v<V, float> && !only &&
+                    std::is_same_v<Sums, Plain<float>>) {
         if (pack == 4) {
           return run(backward_nearest_kernel<D, 4, only, V, T, Sums>, 4, sums);
         } else if (pack == 2) {
@@ -163,7 +164,8 @@ void run_backward_input(const Tensor& gradient, const Tensor& displacement,
       case Mode::kLinear:
         return with([&](const auto& sums) {
           using Sums = std::decay_t<decltype(sums)>;
-          if constexpr (std::is_same_v<V, float> && D == 2) {
+          if constexpr (std::is_same_v<V, float> && D == 2 &&
+                        std::is_same_v<Sums, Plain<float>>) {
             if (pack == 4) {
               return run(
                   backward_interpolated_kernel<Mode::kLinear, D, 4, V, T, Sums>,
