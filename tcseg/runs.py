@@ -94,18 +94,18 @@ class RunFolder:
         return run
 
     def _check_free(self) -> None:
-        if self.finished:
-            raise RunError(f"{self.path} holds a finished run; choose another --out")
         # What starts with a dot is left by a kill in the middle of a write, or by the desktop.
         present = self.path.iterdir() if self.path.is_dir() else ()
         names = {path.name for path in present if not path.name.startswith(".")}
         # Options alone are a run that never began, because of a wrong option perhaps.
         if names <= {"config.toml"}:
             return
-        if "config.toml" in names:
-            way = "continue it with --resume, or choose another --out"
-            raise RunError(f"{self.path} holds an unfinished run; {way}")
-        raise RunError(f"{self.path} is not empty and holds no run; choose another --out")
+        if "config.toml" not in names:
+            raise RunError(f"{self.path} is not empty and holds no run; choose another --out")
+        if self.finished:
+            raise RunError(f"{self.path} holds a finished run; choose another --out")
+        way = "continue it with --resume, or choose another --out"
+        raise RunError(f"{self.path} holds an unfinished run; {way}")
 
     def _check_resumable(self, config: Config) -> None:
         if not (self.path / "config.toml").exists():

@@ -180,7 +180,7 @@ class Intensity:
         gamma, contrast = (normals[0] * self.gamma).exp(), (normals[1] * self.contrast).exp()
         brightness, deviation = normals[2] * self.brightness, normals[3].abs() * self.noise
         noise = torch.randn(batch, 1, *size, generator=generator, device=generator.device)
-        changed: Tensor | bool = True
+        changed: Tensor | None = None
         if self.identity_probability > 0:
             changed = _uniform((batch, 1, 1, 1), generator) >= self.identity_probability
 
@@ -188,7 +188,7 @@ class Intensity:
             exposed = images.clamp(0, 1) ** gamma
             centre = exposed.mean(dim=(1, 2, 3), keepdim=True)
             exposed = (exposed - centre) * contrast + centre + brightness + noise * deviation
-            return exposed if changed is True else torch.where(changed, exposed, images)
+            return exposed if changed is None else torch.where(changed, exposed, images)
 
         return Draw(adjust=adjust)
 

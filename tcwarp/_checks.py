@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ def check_device(function: str, name: str, device: torch.device) -> None:
     if device.type == "cuda" and cuda_status() != "loaded":
         raise RuntimeError(
             f"{function}: {name} is on {device}, but the CUDA operators of tcwarp are "
-            f"{cuda_status()}; until then use .cpu()"
+            f"{cuda_status()}. Use the CPU until they are loaded"
         )
 
 
@@ -116,7 +117,8 @@ def check_number(
 
 def check_sigma(function: str, sigma: Any, dimensions: int) -> tuple[float, ...]:
     """Return one positive sigma per axis."""
-    values = tuple(sigma) if isinstance(sigma, (tuple, list)) else (sigma,) * dimensions
+    sequence = isinstance(sigma, tuple | list | np.ndarray) and np.ndim(sigma) == 1
+    values = tuple(sigma) if sequence else (sigma,) * dimensions
     if len(values) != dimensions:
         raise ValueError(
             f"{function}: sigma must be one number or one per spatial axis ({dimensions}), "

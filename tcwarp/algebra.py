@@ -10,13 +10,14 @@ from ._checks import check_displacement, check_same, lookup
 from ._native import MODES, NEAREST
 from .warping import single_or_double, warp
 
-# Newton's method needs two or three steps on smooth fields; the rest is for fields near folding.
-MAXIMUM_STEPS = 32
+# Newton's method needs two or three steps on smooth fields; the rest is for the few pixels of
+# fields near folding or leading far out of the image.
+MAXIMUM_STEPS = 128
 UNSOLVED = 1e-2  # pixels of residual that are reported
 
 
 class FoldingWarning(UserWarning):
-    """A field that was to be inverted folds: the inverse is wrong in places."""
+    """A field that was to be inverted folds, or its inverse was not found everywhere."""
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:
@@ -65,13 +66,20 @@ def invert(
     -------
     inverse : Tensor, shape (N, D, *spatial)
     residual : Tensor, shape (N, *spatial)
-        Largest component of ``|v + u(x + v)|`` in pixels; below 1e-4 for smooth float32 fields.
-        NaN where no inverse exists because the field is not finite.
+        Largest component of ``|v + u(x + v)|`` in pixels; below 1e-4 for smooth float32 fields,
+        the rounding of the result for half precision. NaN where no inverse exists because the
+        field is not finite.
 
     Raises
     ------
     TypeError, ValueError
         Not a displacement.
+
+    Warns
+    -----
+    FoldingWarning
+        Where the field folds, or is not solved to 0.01 px; on the CPU and not in compiled code,
+        as a look at the result would wait for a GPU and break a graph.
 
     Examples
     --------
@@ -109,6 +117,11 @@ def align(t1: Tensor, t2: Tensor) -> Tensor:
     ------
     TypeError, ValueError
         Not displacements, or they do not agree in shape, dtype and device.
+
+    Warns
+    -----
+    FoldingWarning
+        As `invert`, for t1.
 
     References
     ----------
@@ -187,13 +200,14 @@ def valid_mask(displacement: Tensor, *, mode: str = "nearest") -> Tensor:
     if lookup("valid_mask", "mode", mode, MODES) == NEAREST:
         inside = torch.ones((batch, 1, *size), dtype=torch.bool, device=displacement.device)
         return warp(inside, displacement)[:, 0]
-    valid = torch.ones((batch, *size), dtype=torch.bool, device=displacement.device)
+    valid: Tensor | None = None
     for k, length in enumerate(size):
         # The displacement is compared, never the position: exact for any image size.
         x = torch.arange(length, device=displacement.device)
         x = x.view(-1, *(1 for _ in range(dimensions - 1 - k)))
-        valid &= (displacement[:, k] >= -x) & (displacement[:, k] <= length - 1 - x)
-    return valid
+        inside = (displacement[:, k] >= -x) & (displacement[:, k] <= length - 1 - x)
+        valid = inside if valid is None else valid & inside
+    return cast(Tensor, valid)
 
 
 def _difference(component: Tensor, axis: int) -> Tensor:
@@ -225,15 +239,20 @@ def _warn_of_folds(function: str, name: str, report: Tensor) -> None:
         residual, fold = report.tolist()
     except RuntimeError:  # under vmap or in a fake mode there are no values
         return
-    if fold >= 1 or residual > UNSOLVED:
-        warnings.warn(
-            f"{function}: {name} folds (the smallest determinant of its Jacobian met is "
-            f"{1 - fold:.3g}), so it has no inverse everywhere; pixels are off by up to "
-            f"{residual:.2g} px. jacobian_determinant shows where, invert(..., "
-            "return_residual=True) how far; a smoother or weaker field does not fold",
-            FoldingWarning,
-            stacklevel=4,
-        )
+    if fold < 1 and residual <= UNSOLVED:
+        return
+    what = (
+        f"folds (the smallest determinant of its Jacobian met is {1 - fold:.3g}), so it has no "
+        "inverse everywhere; jacobian_determinant shows where, a weaker or smoother field does not"
+        if fold >= 1
+        else "could not be inverted everywhere, as it nearly folds or leads far out of the image"
+    )
+    warnings.warn(
+        f"{function}: {name} {what}. Pixels are off by up to {residual:.2g} px; invert(..., "
+        "return_residual=True) shows which",
+        FoldingWarning,
+        stacklevel=4,
+    )
 
 
 def _read(field: Tensor, displacement: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, ops
 from torch.nn import functional
@@ -46,7 +47,7 @@ def _mode_count(length: int, sigma: float, dtype: torch.dtype) -> int:
     """Return how many modes of `length` pixels a Gaussian leaves above rounding."""
     negligible = 1e-17 if dtype == torch.float64 else 1e-9
     last = length / (math.pi * sigma) * math.sqrt(-2 * math.log(negligible))
-    return min(length, int(last) + 2)
+    return length if last >= length else min(length, int(last) + 2)
 
 
 def _modes(
@@ -76,6 +77,7 @@ def _smoothing_factor(
         # kernel, the data never meets its mirror image.
         if boundary == "reflect":  # beyond a few lengths nothing but the mean is left
             sigma = min(sigma, 8.0 * length)
+        sigma = min(sigma, 1e12)  # what is left of the image, 1e-24 of it, is 0
         margin = 0 if boundary == "reflect" else (int(TRUNCATE * sigma + 0.5) + 1) // 2
         whole = length + 2 * margin
         count = _mode_count(whole, sigma, dtype)
@@ -100,6 +102,11 @@ def _cached(factor: Callable[..., T], *arguments: Any) -> T:
     # A compiler traces into the function, and warns of caches that it passes by.
     wrapped = factor.__wrapped__ if torch.compiler.is_compiling() else factor  # type: ignore[attr-defined]
     return cast(T, wrapped(*arguments))
+
+
+def _plain(number: Any) -> Any:
+    """Return an integer of NumPy as one of Python, anything else as it is."""
+    return int(number) if isinstance(number, np.integer) else number
 
 
 def _along(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
@@ -253,15 +260,18 @@ def random_displacement(
     torch.Size([4, 2, 128, 128])
     """
     name = "random_displacement"
+    batch = _plain(batch)
     if isinstance(batch, bool) or not isinstance(batch, (int, torch.SymInt)):
         raise TypeError(f"{name}: batch must be an int, got {type(batch).__name__}")
     if batch < 0:
         raise ValueError(f"{name}: batch must not be negative, got {batch}")
-    lengths = tuple(size) if isinstance(size, Sequence) else ()
+    lengths = tuple(size) if isinstance(size, Sequence | np.ndarray) else ()
+    lengths = tuple(_plain(n) for n in lengths)
     integers = all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in lengths)
     if len(lengths) not in (2, 3) or not integers or any(n < 0 for n in lengths):
         raise ValueError(f"{name}: size must be 2 or 3 lengths (int) of at least 0, got {size!r}")
-    check_axes(name, "size", tuple(size))
+    size = lengths
+    check_axes(name, "size", size)
     sigmas = check_sigma(name, sigma, len(size))
     magnitude = check_number(name, "magnitude", magnitude, at_most=LARGEST)
     if displacement_std is not None:
@@ -280,7 +290,10 @@ def random_displacement(
     if device is None:
         # An empty tensor, as torch.get_default_device cannot be compiled.
         device = torch.empty(0).device if generator is None else generator.device
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"{name}: device must be one that torch has, got {device!r}") from error
     check_device(name, "device", device)
     if batch == 0 or 0 in size:
         return torch.zeros((batch, len(size), *size), dtype=dtype, device=device)

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_tensor, lookup
+from ._checks import check_sigma, check_tensor, lookup
 from ._native import MODES, PADDING_MODES
 from .fields import random_displacement
 from .warping import warp
@@ -75,6 +76,8 @@ class RandomElastic(nn.Module):
                 f"RandomElastic: field arguments must be among {', '.join(FIELD_ARGUMENTS)}, "
                 f"got {', '.join(unknown)}"
             )
+        sigma = field.get("sigma", 1.0)
+        check_sigma("RandomElastic", sigma, np.size(sigma))
         self.mode = mode
         self.padding_mode = padding_mode
         self.field = field
@@ -88,6 +91,11 @@ class RandomElastic(nn.Module):
         for tensor in tensors:
             check_tensor("RandomElastic", "every argument", tensor)
         image = tensors[0]
+        if image.dim() not in (4, 5):
+            raise ValueError(
+                "RandomElastic: every argument must have shape (N, C, H, W) or (N, C, D, H, W), "
+                f"got {tuple(image.shape)}"
+            )
         displacement = random_displacement(
             image.shape[0],
             image.shape[2:],

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, ops
+from torch.autograd import forward_ad
 
 from ._checks import (
     check_displacement,
@@ -90,6 +91,11 @@ def warp(
     padding_code = lookup("warp", "padding_mode", padding_mode, PADDING_MODES)
     if mode_code != NEAREST:
         check_floating("warp", f"input (in mode {mode!r}; 'nearest' takes any dtype)", input)
+    if not torch.compiler.is_compiling() and _has_tangent(input, displacement):
+        raise RuntimeError(
+            "warp: input and displacement must have no tangent, got forward-mode differentiation; "
+            "only the reverse mode (torch.autograd) knows the operator"
+        )
     if input.requires_grad and not input.is_complex():
         check_floating("warp", "input (that requires a gradient)", input)
     if input.is_complex() and input.requires_grad:
@@ -106,3 +112,10 @@ def warp(
 def single_or_double(displacement: Tensor) -> Tensor:
     """Return the displacement in float32 or float64: half precision cannot hold coordinates."""
     return displacement if displacement.element_size() >= 4 else displacement.float()
+
+
+def _has_tangent(*tensors: Tensor) -> bool:
+    # Torch would give a tangent of zeros, without a word.
+    return forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )

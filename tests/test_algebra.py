@@ -207,6 +207,49 @@ def test_valid_mask(device, case):
     assert torch.equal(tcwarp.valid_mask(field, mode="cubic"), mask)
 
 
+def centred(size):
+    return torch.meshgrid(*(torch.arange(float(n)) - (n - 1) / 2 for n in size), indexing="ij")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("factor", [0.3, 0.7, 1.6, 1.9, 2.0, 2.5, 5.0])
+def test_a_zoom_is_inverted_by_its_opposite(device, factor):
+    """Newton's method steps over the border, where the field is continued."""
+    grid = torch.stack(centred((32, 31)))[None]
+    inverse, residual = tcwarp.invert((factor - 1) * grid.to(device), return_residual=True)
+    assert residual.max() < 1e-4
+    if factor > 1:  # otherwise the inverse leads out of the image
+        assert_close(inverse, (1 / factor - 1) * grid, "invert", atol=1e-4)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("degrees", [20, 45, 60, 75, 90, 180])
+def test_rotations_are_inverted(device, degrees):
+    y, x = centred((32, 32))
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    field = torch.stack([cosine * y - sine * x - y, sine * y + cosine * x - x])[None]
+    _, residual = tcwarp.invert(field.float().to(device), return_residual=True)
+    assert residual.max() < 1e-3
+
+
+@pytest.mark.filterwarnings("error")
+def test_fields_far_from_folding_are_inverted_at_every_pixel():
+    fields = [
+        tcwarp.random_displacement(
+            *(100, (40, 44)),
+            sigma=sigma,
+            displacement_std=std,
+            generator=torch.Generator().manual_seed(26),
+        )
+        for sigma, std in ((3.0, 1.0), (8.0, 3.0), (20.0, 6.0))
+    ]
+    whole = torch.cat(fields)
+    sound = whole[tcwarp.jacobian_determinant(whole).amin(dim=(1, 2)) > 0.2]
+    assert len(sound) > 200
+    _, residual = tcwarp.invert(sound, return_residual=True)
+    assert residual.max() < 1e-3
+
+
 def test_folding_is_reported(device):
     field = folding_field().to(device)
     determinant = tcwarp.jacobian_determinant(field)

@@ -124,6 +124,14 @@ def test_vmap(device, mode):
     assert_close(shared, expected, "vmap of warp", atol=0)
 
 
+def test_vmap_of_valid_mask(device):
+    fields = displacement_values("rough", (6, 2, 6, 5), 1).to(device).reshape(3, 2, 2, 6, 5)
+    for mode in MODES:
+        masks = torch.vmap(lambda field: tcwarp.valid_mask(field, mode=mode))(fields)  # noqa: B023
+        expected = torch.stack([tcwarp.valid_mask(field, mode=mode) for field in fields])
+        assert torch.equal(masks, expected)
+
+
 def test_vmap_of_align(device):
     fields = 0.2 * displacement_values("smooth", (6, 2, 6, 5), 1).to(device).reshape(3, 2, 2, 6, 5)
     together = torch.vmap(tcwarp.align)(fields, fields.flip(0))

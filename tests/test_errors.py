@@ -99,6 +99,28 @@ def test_quantized_tensors_are_refused():
         tcwarp.warp(quantized, FIELD)
 
 
+def test_forward_mode_is_refused_and_not_silently_zero():
+    image = torch.rand(1, 1, 4, 4)
+    for function in (
+        lambda x: tcwarp.warp(x, torch.zeros(1, 2, 4, 4)),
+        lambda x: tcwarp.warp(image, x.expand(1, 2, 4, 4), mode="linear"),
+    ):
+        with raises(RuntimeError, "warp: input and displacement", "got forward-mode"):
+            torch.func.jvp(function, (image,), (image,))
+
+
+def test_random_elastic_checks_early():
+    with raises(TypeError, "RandomElastic: sigma must be a number", "got str"):
+        tcwarp.RandomElastic(sigma="3")
+    with raises(ValueError, "RandomElastic: every argument must have shape", "got (4, 5)"):
+        tcwarp.RandomElastic()(torch.zeros(4, 5))
+
+
+def test_devices_have_names():
+    with raises(ValueError, "random_displacement: device must be one that torch has", "got 'gpu'"):
+        tcwarp.random_displacement(1, (4, 5), device="gpu")
+
+
 def test_a_gradient_needs_a_dtype_that_can_be_summed():
     image = IMAGE.to(torch.float8_e4m3fn)
     assert tcwarp.warp(image, FIELD).dtype == torch.float8_e4m3fn

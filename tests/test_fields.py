@@ -401,7 +401,7 @@ def test_a_gaussian_of_any_width_leaves_the_mean():
     assert_close(field, field[:, :, :1, :1].expand_as(field).numpy(), "field", atol=1e-6)
 
 
-@pytest.mark.parametrize("sigma", [15.9, 16.1, 1e3, 1e9])
+@pytest.mark.parametrize("sigma", [15.9, 16.1, 1e3, 1e9, 1e18, 1e300])
 def test_zeros_outside_of_a_gaussian_of_any_width(sigma):
     """Also of one so wide that its taps would not fit into memory."""
     image = np.random.default_rng(5).normal(size=(1, 1, 9, 12))
@@ -409,8 +409,16 @@ def test_zeros_outside_of_a_gaussian_of_any_width(sigma):
     if sigma < 1e4:
         expected = ndimage.gaussian_filter(image[0, 0], sigma, truncate=8, mode="constant")
     else:  # flat: the sum of all pixels times the middle of the Gaussian, along both axes
-        expected = np.full((9, 12), image.sum() / (2 * math.pi * sigma**2))
+        expected = np.full((9, 12), image.sum() / sigma / sigma / (2 * math.pi))
     assert_close(smoothed[0, 0], expected, "gaussian_smooth", atol=1e-13)
+
+
+def test_numpy_integers_and_tiny_sigmas():
+    size, sigma = np.array([8, 9]), np.array([2.0, 3.0])
+    field = tcwarp.random_displacement(np.int64(2), size, sigma=sigma)
+    assert field.shape == (2, 2, 8, 9)
+    noise = tcwarp.random_displacement(40, (8, 8), sigma=5e-324, displacement_std=5.0)
+    assert noise.std().item() == pytest.approx(5, rel=0.1)  # a Gaussian of no width: white noise
 
 
 def test_bases_do_not_live_on_the_default_device():

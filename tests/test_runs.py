@@ -310,6 +310,12 @@ def test_missing_and_broken_summaries_are_named(run):
                 RunFolder.create(run.path, CONFIG, resume=resume)
 
 
+def test_a_summary_alone_is_no_run(tmp_path):
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(RunError, match="not empty and holds no run; choose another --out"):
+        RunFolder.create(tmp_path, CONFIG, resume=False)
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(run, monkeypatch):
     run.save_checkpoint({"step": 1})
     before = contents(run.path)

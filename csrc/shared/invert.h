@@ -6,17 +6,20 @@
 namespace tcwarp {
 
 // u(x + a) and its derivative by a, interpolated linearly, clamped at the
-// border. `field` is (D, *size), `at` the pixel x, `offset` a.
+// border. `field` is (D, *size), `at` the pixel x, `offset` a. False outside
+// the field, where the derivative is that of its continuation.
 template <int D, typename T>
-TCWARP_HOST_DEVICE void sample_field(const T* field, const int32_t (&size)[D],
+TCWARP_HOST_DEVICE bool sample_field(const T* field, const int32_t (&size)[D],
                                      const int32_t (&at)[D],
                                      const T (&offset)[D], T (&value)[D],
                                      T (&jacobian)[D][D]) {
   AxisTaps<2, T> taps[D], slopes[D];
   int64_t pixels = 1;
+  bool inside = true;
   for (int k = 0; k < D; ++k) {
     taps[k] = linear_taps<Padding::kBorder>(offset[k], at[k], size[k], false);
     slopes[k] = linear_taps<Padding::kBorder>(offset[k], at[k], size[k], true);
+    inside &= size[k] == 1 || taps[k].index[0] != taps[k].index[1];
     pixels *= size[k];
   }
   for (int c = 0; c < D; ++c) {
@@ -44,13 +47,15 @@ TCWARP_HOST_DEVICE void sample_field(const T* field, const int32_t (&size)[D],
       }
     }
   }
+  return inside;
 }
 
 // What a solution leaves to be known: how far from solved it is, and how the
 // map folds, as one minus the determinant of its Jacobian: 1 or more at a fold.
 template <typename T>
 struct Report {
-  T residual = 0, fold = 0;
+  T residual = 0;
+  T fold = 0;
 
   TCWARP_HOST_DEVICE void add(const Report& other) {
     residual = other.residual > residual ? other.residual : residual;
@@ -91,8 +96,9 @@ TCWARP_HOST_DEVICE T newton_step(T (&m)[D][D], const T (&residual)[D],
 }
 
 // Offset a with a + u(x + a) = target, i.e. where phi = id + u takes the pixel
-// x + target from. Newton's method; wherever it does not halve the residual,
-// the plain fixed-point step a = target - u(x + a), which contracts on its own.
+// x + target from. Newton's method: a step that does not bring the residual
+// down is halved, and after some halvings, or where the map is close to
+// folding, replaced by the plain fixed-point step a = target - u(x + a).
 // Everything is relative to x, so precision does not depend on the image size.
 template <int D, typename T>
 TCWARP_HOST_DEVICE void solve_offset(const T* field, const int32_t (&size)[D],
@@ -101,11 +107,19 @@ TCWARP_HOST_DEVICE void solve_offset(const T* field, const int32_t (&size)[D],
                                      int steps, T (&offset)[D],
                                      Report<T>& report) {
   constexpr T smallest = T(0.05);  // determinant of a trusted step
-  T value[D] = {}, jacobian[D][D], residual[D], step[D];
-  for (int k = 0; k < D; ++k) offset[k] = target[k];
-  T previous = T(INFINITY), left = 0, fold = 0;
+  constexpr int patience = 5;      // halvings
+  T value[D] = {}, step[D] = {}, plain[D] = {};
+  T jacobian[D][D], residual[D], best[D];
+  for (int k = 0; k < D; ++k) offset[k] = best[k] = target[k];
+  T left = T(INFINITY), previous = T(INFINITY), fold = 0;
+  int halved = 0;
   for (int i = 0; i < steps; ++i) {
-    sample_field<D>(field, size, at, offset, value, jacobian);
+    const bool again = i >= steps / 2;
+    if (i == steps / 2) {
+      for (int k = 0; k < D; ++k) offset[k] = target[k];
+    }
+    const bool inside =
+        sample_field<D>(field, size, at, offset, value, jacobian);
     T norm = 0;
     for (int k = 0; k < D; ++k) {
       residual[k] = offset[k] + value[k] - target[k];
@@ -113,23 +127,41 @@ TCWARP_HOST_DEVICE void solve_offset(const T* field, const int32_t (&size)[D],
       // Written so that NaN is kept, not dropped.
       norm = size_k <= norm || norm != norm ? norm : size_k;
     }
-    if (norm != norm) {
-      left = 0;  // not solved in vain: it has no solution
-      break;
+    // Nothing finite to start from.
+    if (!is_finite(norm) && !is_finite(left)) break;
+    T newton[D];
+    const T determinant = newton_step<D>(jacobian, residual, newton);
+    if (inside && T(1) - determinant > fold) fold = T(1) - determinant;
+    if (norm < left) {
+      left = norm;
+      for (int k = 0; k < D; ++k) {
+        best[k] = offset[k];
+        plain[k] = residual[k];
+        step[k] = determinant > smallest ? newton[k] : residual[k];
+      }
+      if (norm <= tolerance) break;
+      halved = 0;
+    } else {
+      ++halved;
+      for (int k = 0; k < D; ++k) {
+        step[k] = halved == patience ? plain[k] : step[k] * T(0.5);
+      }
     }
-    left = norm;
-    const T determinant = newton_step<D>(jacobian, residual, step);
-    fold = T(1) - determinant > fold ? T(1) - determinant : fold;
-    if (norm <= tolerance) break;
-    const bool newton = norm <= T(0.5) * previous && determinant > smallest;
-    for (int k = 0; k < D; ++k) offset[k] -= newton ? step[k] : residual[k];
-    previous = norm;
+    if (again) {
+      const bool trusted = norm <= T(0.5) * previous && determinant > smallest;
+      for (int k = 0; k < D; ++k) {
+        offset[k] -= trusted ? newton[k] : residual[k];
+      }
+      previous = norm;
+    } else {
+      for (int k = 0; k < D; ++k) offset[k] = best[k] - step[k];
+    }
   }
-  report.add({left, fold});
-  // A NaN target or field leaves NaN: outside the image for every warp.
-  for (int k = 0; k < D; ++k) {
-    if (!is_finite(target[k]) || !is_finite(value[k])) offset[k] = T(NAN);
-  }
+  // Not solved in vain where nothing is finite. There NaN is left: outside the
+  // image for every warp.
+  const bool found = is_finite(left);
+  report.add({found ? left : T(0), fold});
+  for (int k = 0; k < D; ++k) offset[k] = found ? best[k] : T(NAN);
 }
 
 }  // namespace tcwarp
