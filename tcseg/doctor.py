@@ -196,6 +196,7 @@ def _test_smoothing(device: torch.device) -> str:
 SELF_TESTS: dict[str, Callable[[torch.device], str]] = {
     "warp, nearest": lambda device: _test_warp(device, "nearest"),
     "warp, linear": lambda device: _test_warp(device, "linear"),
+    "warp, cubic": lambda device: _test_warp(device, "cubic"),
     "align": _test_align,
     "random fields": _test_fields,
     "smoothing": _test_smoothing,
