@@ -51,7 +51,6 @@ void nearest_sources(const Field<D, T>& field, int64_t n, int64_t begin,
 // in.
 template <Mode mode, int D, typename W, typename Index>
 struct Stencil {
-  using Weight = W;
   static constexpr int kTaps = tap_count(mode);
   static constexpr int kCorners =
       D == 2 ? kTaps * kTaps : kTaps * kTaps * kTaps;
