@@ -62,10 +62,10 @@ def _explain(error: Exception) -> tuple[str, int]:
 def _config_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add an option for each field of `Config`."""
     for field in reversed(dataclasses.fields(Config)):
-        choices = field.metadata["choices"]
-        kind = str if field.default is None else type(field.default)
+        choices, kind = field.metadata["choices"], field.metadata["kind"]
+        name = field.name.replace("_", "-")
         command = click.option(
-            f"--{field.name.replace('_', '-')}",
+            f"--{name}/--no-{name}" if kind is bool else f"--{name}",
             type=click.Choice(choices) if choices else kind,
             default=field.default,
             show_default=field.default is not None,

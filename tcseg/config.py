@@ -9,7 +9,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,17 +23,27 @@ __all__ = ["Config", "resolve_device"]
 
 # Listed here and not read from the records they name: those import torch, and `--help` must not.
 DATA_SETS = ("phantom", "jsrt")
-METHODS = ("baseline", "suptc", "semitc", "semitc+")
+METHODS = ("baseline", "suptc", "semitc", "semitc+", "stopgrad", "mean-teacher")
 RECIPES = ("strong", "paper")
 PRECISIONS = ("float32", "bfloat16")
+LOSSES = ("soft-iou", "jaccard-metric", "dice", "cross-entropy", "squared-error")
 # Methods without an unlabelled half in their batches.
 SUPERVISED_METHODS = ("baseline", "suptc")
 # What does not change the result, so that a run may be continued on another machine.
 MAY_DIFFER_ON_RESUME = ("device", "root", "checkpoint_every")
+# What pre-training knows nothing of, so that runs which differ in it may share one.
+AFTER_PRETRAINING = (
+    *("method", "steps", "pretrained", "teacher_decay"),
+    *("consistency_weight", "consistency_loss", "consistency_rampup"),
+)
 
 
-def _option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
-    metadata = {"help": text, "choices": choices}
+def _option(
+    default: Any, text: str, choices: tuple[str, ...] = (), kind: type | None = None
+) -> Any:
+    # An option that is not set by default is a text, unless `kind` says otherwise.
+    kind = kind or (str if default is None else type(default))
+    metadata = {"help": text, "choices": choices, "kind": kind}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -41,8 +51,9 @@ def _option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
 class Config:
     """Everything that determines a training, with one field for each option of `tcseg train`.
 
-    The help text of a field stands in its metadata under ``"help"``, its allowed values (if they
-    can be listed) under ``"choices"``; the command line is generated from them.
+    The help text of a field stands in its metadata under ``"help"``, its type under ``"kind"``,
+    its allowed values (if they can be listed) under ``"choices"``; the command line is generated
+    from them.
 
     Examples
     --------
@@ -58,11 +69,27 @@ class Config:
     method: str = _option("semitc", "Training method.", METHODS)
     labelled: int = _option(5, "Number of labelled training images.")
     split: int = _option(0, "Number of the split into training, validation and test images.")
+    splits: str | None = _option(
+        None, "File of splits, as `tcseg data splits` writes it, in place of the built-in ones."
+    )
+    validation_images: int | None = _option(
+        None,
+        "Number of validation images that the best network is chosen on; all if not set.",
+        kind=int,
+    )
     seed: int = _option(0, "Seed of weights, batches and transforms.")
     pretrain_steps: int = _option(1000, "Steps of supervised pre-training.")
     steps: int = _option(1000, "Steps of the method itself, after pre-training.")
-    batch_size: int = _option(8, "Images per step; semi-supervised: half of them labelled.")
+    batch_size: int = _option(
+        8, "Images per step, of all processes; semi-supervised: half of them labelled."
+    )
     recipe: str = _option("strong", "Transforms of the training images.", RECIPES)
+    displacement_std: float | None = _option(
+        None,
+        "Root mean square displacement of the elastic field in pixels at 512 x 512, in place of "
+        "the recipe's.",
+        kind=float,
+    )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
     network: str = _option("unet", "unet, or the dotted path of a function or class.")
     precision: str = _option(
@@ -70,7 +97,18 @@ class Config:
         "Precision of the convolutions; bfloat16 is faster where the processor has it.",
         PRECISIONS,
     )
+    compile: bool = _option(
+        False, "Compile the network (torch.compile); the first step waits for it."
+    )
+    loss: str = _option("soft-iou", "Supervised loss (S).", LOSSES)
+    consistency_loss: str = _option("soft-iou", "Loss of the consistency term (C).", LOSSES)
     consistency_weight: float = _option(1.0, "Weight of the consistency term (lambda).")
+    consistency_rampup: int = _option(
+        0, "Steps over which the weight of the consistency term rises from 0."
+    )
+    teacher_decay: float = _option(
+        0.99, "mean-teacher: share of its weights that the teacher keeps at each step."
+    )
     learning_rate: float = _option(
         1.0, "Learning rate of Adadelta; it falls to 0 over the steps after pre-training."
     )
@@ -100,8 +138,11 @@ class Config:
         expect(self.size >= 32 and self.size % 16 == 0, "size", "a multiple of 16, at least 32")
         for name in ("labelled", "steps", "validate_every", "checkpoint_every"):
             expect(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("split", "pretrain_steps"):
+        for name in ("split", "pretrain_steps", "consistency_rampup"):
             expect(getattr(self, name) >= 0, name, "at least 0")
+        count, std = self.validation_images, self.displacement_std
+        expect(count is None or count >= 1, "validation_images", "at least 1")
+        expect(std is None or 0 <= std < math.inf, "displacement_std", "at least 0, finite")
         expect(0 <= self.seed < 2**63, "seed", "at least 0 and less than 2**63")
         expect(self.batch_size >= 2, "batch_size", "at least 2")
         if self.method not in SUPERVISED_METHODS:
@@ -110,6 +151,7 @@ class Config:
         weight, rate = self.consistency_weight, self.learning_rate
         expect(math.isfinite(weight) and weight >= 0, "consistency_weight", "at least 0, finite")
         expect(math.isfinite(rate) and rate > 0, "learning_rate", "greater than 0, finite")
+        expect(0 <= self.teacher_decay < 1, "teacher_decay", "at least 0, less than 1")
         expect(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
             "device",
@@ -124,8 +166,12 @@ class Config:
         if problems:
             raise ValueError("\n".join(problems))
 
-    def differences(self, other: Config) -> list[str]:
-        """Name the options that differ from `other` and would change the result of a run.
+    def differences(
+        self, other: Config, ignored: Sequence[str] = MAY_DIFFER_ON_RESUME
+    ) -> list[str]:
+        """Name the options that differ from `other`, but for those ignored.
+
+        By default those are ignored that do not change the result of a run.
 
         Returns
         -------
@@ -135,7 +181,7 @@ class Config:
         return [
             f"--{field.name.replace('_', '-')}: {mine!r} here, {theirs!r} there"
             for field in dataclasses.fields(self)
-            if field.name not in MAY_DIFFER_ON_RESUME
+            if field.name not in ignored
             and (mine := getattr(self, field.name)) != (theirs := getattr(other, field.name))
         ]
 
@@ -210,15 +256,14 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
             raise ValueError(f"unknown option {name!r}; the nearest valid one is {near[0]!r}")
-        default = fields[name].default
-        expected = str if default is None else type(default)
+        expected = fields[name].metadata["kind"]
         # An integer is fine where a number is wanted; True is no integer here.
         allowed = (int, float) if expected is float else (expected,)
         if type(value) not in allowed:
-            words = {str: "a string", int: "an integer", float: "a number"}
+            words = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
             raise ValueError(f"{name} must be {words[expected]}, got {value!r}")
     return {
-        name: float(value) if isinstance(fields[name].default, float) else value
+        name: float(value) if fields[name].metadata["kind"] is float else value
         for name, value in values.items()
     }
 
@@ -227,8 +272,8 @@ def _listed(choices: tuple[str, ...]) -> str:
     return "one of " + ", ".join(choices)
 
 
-def _toml(value: str | int | float) -> str:
+def _toml(value: str | int | float | bool) -> str:
     """Write one value as TOML, whose strings escape as JSON's do, but for DEL."""
-    if isinstance(value, str):
+    if isinstance(value, str | bool):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

@@ -9,7 +9,8 @@ from rich.console import Console
 from tcseg.config import Config
 from tcseg.evaluation import predict, results_table
 from tcseg.runs import RunError, RunFolder
-from tcseg.train import Trainer, picture_cases, train
+from tcseg.train import picture_cases, train
+from tcseg.trainer import Trainer
 
 METHODS = ("baseline", "semitc")
 

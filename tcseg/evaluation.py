@@ -15,6 +15,12 @@ from tcseg.data import Dataset
 if TYPE_CHECKING:
     from rich.table import Table
 
+# Structures that count as one as well, as in the paper's second table.
+JOINED = {
+    "lungs": ("left lung", "right lung"),
+    "clavicles": ("left clavicle", "right clavicle"),
+}
+
 __all__ = ["evaluate", "predict", "results_table", "validation_miou"]
 
 
@@ -99,12 +105,17 @@ def evaluate(
     -------
     dict
         ``"miou"``, the mean over images and structures without background, and ``"miou_std"``,
-        its standard deviation over images; by structure ``"iou"`` (mean over images),
-        ``"iou_std"``, ``"macd_mm"`` (mean absolute contour distance in mm, mean over the images
-        where it is defined, nan if there are none) and ``"missed"`` (number of images where it
-        is not: only one of prediction and truth is empty); ``"images"``: a list of rows
-        ``{"id", "miou", "iou": {structure: ...}, "macd_mm": {...}}``. IOU as fractions;
-        standard deviations divide by the number of images.
+        its standard deviation over images; by structure ``"iou"``, ``"dice"`` and ``"macd_mm"``
+        (mean absolute contour distance in mm), means over images, of the distance over those
+        where it is defined (nan if there are none), ``"iou_std"``, ``"dice_std"`` and
+        ``"macd_mm_std"``, and ``"missed"`` (number of images where the distance is not defined:
+        only one of prediction and truth is empty); ``"joined"``: the same by name for structures
+        taken as one (lungs, clavicles); ``"cardiothoracic_ratio"``, where there are heart and
+        lungs: ``"error"`` (mean absolute difference from that of the true masks), ``"bias"``
+        (mean difference) and ``"missed"``; ``"images"``: a list of rows
+        ``{"id", "miou", "iou": {structure: ...}, "dice": {...}, "macd_mm": {...}}``, joined
+        structures included. Overlaps as fractions; standard deviations divide by the number of
+        images.
 
     Raises
     ------
@@ -115,26 +126,27 @@ def evaluate(
         raise ValueError("evaluate: indices must name at least one image, got none")
     images: list[dict[str, Any]] = []
     for batch, masks in _predictions(network, dataset, indices, batch_size):
-        truth = dataset.target_batch(batch).cpu().numpy()
+        truth = dataset.target_batch(batch).cpu().numpy().astype(bool)
         for index, predicted, true in zip(batch, masks.cpu().numpy(), truth, strict=True):
-            row = _measure(predicted, true, dataset, postprocess)
+            row = _measure(dataset.classes, predicted, true, dataset.spacing, postprocess)
             images.append({"id": dataset.ids[index], **row})
-    overlaps = np.array([list(image["iou"].values()) for image in images])
-    distances = np.array([list(image["macd_mm"].values()) for image in images])
-    mious = overlaps.mean(axis=1)
-    by_structure = dict(zip(dataset.classes, distances.T, strict=True))
-    return {
+    mious = np.array([image["miou"] for image in images])
+    joined = [name for name in images[0]["iou"] if name not in dataset.classes]
+    results = {
         "miou": float(mious.mean()),
         "miou_std": float(mious.std()),
-        "iou": _named(dataset, overlaps.mean(axis=0)),
-        "iou_std": _named(dataset, overlaps.std(axis=0)),
-        "macd_mm": {
-            name: float(known.mean()) if (known := d[np.isfinite(d)]).size else float("nan")
-            for name, d in by_structure.items()
-        },
-        "missed": {name: int(np.isnan(d).sum()) for name, d in by_structure.items()},
-        "images": images,
+        **_over_images(images, dataset.classes),
+        "joined": _over_images(images, joined),
     }
+    if "cardiothoracic_ratio" in images[0]:
+        ratios = np.array([list(image["cardiothoracic_ratio"].values()) for image in images])
+        known = (differences := ratios[:, 0] - ratios[:, 1])[np.isfinite(differences)]
+        results["cardiothoracic_ratio"] = {
+            "error": _mean(np.abs(known)),
+            "bias": _mean(known),
+            "missed": int(np.isnan(differences).sum()),
+        }
+    return {**results, "images": images}
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> Table:
@@ -197,23 +209,57 @@ def _predictions(
 
 
 def _measure(
-    predicted: np.ndarray, true: np.ndarray, dataset: Dataset, postprocess: bool
+    classes: Sequence[str],
+    predicted: np.ndarray,
+    true: np.ndarray,
+    spacing: float,
+    postprocess: bool,
 ) -> dict[str, Any]:
     """Measure one image: masks (C + 1, H, W)."""
-    overlaps, distances = [], []
-    for a, b in zip(predicted[:-1], true[:-1], strict=True):
-        mask = metrics.postprocess(a) if postprocess else a
-        overlaps.append(metrics.iou(mask, b))
-        distances.append(metrics.contour_distance(mask, b, dataset.spacing))
-    return {
-        "miou": float(np.mean(overlaps)),
-        "iou": _named(dataset, overlaps),
-        "macd_mm": _named(dataset, distances),
+    pairs = {
+        name: (metrics.postprocess(a) if postprocess else a, b)
+        for name, a, b in zip(classes, predicted, true, strict=False)
     }
+    for name, parts in JOINED.items():
+        if set(parts) <= set(classes):
+            one, other = (pairs[part] for part in parts)
+            pairs[name] = (one[0] | other[0], one[1] | other[1])
+    overlaps = {name: metrics.iou(a, b) for name, (a, b) in pairs.items()}
+    row: dict[str, Any] = {
+        "miou": float(np.mean([overlaps[name] for name in classes])),
+        "iou": overlaps,
+        "dice": {name: metrics.dice(a, b) for name, (a, b) in pairs.items()},
+        "macd_mm": {
+            name: metrics.contour_distance(a, b, spacing) for name, (a, b) in pairs.items()
+        },
+    }
+    if "heart" in pairs and "lungs" in pairs:
+        ratios = map(metrics.cardiothoracic_ratio, pairs["heart"], pairs["lungs"])
+        row["cardiothoracic_ratio"] = dict(zip(("predicted", "true"), ratios, strict=True))
+    return row
 
 
-def _named(dataset: Dataset, values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    return {name: float(value) for name, value in zip(dataset.classes, values, strict=True)}
+def _over_images(
+    images: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Means and standard deviations by structure, where they are defined."""
+    results: dict[str, dict[str, Any]] = {}
+    for figure in ("iou", "dice", "macd_mm"):
+        means, deviations = {}, {}
+        for name in names:
+            values = np.array([image[figure][name] for image in images])
+            known = values[np.isfinite(values)]
+            means[name] = _mean(known)
+            deviations[name] = float(known.std()) if known.size else float("nan")
+        results |= {figure: means, f"{figure}_std": deviations}
+    results["missed"] = {
+        name: sum(bool(np.isnan(image["macd_mm"][name])) for image in images) for name in names
+    }
+    return results
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else float("nan")
 
 
 def _percent(mean: float, deviation: float) -> str:

@@ -1,7 +1,21 @@
-"""The loss of the paper: soft intersection over union, per image and class."""
+"""Losses between masks or probabilities, per image: the S and C of Equation 1."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+__all__ = [
+    "LOSSES",
+    "cross_entropy_loss",
+    "dice_loss",
+    "jaccard_metric_loss",
+    "soft_iou_loss",
+    "squared_error_loss",
+]
+
+# A thousandth of a pixel in numerator and denominator: 0 / 0 becomes 1, all else keeps its value.
+ABSENT = 1e-3
 
 
 def soft_iou_loss(target: Tensor, prediction: Tensor) -> Tensor:
@@ -21,6 +35,11 @@ def soft_iou_loss(target: Tensor, prediction: Tensor) -> Tensor:
     Tensor, shape (b,)
         Between 0 and 1. A class absent from both sides counts as agreement.
 
+    Raises
+    ------
+    ValueError
+        If the shapes differ or are not (b, C, H, W).
+
     References
     ----------
     Bortsova et al., "Semi-supervised medical image segmentation via learning consistency under
@@ -32,14 +51,109 @@ def soft_iou_loss(target: Tensor, prediction: Tensor) -> Tensor:
     >>> soft_iou_loss(mask, mask)
     tensor([0.])
     """
+    target, prediction = _pair("soft_iou_loss", target, prediction)
+    intersection = _sum(target * prediction)
+    union = _sum(target) + _sum(prediction) - intersection
+    return _missing(intersection, union)
+
+
+def jaccard_metric_loss(target: Tensor, prediction: Tensor) -> Tensor:
+    """Return the Jaccard metric loss: `soft_iou_loss` made fit for targets that are no masks.
+
+    ``1 - 1/C sum_c [ (sum_i (y + p) - |y - p|) / (sum_i (y + p) + |y - p|) ]``. It equals
+    `soft_iou_loss` where one side is a mask of zeros and ones. Where both are probabilities, that
+    one is not least where they agree (it rewards pushing both up), and this one is.
+
+    Parameters and the result are those of `soft_iou_loss`.
+
+    References
+    ----------
+    Wang, Ning and Blaschko, "Jaccard metric losses: optimizing the Jaccard index with soft
+    labels", NeurIPS 2023.
+
+    Examples
+    --------
+    >>> unsure = torch.full((1, 1, 2, 2), 0.5)
+    >>> jaccard_metric_loss(unsure, unsure), soft_iou_loss(unsure, unsure).round(decimals=3)
+    (tensor([0.]), tensor([0.6670]))
+    """
+    target, prediction = _pair("jaccard_metric_loss", target, prediction)
+    total, difference = _sum(target + prediction), _sum((target - prediction).abs())
+    return _missing((total - difference) / 2, (total + difference) / 2)
+
+
+def dice_loss(target: Tensor, prediction: Tensor) -> Tensor:
+    """Return one minus the soft Dice coefficient, averaged over classes, per image.
+
+    ``1 - 1/C sum_c [ 2 sum_i y p / sum_i (y + p) ]``. Parameters and the result are those of
+    `soft_iou_loss`.
+
+    Examples
+    --------
+    >>> mask = torch.tensor([[[[1.0, 1.0], [1.0, 0.0]]]])
+    >>> dice_loss(mask, mask.flip(2)).round(decimals=3)
+    tensor([0.3330])
+    """
+    target, prediction = _pair("dice_loss", target, prediction)
+    return _missing(2 * _sum(target * prediction), _sum(target) + _sum(prediction))
+
+
+def cross_entropy_loss(target: Tensor, prediction: Tensor) -> Tensor:
+    """Return the binary cross-entropy of each class, averaged over classes and pixels, per image.
+
+    In nats, with logarithms no lower than -100. Not symmetric: gradient to the target as well,
+    where it has any. Parameters are those of `soft_iou_loss`; the result, of shape (b,), is at
+    least 0.
+
+    Examples
+    --------
+    >>> cross_entropy_loss(torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 0.5))
+    tensor([0.6931])
+    """
+    target, prediction = _pair("cross_entropy_loss", target, prediction)
+    log, other = (p.log().clamp(min=-100) for p in (prediction, 1 - prediction))
+    return -(target * log + (1 - target) * other).mean(dim=(1, 2, 3))
+
+
+def squared_error_loss(target: Tensor, prediction: Tensor) -> Tensor:
+    """Return the mean squared difference over classes and pixels, per image.
+
+    Most pixels are far from any contour, so it is small: as a consistency term it wants a weight
+    of the order of 10 or more beside soft IOU. Parameters are those of `soft_iou_loss`; the
+    result, of shape (b,), lies between 0 and 1.
+
+    Examples
+    --------
+    >>> squared_error_loss(torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 0.5))
+    tensor([0.2500])
+    """
+    target, prediction = _pair("squared_error_loss", target, prediction)
+    return (target - prediction).square().mean(dim=(1, 2, 3))
+
+
+# What `--loss` and `--consistency-loss` name.
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "soft-iou": soft_iou_loss,
+    "jaccard-metric": jaccard_metric_loss,
+    "dice": dice_loss,
+    "cross-entropy": cross_entropy_loss,
+    "squared-error": squared_error_loss,
+}
+
+
+def _pair(function: str, target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
     if target.shape != prediction.shape or target.dim() != 4:
         raise ValueError(
-            "soft_iou_loss: target and prediction must have one shape (b, C, H, W), got "
+            f"{function}: target and prediction must have one shape (b, C, H, W), got "
             f"{tuple(target.shape)} and {tuple(prediction.shape)}"
         )
     dtype = torch.promote_types(torch.promote_types(target.dtype, prediction.dtype), torch.float32)
-    target, prediction = target.to(dtype), prediction.to(dtype)
-    intersection = (target * prediction).sum(dim=(2, 3))
-    union = target.sum(dim=(2, 3)) + prediction.sum(dim=(2, 3)) - intersection
-    # A thousandth of a pixel on both sides: 0 / 0 becomes 1, anything else keeps its value.
-    return 1 - ((intersection + 1e-3) / (union + 1e-3)).mean(dim=1)
+    return target.to(dtype), prediction.to(dtype)
+
+
+def _sum(values: Tensor) -> Tensor:
+    return values.sum(dim=(2, 3))
+
+
+def _missing(shared: Tensor, whole: Tensor) -> Tensor:
+    return 1 - ((shared + ABSENT) / (whole + ABSENT)).mean(dim=1)

@@ -1,6 +1,7 @@
 """The methods that can be trained, one small record each."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tcseg.data import Split
 
@@ -16,10 +17,17 @@ class Method:
     pool : tuple of str
         Parts of the data whose images are used without labels, beside the labelled ones:
         ``"train"`` (its unlabelled rest), ``"validation"``, ``"test"``.
+    target : {"branch", "stopped", "teacher"}
+        What the second branch is to agree with: the first branch, with gradient to both (the
+        paper); the first branch without (self-ensembling, Laine and Aila, "Temporal ensembling
+        for semi-supervised learning", ICLR 2017); the prediction of a teacher, the moving average
+        of the network (Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS
+        2017), which is then the network that is kept.
     """
 
     consistency: bool = True
     pool: tuple[str, ...] = ()
+    target: Literal["branch", "stopped", "teacher"] = "branch"
 
     def unlabelled(self, split: Split, labelled: list[int]) -> list[int]:
         """Return the images of the pool, none of them labelled."""
@@ -32,4 +40,6 @@ METHODS: dict[str, Method] = {
     "suptc": Method(),
     "semitc": Method(pool=("train",)),
     "semitc+": Method(pool=("train", "validation", "test")),
+    "stopgrad": Method(pool=("train",), target="stopped"),
+    "mean-teacher": Method(pool=("train",), target="teacher"),
 }

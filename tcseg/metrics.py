@@ -1,4 +1,4 @@
-"""Agreement of two masks: overlap and distance of contours."""
+"""Agreement of two masks: overlap and distance of contours; and what is measured on masks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Mask = npt.ArrayLike | torch.Tensor
 
-__all__ = ["contour_distance", "iou", "postprocess"]
+__all__ = ["cardiothoracic_ratio", "contour_distance", "dice", "iou", "postprocess"]
 
 
 def iou(a: Mask, b: Mask) -> float:
@@ -43,6 +43,59 @@ def iou(a: Mask, b: Mask) -> float:
     first, second = _masks("iou", a, b)
     union = np.count_nonzero(first | second)
     return np.count_nonzero(first & second) / union if union else 1.0
+
+
+def dice(a: Mask, b: Mask) -> float:
+    """Dice coefficient of two masks: twice what they share by the sum of their sizes.
+
+    Parameters, result and errors are those of `iou`.
+
+    Examples
+    --------
+    >>> dice([1, 1, 1, 0], [0, 1, 1, 1]) == 4 / 6
+    True
+    """
+    first, second = _masks("dice", a, b)
+    total = np.count_nonzero(first) + np.count_nonzero(second)
+    return 2 * np.count_nonzero(first & second) / total if total else 1.0
+
+
+def cardiothoracic_ratio(heart: Mask, lungs: Mask) -> float:
+    """Width of the heart by that of the thorax; above one half the heart counts as enlarged.
+
+    Widths are those of the smallest upright boxes around the heart and around both lungs, so the
+    thorax is measured between the outermost lung pixels, inside the ribs.
+
+    Parameters
+    ----------
+    heart, lungs
+        Masks (H, W) of one frontal radiograph; whatever is not 0 is inside. Arrays or tensors.
+
+    Returns
+    -------
+    float
+        nan if one of the masks is empty.
+
+    Raises
+    ------
+    ValueError
+        If the masks are not of one shape (H, W).
+
+    Examples
+    --------
+    >>> cardiothoracic_ratio([[0, 0, 1, 1, 0, 0, 0, 0]], [[1, 1, 0, 0, 0, 1, 1, 1]])
+    0.25
+    """
+    masks = _masks("cardiothoracic_ratio", heart, lungs)
+    if masks[0].ndim != 2:
+        raise ValueError(
+            f"cardiothoracic_ratio: masks must have shape (H, W), got {masks[0].shape}"
+        )
+    columns = [np.flatnonzero(mask.any(axis=0)) for mask in masks]
+    if not all(map(len, columns)):
+        return float("nan")
+    heart_width, thorax_width = (int(c[-1] - c[0]) + 1 for c in columns)
+    return heart_width / thorax_width
 
 
 def contour_distance(a: Mask, b: Mask, spacing: float | Sequence[float] = 1.0) -> float:

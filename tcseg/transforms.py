@@ -6,6 +6,8 @@ identity), or both. Strengths in pixels are given for images 512 pixels wide and
 image, so that a picture deforms alike at every size.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +35,22 @@ class Draw:
 
     displacement: Tensor | None = None
     adjust: Callable[[Tensor], Tensor] | None = None
+
+    def rows(self, index: Tensor, batch: int) -> Draw:
+        """Return the draw for images `index` of the batch of that many it was drawn for."""
+        adjust, displacement = self.adjust, self.displacement
+
+        def adjust_rows(images: Tensor) -> Tensor:
+            # What `adjust` keeps for each image is its own; others are blank meanwhile.
+            whole = images.new_zeros(batch, *images.shape[1:])
+            whole[index] = images
+            assert adjust is not None
+            return adjust(whole)[index]
+
+        return Draw(
+            None if displacement is None else displacement[index],
+            None if adjust is None else adjust_rows,
+        )
 
     def image(self, images: Tensor) -> Tensor:
         """Apply t_in to images (b, 1, H, W) in [0, 1]."""
@@ -249,3 +267,24 @@ RECIPES: dict[str, Transform] = {
         identity_probability=0.5,
     ),
 }
+
+
+def recipe(name: str, displacement_std: float | None = None) -> Transform:
+    """Return the transforms that `--recipe` names, elastic fields of another strength on demand.
+
+    Parameters
+    ----------
+    name : str
+        A key of `RECIPES`.
+    displacement_std : float, optional
+        Root mean square displacement in pixels at 512 x 512, in place of the recipe's.
+    """
+
+    def changed(transform: Transform) -> Transform:
+        if isinstance(transform, Elastic):
+            return replace(transform, displacement_std=displacement_std)
+        if isinstance(transform, Compose):
+            return replace(transform, transforms=[changed(t) for t in transform.transforms])
+        return transform
+
+    return RECIPES[name] if displacement_std is None else changed(RECIPES[name])

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from .dataset import CLASSES, DataError, Dataset, pack_masks, unpack_masks
-from .splits import Split, labelled_subset, make_split
+from .splits import Split, labelled_subset, make_split, save_splits, validation_subset
 
 __all__ = [
     "CLASSES",
@@ -17,7 +17,9 @@ __all__ = [
     "load_dataset",
     "make_split",
     "pack_masks",
+    "save_splits",
     "unpack_masks",
+    "validation_subset",
 ]
 
 MIN_SIZE, MAX_SIZE = 32, 2048

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from tcseg.files import write_json
 
 from .dataset import DataError, Dataset
 
@@ -14,14 +21,18 @@ TRAINING_IMAGES = 100
 
 @dataclass(frozen=True)
 class Split:
-    """Indices into a data set; the order of `train` decides which images are labelled first."""
+    """Indices into a data set.
+
+    The order of `train` decides which images are labelled first, that of `validation` which ones
+    choose the network where not all do.
+    """
 
     train: list[int]
     validation: list[int]
     test: list[int]
 
 
-def make_split(dataset: Dataset, split: int) -> Split:
+def make_split(dataset: Dataset, split: int, file: str | os.PathLike[str] | None = None) -> Split:
     """Divide a data set into training, validation and test images.
 
     JSRT, splits 0 to 4: the images with even numbers are the test set of even splits, those with
@@ -31,11 +42,22 @@ def make_split(dataset: Dataset, split: int) -> Split:
     Phantom: the same 100 training, 20 validation and 40 test images for every split; the split
     number only shuffles the training images, and so draws other labelled ones.
 
+    Parameters
+    ----------
+    dataset
+        The images.
+    split
+        Number of the split.
+    file
+        Where splits of one's own stand, in the form of `save_splits`, in place of these.
+
     Raises
     ------
     DataError
-        If the data set has no such split.
+        If the data set has no such split, or the file cannot be used.
     """
+    if file is not None:
+        return _read_split(Path(file), dataset, split)
     if dataset.name == "jsrt":
         return _jsrt_split(dataset, split)
     if split < 0:
@@ -64,7 +86,7 @@ def _jsrt_split(dataset: Dataset, split: int) -> Split:
     count = min(TRAINING_IMAGES, len(rest) - max(1, len(rest) // 6))
     return Split(
         train=rest[:count].tolist(),
-        validation=sorted(rest[count:].tolist()),
+        validation=rest[count:].tolist(),
         test=test.tolist(),
     )
 
@@ -83,3 +105,65 @@ def labelled_subset(split: Split, count: int) -> list[int]:
             f"choose 1 to {len(split.train)}"
         )
     return split.train[:count]
+
+
+def validation_subset(split: Split, count: int | None) -> list[int]:
+    """Return the first `count` validation images, all if it is None.
+
+    Raises
+    ------
+    DataError
+        If `count` is below 1 or exceeds the validation images.
+    """
+    images = split.validation
+    if count is not None and not 1 <= count <= len(images):
+        raise DataError(
+            f"{count} validation images asked for, but the split has {len(images)}; "
+            f"choose 1 to {len(images)}"
+        )
+    return images[:count]
+
+
+# ---- files of splits ------------------------------------------------------------------------
+
+_PARTS = tuple(field.name for field in fields(Split))
+
+
+def save_splits(path: str | os.PathLike[str], dataset: Dataset, splits: list[Split]) -> None:
+    """Write splits as JSON, images by their ids.
+
+    The file is ``{"data": name, "splits": [{"train": [...], "validation": [...], "test": [...]},
+    ...]}``, in the order of `Split`: the first n training ids are the labelled ones.
+    """
+
+    def named(split: Split) -> dict[str, list[str]]:
+        return {part: [dataset.ids[i] for i in getattr(split, part)] for part in _PARTS}
+
+    write_json(path, {"data": dataset.name, "splits": [named(split) for split in splits]})
+
+
+def _read_split(path: Path, dataset: Dataset, number: int) -> Split:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        splits: list[dict[str, Any]] = content["splits"]
+        parts = [[list(map(str, split[part])) for part in _PARTS] for split in splits]
+    except OSError as error:
+        raise DataError(f"--splits {path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"--splits {path}: not a file of splits ({error!r}); `tcseg data splits` writes one"
+        ) from error
+    if not 0 <= number < len(parts):
+        raise DataError(f"--splits {path}: has splits 0 to {len(parts) - 1}, got --split {number}")
+    for part, names in zip(_PARTS, parts[number], strict=True):
+        if not names:
+            raise DataError(f"--splits {path}: split {number} has no {part} images")
+    known = {name: i for i, name in enumerate(dataset.ids)}
+    seen: set[str] = set()
+    for name in itertools.chain(*parts[number]):
+        if name not in known:
+            raise DataError(f"--splits {path}: {dataset.name} has no image {name!r}")
+        if name in seen:
+            raise DataError(f"--splits {path}: split {number} has {name!r} twice")
+        seen.add(name)
+    return Split(*([known[name] for name in names] for names in parts[number]))

@@ -1,0 +1,329 @@
+"""One training: supervised pre-training, then a method from that same network."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from tcseg import distributed
+from tcseg.config import AFTER_PRETRAINING, MAY_DIFFER_ON_RESUME, Config, resolve_device
+from tcseg.data import (
+    Dataset,
+    Split,
+    labelled_subset,
+    load_dataset,
+    make_split,
+    validation_subset,
+)
+from tcseg.evaluation import validation_miou
+from tcseg.losses import LOSSES
+from tcseg.methods import METHODS, Method
+from tcseg.network import build_network
+from tcseg.runs import RunError, RunFolder, load_checkpoint
+from tcseg.siamese import siamese_objective
+from tcseg.transforms import Transform, recipe
+
+LOG_EVERY = 20  # steps between looks at the loss: each look waits for the device
+SUPERVISED = Method(consistency=False)
+
+
+@dataclass
+class Progressed:
+    """How far a training is, and the best network so far; all of it is in the checkpoint.
+
+    Networks are state dictionaries; `teacher` is empty for methods without one.
+    """
+
+    step: int = 0
+    best_miou: float = -1.0
+    best_step: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+    pretrained: dict[str, Tensor] = field(default_factory=dict)
+    teacher: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Trainer:
+    """One training, from a new network to its best checkpoint.
+
+    Parameters
+    ----------
+    config : Config
+        Validated options.
+    run : RunFolder
+        Where figures and checkpoints go.
+    device : torch.device, optional
+        In place of the one in the options: the GPU of this process.
+    """
+
+    def __init__(self, config: Config, run: RunFolder, device: torch.device | None = None) -> None:
+        self.config, self.run = config, run
+        self.device = resolve_device(config.device) if device is None else device
+        self.dataset: Dataset = load_dataset(config.data, root=config.root, size=config.size)
+        self.split: Split = make_split(self.dataset, config.split, config.splits)
+        self.labelled = labelled_subset(self.split, config.labelled)
+        self.validation = validation_subset(self.split, config.validation_images)
+        self.method = METHODS[config.method]
+        self.unlabelled = self.method.unlabelled(self.split, self.labelled)
+        count = config.batch_size // 2 if self.unlabelled else config.batch_size
+        distributed.share(config.batch_size, count, self.device)  # or an error, before any work
+        self.dataset = self.dataset.to(self.device)
+        self.transform = recipe(config.recipe, config.displacement_std)
+        torch.manual_seed(config.seed)
+        self.network: nn.Module = build_network(
+            config.network, len(self.dataset.classes), config.precision
+        )
+        # Convolutions on CPU and on tensor cores are faster in this layout.
+        self.network.to(self.device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # What trains is the same network, in several processes wrapped to average gradients.
+        self.model = distributed.parallel(self.network)
+        if config.compile:
+            self.network.compile()
+        self.teacher: AveragedModel | None = None
+        # On the device beforehand: a copy in the loop would wait for it.
+        self.pools = [torch.tensor(p, device=self.device) for p in (self.labelled, self.unlabelled)]
+        self.optimizer = self._new_optimizer()
+        # Batches and transforms are drawn from here, on the device: no waiting. Only dropout, of a
+        # network that has it, draws from torch's global generator.
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.state = Progressed()
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adadelta(self.network.parameters(), lr=self.config.learning_rate)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of both phases."""
+        return self.config.pretrain_steps + self.config.steps
+
+    def batch(self, method: Method) -> tuple[Tensor, Tensor, Transform]:
+        """Draw the part of a mini-batch that this process works on.
+
+        Returns
+        -------
+        images, labels, transform
+            Images (b, 1, H, W), labelled ones first; the labels of those as bits; the
+            distribution to draw their transforms from.
+        """
+        size = self.config.batch_size
+        semi = bool(method.pool and self.unlabelled)
+        count = size // 2 if semi else size
+        indices = self._sample(self.pools[0], count)
+        if semi:
+            indices = torch.cat([indices, self._sample(self.pools[1], size - count)])
+        transform, processes = self.transform, distributed.world_size()
+        if processes > 1:
+            rows = distributed.share(size, count, self.device)
+            indices, count = indices[rows], count // processes
+            transform = distributed.Rows(transform, rows, size)
+        labels = self.dataset.masks[indices[:count], None]
+        return self.dataset.image_batch(indices), labels, transform
+
+    def _sample(self, pool: Tensor, count: int) -> Tensor:
+        # Whole shuffles one after the other: no image twice before each came once.
+        rounds = -(-count // len(pool))
+        shuffles = [
+            torch.randperm(len(pool), generator=self.generator, device=self.device)
+            for _ in range(rounds)
+        ]
+        order = torch.cat(shuffles)[:count]
+        return pool[order]
+
+    def step(self, method: Method) -> dict[str, Tensor]:
+        """Do one step of Equation 1; return its terms, still on the device."""
+        config = self.config
+        images, labels, transform = self.batch(method)
+        objective = siamese_objective(
+            self.model,
+            images.contiguous(memory_format=torch.channels_last),
+            labels,
+            transform,
+            self.generator,
+            classes=len(self.dataset.classes),
+            supervised_loss=LOSSES[config.loss],
+            consistency_loss=LOSSES[config.consistency_loss],
+            consistency_weight=self._consistency_weight() if method.consistency else 0.0,
+            stop_gradient=method.target == "stopped",
+            teacher=self.teacher,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        objective.total.backward()
+        self.optimizer.step()
+        if self.teacher is not None:
+            self.teacher.update_parameters(self.network)
+        return {
+            "loss": objective.total.detach(),
+            "supervised": objective.supervised.detach(),
+            "consistency": objective.consistency.detach(),
+        }
+
+    def fit(self, show: Callable[[int, float, float], None]) -> None:
+        """Train from where the state is to the end; `show(step, loss, best mIOU)` as it goes."""
+        state, config = self.state, self.config
+        started = time.monotonic() - state.seconds
+        terms: dict[str, Tensor] = {}
+        logged_at = state.step
+        while True:
+            if state.step == config.pretrain_steps and not state.pretrained:
+                self._begin_method()
+                self.save()  # so that a kill does not begin it, and log it, twice
+            if state.step >= self.total_steps:
+                break
+            pretraining = state.step < config.pretrain_steps
+            self.network.train()
+            self._set_learning_rate()
+            for name, value in self.step(SUPERVISED if pretraining else self.method).items():
+                terms[name] = terms.get(name, 0) + value
+            state.step += 1
+            phase_end = state.step in (config.pretrain_steps, self.total_steps)
+            saving = state.step % config.checkpoint_every == 0 or phase_end
+            # Also before every checkpoint: none is written whose loss was not looked at.
+            if state.step % LOG_EVERY == 0 or saving:
+                means = {k: float(v) / (state.step - logged_at) for k, v in terms.items()}
+                means = distributed.mean(means, self.device)
+                self._check_finite(means["loss"])
+                phase = "pre-training" if pretraining else config.method
+                self._log({"step": state.step, "phase": phase, **means})
+                show(state.step, means["loss"], state.best_miou)
+                terms, logged_at = {}, state.step
+            if state.step % config.validate_every == 0 or phase_end:
+                self._validate()
+                show(state.step, float("nan"), state.best_miou)
+            if saving:
+                state.seconds = time.monotonic() - started
+                self.save()
+        state.seconds = time.monotonic() - started
+
+    def _set_learning_rate(self) -> None:
+        """Keep the rate in pre-training; let it fall to 0 over the steps of the method."""
+        config = self.config
+        done = max(0, self.state.step - config.pretrain_steps) / config.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * (1 - done)
+
+    def _consistency_weight(self) -> float:
+        """Return lambda, which may rise linearly from 0 over the first steps of the method."""
+        config = self.config
+        step = self.state.step - config.pretrain_steps + 1
+        return config.consistency_weight * min(1.0, step / max(1, config.consistency_rampup))
+
+    def _begin_method(self) -> None:
+        """Go on from the best network of pre-training, with a new optimizer."""
+        state = self.state
+        if state.best:
+            self.network.load_state_dict(state.best)
+        self.optimizer = self._new_optimizer()
+        state.pretrained = _copied(self.network.state_dict())
+        self._make_teacher()
+        # Own streams: a run that took pre-training over goes on exactly as one that did it.
+        self.generator.manual_seed(self.config.seed + 2**32)
+        torch.manual_seed(self.config.seed + 2**32)
+        state.best_miou = -1.0
+        self._validate()
+
+    def _make_teacher(self) -> None:
+        if self.method.target == "teacher":
+            average = get_ema_multi_avg_fn(self.config.teacher_decay)
+            self.teacher = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+            self.teacher.update_parameters(self.network)  # the first one copies
+            self.teacher.eval()
+
+    def _validate(self) -> None:
+        state = self.state
+        network = self.network if self.teacher is None else self.teacher.module
+        miou = validation_miou(network, self.dataset, self.validation)
+        self._log({"step": state.step, "validation_miou": miou})
+        if miou > state.best_miou:
+            state.best_miou, state.best_step = miou, state.step
+            state.best = _copied(network.state_dict())
+
+    def _log(self, row: dict[str, Any]) -> None:
+        if distributed.rank() == 0:
+            self.run.log(row)
+
+    def _check_finite(self, loss: float) -> None:
+        if loss != loss or abs(loss) == float("inf"):
+            raise RunError(
+                f"the loss became {loss} before step {self.state.step}; the last checkpoint in "
+                f"{self.run.path} is from before. Try a lower --learning-rate"
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint from which training goes on bit for bit (on CPU)."""
+        if distributed.rank() != 0:
+            return
+        if self.teacher is not None:
+            self.state.teacher = self.teacher.state_dict()
+        self.run.save_checkpoint(
+            {
+                **vars(self.state),
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "generator": self.generator.get_state(),
+                "global_generator": torch.get_rng_state(),
+            }
+        )
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint.
+
+        Raises
+        ------
+        RunError
+            If it is incomplete or of another network.
+        """
+        try:
+            self.state = Progressed(**{name: checkpoint[name] for name in vars(Progressed())})
+            self.network.load_state_dict(checkpoint["network"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            if self.state.teacher:
+                self._make_teacher()
+                assert self.teacher is not None
+                self.teacher.load_state_dict(self.state.teacher)
+            self.generator.set_state(checkpoint["generator"])
+            torch.set_rng_state(checkpoint["global_generator"])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"{self.run.path / 'checkpoint.pt'}: incomplete, or of another network than "
+                f"{self.config.network!r}; delete it to start the run again"
+            ) from error
+
+    def take_pretrained(self, path: Path) -> None:
+        """Start after the pre-training that another run has done.
+
+        Raises
+        ------
+        RunError
+            If that run is of other data, or has not finished pre-training.
+        """
+        differences = self.config.differences(
+            RunFolder(path).config(), MAY_DIFFER_ON_RESUME + AFTER_PRETRAINING
+        )
+        if differences:
+            raise RunError(
+                f"--pretrained {path}: its pre-training had other options "
+                f"({'; '.join(differences)}); use the same, or leave out --pretrained"
+            )
+        checkpoint = load_checkpoint(path / "checkpoint.pt")
+        if not checkpoint.get("pretrained"):
+            raise RunError(f"--pretrained {path}: its pre-training is not finished")
+        try:
+            self.network.load_state_dict(checkpoint["pretrained"])
+        except RuntimeError as error:
+            raise RunError(
+                f"--pretrained {path}: its weights do not fit network {self.config.network!r}; "
+                "was its code changed?"
+            ) from error
+        self.state.best = checkpoint["pretrained"]
+        self.state.step = self.config.pretrain_steps
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Tensor]:
+    return copy.deepcopy(state)
