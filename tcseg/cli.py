@@ -6,6 +6,7 @@ Imports of torch and all that builds on it stand inside the commands, so that he
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shlex
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from tcseg.config import Config
+from tcseg.config import DATA_SETS, METHODS, Config
 from tcseg.files import write_json
 from tcseg.runs import RunError, RunFinished, RunFolder
 
@@ -59,9 +60,13 @@ def _explain(error: Exception) -> tuple[str, int]:
     return (str(error), 1) if isinstance(error, DataError) else ("", 1)
 
 
-def _config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add an option for each field of `Config`."""
+def _config_options(
+    command: Callable[..., None], without: tuple[str, ...] = ()
+) -> Callable[..., None]:
+    """Add an option for each field of `Config`, but for some."""
     for field in reversed(dataclasses.fields(Config)):
+        if field.name in without:
+            continue
         choices, kind = field.metadata["choices"], field.metadata["kind"]
         name = field.name.replace("_", "-")
         command = click.option(
@@ -72,6 +77,55 @@ def _config_options(command: Callable[..., None]) -> Callable[..., None]:
             help=field.metadata["help"],
         )(command)
     return command
+
+
+def _config(
+    ctx: click.Context, file: Path | None, options: dict[str, Any], default: Config | None = None
+) -> Config:
+    """Options of a file, if one is given, overridden by those of the command line; checked."""
+    given = {
+        name: value
+        for name, value in options.items()
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    # Absolute, so that the run can be continued from another folder.
+    for name in ("root", "pretrained", "split_file"):
+        if name in given:
+            given[name] = str(Path(given[name]).absolute())
+    default = Config() if default is None else default
+    config = dataclasses.replace(default if file is None else Config.load(file), **given)
+    config.validate()
+    return config
+
+
+def _grid_options(command: Callable[..., None]) -> Callable[..., None]:
+    varied = ("data", "method", "labelled", "validation_images", "split", "pretrained")
+    return _config_options(command, without=varied)
+
+
+_config_file = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML file of options, such as the config.toml of a run; options given here override it.",
+)
+
+
+class _List(click.ParamType[list[Any]]):
+    """Values with commas between, each once."""
+
+    name = "list"
+
+    def __init__(self, kind: type, choices: tuple[str, ...] = ()) -> None:
+        self.kind, self.choices = kind, choices
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[Any]:
+        """Split and check."""
+        if isinstance(value, list):
+            return value
+        kind = click.Choice(self.choices) if self.choices else self.kind
+        convert = click.types.convert_type(kind).convert
+        return list(dict.fromkeys(convert(part.strip(), param, ctx) for part in value.split(",")))
 
 
 def _examples(*lines: str) -> str:
@@ -106,12 +160,7 @@ def main() -> None:
     )
 )
 @_config_options
-@click.option(
-    "--config",
-    "config_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML file of options, such as the config.toml of a run; options given here override it.",
-)
+@_config_file
 @click.option(
     "--out",
     required=True,
@@ -124,23 +173,9 @@ def train(
     ctx: click.Context, config_file: Path | None, out: Path, resume: bool, **options: Any
 ) -> None:
     """Train a network; write weights, figures and pictures to a folder."""
-    if config_file is not None:
-        config = Config.load(config_file)
-    elif resume and (out / "config.toml").exists():
-        config = RunFolder(out).config()
-    else:
-        config = Config()
-    given = {
-        name: value
-        for name, value in options.items()
-        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
-    # Absolute, so that the run can be continued from another folder.
-    for name in ("root", "pretrained"):
-        if name in given:
-            given[name] = str(Path(given[name]).absolute())
-    config = dataclasses.replace(config, **given)
-    config.validate()
+    if config_file is None and resume and (out / "config.toml").exists():
+        config_file = out / "config.toml"
+    config = _config(ctx, config_file, options)
     try:
         from tcseg.train import train as run_training
 
@@ -183,7 +218,7 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
 
     from tcseg import evaluation
     from tcseg.config import resolve_device
-    from tcseg.data import load_dataset, make_split
+    from tcseg.data import load_dataset, make_split, validation_subset
     from tcseg.network import build_network
 
     target = resolve_device(config.device)
@@ -194,8 +229,9 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
     except RuntimeError as error:
         message = f"{run}: its weights do not fit network {config.network!r}; was its code changed?"
         raise RunError(message) from error
-    split = make_split(dataset, config.split)
-    indices = split.test if on == "test" else split.validation
+    split = make_split(dataset, config.split, config.split_file)
+    validation = validation_subset(split, config.validation_images)
+    indices = split.test if on == "test" else validation
     results = evaluation.evaluate(network.to(target), dataset, indices, postprocess=postprocess)
 
     name = f"evaluation-{on}{'-postprocessed' if postprocess else ''}.json"
@@ -205,6 +241,85 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
     console.print(f"{run}: {len(indices)} {on} images{processed}")
     console.print(evaluation.results_table({config.method: results}))
     console.print(f"Details by image: {run / name}")
+
+
+@main.command(
+    epilog=_examples(
+        "tcseg reproduce table1 --root JSRT --size 128 --labelled 5,10 --splits 0,1 --out grid",
+        "tcseg reproduce table1 --root JSRT --out full --workers 4 --minutes 30",
+        "tcseg reproduce table2 --root JSRT --out full",
+        "tcseg reproduce table1 --root JSRT --out full --merge other/full --minutes 0",
+    )
+)
+@click.argument("table", type=click.Choice(["table1", "table2"]))
+@click.option(
+    "--labelled",
+    type=_List(int),
+    help="Numbers of labelled images, commas between; those of the paper if not given.",
+)
+@click.option(
+    "--methods",
+    type=_List(str, METHODS),
+    help="Methods, commas between; those of the paper if not given.",
+)
+@click.option("--splits", type=_List(int), default="0,1,2,3,4", show_default=True, help="Splits.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Runs at one time."
+)
+@click.option(
+    "--minutes", type=float, default=math.inf, help="Stop after so long; 0 only makes the table."
+)
+@click.option(
+    "--merge",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Another such folder, whose results are taken over; may be given more than once.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the runs and tables, made if it is missing; what it has is not done again.",
+)
+@_config_file
+@_grid_options
+@click.option(
+    "--data", type=click.Choice(DATA_SETS), default="jsrt", show_default=True, help="Data set."
+)
+@click.pass_context
+def reproduce(
+    ctx: click.Context,
+    table: str,
+    config_file: Path | None,
+    out: Path,
+    labelled: list[int] | None,
+    methods: list[str] | None,
+    splits: list[int],
+    workers: int,
+    minutes: float,
+    merge: tuple[Path, ...],
+    **options: Any,
+) -> None:
+    """Train the grid behind TABLE of the paper; print it, and write it, beside the paper's.
+
+    The same command goes on where it was stopped. Each finished run leaves a small file in
+    OUT/results; folders of several machines are joined by --merge.
+    """
+    from tcseg.reproduce import reproduce as run_reproduce
+
+    complete = run_reproduce(
+        table,
+        _config(ctx, config_file, options, Config(data="jsrt")),
+        out,
+        labelled=labelled,
+        methods=methods,
+        splits=splits,
+        workers=workers,
+        minutes=minutes,
+        merge=merge,
+    )
+    if not complete:
+        ctx.exit(1)
 
 
 @main.command(epilog=_examples("tcseg demo --out demo"))

@@ -30,10 +30,10 @@ LOSSES = ("soft-iou", "jaccard-metric", "dice", "cross-entropy", "squared-error"
 # Methods without an unlabelled half in their batches.
 SUPERVISED_METHODS = ("baseline", "suptc")
 # What does not change the result, so that a run may be continued on another machine.
-MAY_DIFFER_ON_RESUME = ("device", "root", "checkpoint_every")
+MAY_DIFFER_ON_RESUME = ("device", "root", "checkpoint_every", "pretrained")
 # What pre-training knows nothing of, so that runs which differ in it may share one.
 AFTER_PRETRAINING = (
-    *("method", "steps", "pretrained", "teacher_decay"),
+    *("method", "steps", "teacher_decay"),
     *("consistency_weight", "consistency_loss", "consistency_rampup"),
 )
 
@@ -69,7 +69,7 @@ class Config:
     method: str = _option("semitc", "Training method.", METHODS)
     labelled: int = _option(5, "Number of labelled training images.")
     split: int = _option(0, "Number of the split into training, validation and test images.")
-    splits: str | None = _option(
+    split_file: str | None = _option(
         None, "File of splits, as `tcseg data splits` writes it, in place of the built-in ones."
     )
     validation_images: int | None = _option(
@@ -136,9 +136,9 @@ class Config:
             if choices:
                 expect(getattr(self, field.name) in choices, field.name, _listed(choices))
         expect(self.size >= 32 and self.size % 16 == 0, "size", "a multiple of 16, at least 32")
-        for name in ("labelled", "steps", "validate_every", "checkpoint_every"):
+        for name in ("labelled", "validate_every", "checkpoint_every"):
             expect(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("split", "pretrain_steps", "consistency_rampup"):
+        for name in ("split", "pretrain_steps", "steps", "consistency_rampup"):
             expect(getattr(self, name) >= 0, name, "at least 0")
         count, std = self.validation_images, self.displacement_std
         expect(count is None or count >= 1, "validation_images", "at least 1")

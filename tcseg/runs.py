@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["RunError", "RunFinished", "RunFolder", "load_checkpoint"]
+__all__ = ["RunError", "RunFinished", "RunFolder", "RunStopped", "load_checkpoint"]
 
 # The way out of a broken summary: the checkpoint has all that it was made from.
 _AGAIN = "delete it and continue the run with --resume to write it again"
@@ -30,6 +30,10 @@ class RunError(Exception):
 
 class RunFinished(RunError):
     """The run to be continued is finished already; nothing was changed."""
+
+
+class RunStopped(RunError):
+    """The run was told to stop; it can be continued."""
 
 
 class RunFolder:

@@ -1,5 +1,6 @@
 """The command `tcseg train`: a training with its progress bar, its files and its table."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.progress import (
 
 from tcseg import distributed
 from tcseg.config import Config, resolve_device
+from tcseg.data import Dataset
 from tcseg.evaluation import evaluate, predict, results_table
 from tcseg.runs import RunFolder
 from tcseg.trainer import Trainer
@@ -22,7 +24,16 @@ from tcseg.trainer import Trainer
 PICTURE_CASES = 4
 
 
-def train(config: Config, out: Path, resume: bool, *, show_results: bool = True) -> dict[str, Any]:
+def train(
+    config: Config,
+    out: Path,
+    resume: bool,
+    *,
+    show_results: bool = True,
+    dataset: Dataset | None = None,
+    show: Callable[[int, float, float], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
     """Train a network into a run folder.
 
     Parameters
@@ -35,6 +46,12 @@ def train(config: Config, out: Path, resume: bool, *, show_results: bool = True)
         Continue the unfinished run in `out`.
     show_results : bool
         Print the table of results at the end.
+    dataset : Dataset, optional
+        The data set of the options, if it was read already.
+    show : callable, optional
+        Told of the progress as `Trainer.fit` does; nothing is printed then.
+    stop : callable
+        Asked after each step whether to stop here.
 
     Returns
     -------
@@ -45,22 +62,27 @@ def train(config: Config, out: Path, resume: bool, *, show_results: bool = True)
     ------
     ValueError, RunError, DataError
         One clear line; nothing was overwritten.
+    RunStopped
+        When told to stop; the run can be resumed.
     """
     config.validate()
     with distributed.process_group(resolve_device(config.device)) as device:
         # One process writes, and says how it goes; the others compute.
         writes = distributed.rank() == 0
-        console = Console(quiet=not writes)
+        console = Console(quiet=show is not None or not writes)
         run = RunFolder.create(out, config, resume=resume) if writes else RunFolder(out)
         with run:
-            trainer = Trainer(config, run, device)
+            trainer = Trainer(config, run, device, dataset)
             _start(trainer, resume)
             _describe(trainer, console)
-            _fit(trainer, console)
+            if show is None:
+                _fit(trainer, console, stop)
+            else:
+                trainer.fit(show, stop)
             return _finish(trainer, console, show_results) if writes else {}
 
 
-def _fit(trainer: Trainer, console: Console) -> None:
+def _fit(trainer: Trainer, console: Console, stop: Callable[[], bool]) -> None:
     """Train with a progress bar."""
     columns = (
         TextColumn("{task.description}"),
@@ -83,7 +105,7 @@ def _fit(trainer: Trainer, console: Console) -> None:
             progress.update(bar, completed=step, figures=figures, description=name)
 
         show(trainer.state.step, float("nan"), trainer.state.best_miou)
-        trainer.fit(show)
+        trainer.fit(show, stop)
 
 
 def _start(trainer: Trainer, resume: bool) -> None:
@@ -124,6 +146,7 @@ def _finish(trainer: Trainer, console: Console, show_results: bool) -> dict[str,
     network.load_state_dict(state.best)
     run.save_weights(network.state_dict())
     test = evaluate(network, dataset, split.test)
+    processed = evaluate(network, dataset, split.test, postprocess=True)
     validation = evaluate(network, dataset, trainer.validation)
     cases = picture_cases(split.test)
     title = f"{config.method}, {config.labelled} labelled images, {config.data}"
@@ -133,10 +156,12 @@ def _finish(trainer: Trainer, console: Console, show_results: bool) -> dict[str,
         **{name: getattr(config, name) for name in ("data", "size", "method", "labelled")},
         **{name: getattr(config, name) for name in ("split", "seed", "recipe", "pretrain_steps")},
         "steps": config.steps,
+        "validation_images": len(trainer.validation),
         "best_step": state.best_step,
         "seconds": state.seconds,
         "device": str(trainer.device),
         "test": _without_images(test),
+        "test_postprocessed": _without_images(processed),
         "validation": _without_images(validation),
         "pretrained_test": _without_images(pretrained),
     }

@@ -25,7 +25,7 @@ from tcseg.evaluation import validation_miou
 from tcseg.losses import LOSSES
 from tcseg.methods import METHODS, Method
 from tcseg.network import build_network
-from tcseg.runs import RunError, RunFolder, load_checkpoint
+from tcseg.runs import RunError, RunFolder, RunStopped, load_checkpoint
 from tcseg.siamese import siamese_objective
 from tcseg.transforms import Transform, recipe
 
@@ -60,20 +60,29 @@ class Trainer:
         Where figures and checkpoints go.
     device : torch.device, optional
         In place of the one in the options: the GPU of this process.
+    dataset : Dataset, optional
+        The data set of the options, if it was read already.
     """
 
-    def __init__(self, config: Config, run: RunFolder, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: RunFolder,
+        device: torch.device | None = None,
+        dataset: Dataset | None = None,
+    ) -> None:
         self.config, self.run = config, run
         self.device = resolve_device(config.device) if device is None else device
-        self.dataset: Dataset = load_dataset(config.data, root=config.root, size=config.size)
-        self.split: Split = make_split(self.dataset, config.split, config.splits)
+        if dataset is None:
+            dataset = load_dataset(config.data, root=config.root, size=config.size)
+        self.split: Split = make_split(dataset, config.split, config.split_file)
         self.labelled = labelled_subset(self.split, config.labelled)
         self.validation = validation_subset(self.split, config.validation_images)
         self.method = METHODS[config.method]
         self.unlabelled = self.method.unlabelled(self.split, self.labelled)
         count = config.batch_size // 2 if self.unlabelled else config.batch_size
         distributed.share(config.batch_size, count, self.device)  # or an error, before any work
-        self.dataset = self.dataset.to(self.device)
+        self.dataset: Dataset = dataset.to(self.device)
         self.transform = recipe(config.recipe, config.displacement_std)
         torch.manual_seed(config.seed)
         self.network: nn.Module = build_network(
@@ -164,8 +173,25 @@ class Trainer:
             "consistency": objective.consistency.detach(),
         }
 
-    def fit(self, show: Callable[[int, float, float], None]) -> None:
-        """Train from where the state is to the end; `show(step, loss, best mIOU)` as it goes."""
+    def fit(
+        self, show: Callable[[int, float, float], None], stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Train from where the state is to the end.
+
+        Parameters
+        ----------
+        show : callable
+            Gets step, loss (nan if not known) and best validation mIOU as it goes.
+        stop : callable
+            Asked after each step whether to stop here.
+
+        Raises
+        ------
+        RunError
+            If the loss is no longer finite.
+        RunStopped
+            When told to stop, after a checkpoint.
+        """
         state, config = self.state, self.config
         started = time.monotonic() - state.seconds
         terms: dict[str, Tensor] = {}
@@ -183,7 +209,8 @@ class Trainer:
                 terms[name] = terms.get(name, 0) + value
             state.step += 1
             phase_end = state.step in (config.pretrain_steps, self.total_steps)
-            saving = state.step % config.checkpoint_every == 0 or phase_end
+            stopping = stop()
+            saving = state.step % config.checkpoint_every == 0 or phase_end or stopping
             # Also before every checkpoint: none is written whose loss was not looked at.
             if state.step % LOG_EVERY == 0 or saving:
                 means = {k: float(v) / (state.step - logged_at) for k, v in terms.items()}
@@ -199,12 +226,14 @@ class Trainer:
             if saving:
                 state.seconds = time.monotonic() - started
                 self.save()
+            if stopping and state.step < self.total_steps:
+                raise RunStopped(f"{self.run.path}: stopped at step {state.step}")
         state.seconds = time.monotonic() - started
 
     def _set_learning_rate(self) -> None:
         """Keep the rate in pre-training; let it fall to 0 over the steps of the method."""
         config = self.config
-        done = max(0, self.state.step - config.pretrain_steps) / config.steps
+        done = max(0, self.state.step - config.pretrain_steps) / max(1, config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - done)
 

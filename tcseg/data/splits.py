@@ -148,22 +148,24 @@ def _read_split(path: Path, dataset: Dataset, number: int) -> Split:
         splits: list[dict[str, Any]] = content["splits"]
         parts = [[list(map(str, split[part])) for part in _PARTS] for split in splits]
     except OSError as error:
-        raise DataError(f"--splits {path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"--split-file {path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"--splits {path}: not a file of splits ({error!r}); `tcseg data splits` writes one"
+            f"--split-file {path}: not a file of splits ({error!r}); `tcseg data splits` writes one"
         ) from error
     if not 0 <= number < len(parts):
-        raise DataError(f"--splits {path}: has splits 0 to {len(parts) - 1}, got --split {number}")
+        raise DataError(
+            f"--split-file {path}: has splits 0 to {len(parts) - 1}, got --split {number}"
+        )
     for part, names in zip(_PARTS, parts[number], strict=True):
         if not names:
-            raise DataError(f"--splits {path}: split {number} has no {part} images")
+            raise DataError(f"--split-file {path}: split {number} has no {part} images")
     known = {name: i for i, name in enumerate(dataset.ids)}
     seen: set[str] = set()
     for name in itertools.chain(*parts[number]):
         if name not in known:
-            raise DataError(f"--splits {path}: {dataset.name} has no image {name!r}")
+            raise DataError(f"--split-file {path}: {dataset.name} has no image {name!r}")
         if name in seen:
-            raise DataError(f"--splits {path}: split {number} has {name!r} twice")
+            raise DataError(f"--split-file {path}: split {number} has {name!r} twice")
         seen.add(name)
     return Split(*([known[name] for name in names] for names in parts[number]))

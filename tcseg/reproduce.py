@@ -1,0 +1,449 @@
+"""The command `tcseg reproduce`: the grid of trainings behind a table, in parallel, resumable.
+
+A folder holds ``options.toml``, ``runs/`` with a run folder for every training, ``results/`` with
+a small JSON for every finished one, and the tables made from those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import multiprocessing
+import os
+import queue
+import signal
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tcseg import tables
+from tcseg.config import MAY_DIFFER_ON_RESUME, Config
+from tcseg.data import MIN_SIZE, labelled_subset, load_dataset, make_split, validation_subset
+from tcseg.data.splits import TRAINING_IMAGES
+from tcseg.files import write_json
+from tcseg.methods import METHODS
+from tcseg.runs import RunError, RunFinished, RunFolder, RunStopped
+
+TABLE_METHODS = {
+    "table1": ("baseline", "suptc", "semitc", "semitc+"),
+    "table2": ("baseline", "semitc+"),
+}
+TABLE_LABELLED = {"table1": (5, 10, 25, 50, 100), "table2": (10, 100)}
+PRETRAINING = "pretraining"
+# What a grid varies; all else is the same for its trainings.
+VARIED = ("method", "labelled", "validation_images", "split", "pretrained", "steps")
+_NOT_COMPARED = (*MAY_DIFFER_ON_RESUME, *VARIED)
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training of a grid; method `PRETRAINING` is the pre-training that others share."""
+
+    labelled: int
+    validation_images: int | None
+    split: int
+    method: str
+
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+        chosen = "" if self.validation_images is None else f"-v{self.validation_images}"
+        return f"l{self.labelled}{chosen}-s{self.split}-{self.method}"
+
+    @property
+    def pretraining(self) -> Cell:
+        """The pre-training it starts from."""
+        return dataclasses.replace(self, method=PRETRAINING)
+
+    def config(self, base: Config, folder: Path) -> Config:
+        """Return its options."""
+        source = None if self == self.pretraining else folder / "runs" / self.pretraining.name
+        return dataclasses.replace(
+            base,
+            labelled=self.labelled,
+            validation_images=self.validation_images,
+            split=self.split,
+            method="baseline" if source is None else self.method,
+            steps=0 if source is None else base.steps,
+            pretrained=None if source is None else str(source.absolute()),
+        )
+
+
+class Results:
+    """The finished trainings of a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the grid, made if it is missing.
+    base : Config
+        Options of all trainings, those in `VARIED` left aside.
+
+    Raises
+    ------
+    RunError
+        If the folder is of other options, holds something else, or has a broken file.
+    """
+
+    def __init__(self, folder: Path, base: Config) -> None:
+        self.folder, self.base = folder, base
+        options = folder / "options.toml"
+        if options.exists():
+            differences = base.differences(Config.load(options), _NOT_COMPARED)
+            if differences:
+                raise RunError(
+                    f"{folder} holds results of other options ({'; '.join(differences)}); use "
+                    "the same ones, or choose another --out"
+                )
+        elif folder.is_dir() and any(p for p in folder.iterdir() if p.name[0] != "."):
+            raise RunError(f"{folder} is not empty and holds no results; choose another --out")
+        try:
+            (folder / "results").mkdir(parents=True, exist_ok=True)
+            (folder / "runs").mkdir(exist_ok=True)
+            base.save(options)
+        except OSError as error:
+            message = f"{folder}: cannot be written ({error.strerror}); choose another --out"
+            raise RunError(message) from error
+        self.finished: dict[Cell, dict[str, Any]] = {}
+        for path in sorted((folder / "results").glob("[!.]*.json")):
+            cell, content = self._read(path)
+            self.finished[cell] = content["summary"]
+
+    def merge(self, other: Path) -> int:
+        """Take over the results of another folder; return how many were new."""
+        paths = sorted((other / "results").glob("[!.]*.json"))
+        if not paths:
+            raise RunError(f"--merge {other}: has no results/*.json")
+        read = [self._read(path) for path in paths]  # all of them, before any is taken
+        new = [(cell, content) for cell, content in read if cell not in self.finished]
+        for cell, content in new:
+            write_json(self._path(cell), content)
+            self.finished[cell] = content["summary"]
+        return len(new)
+
+    def add(self, cell: Cell, summary: dict[str, Any]) -> None:
+        """Keep the result of a training."""
+        options = dataclasses.asdict(cell.config(self.base, self.folder))
+        options = {k: v for k, v in options.items() if k not in ("root", "pretrained")}
+        write_json(self._path(cell), {"options": options, "summary": summary})
+        self.finished[cell] = summary
+
+    def _path(self, cell: Cell) -> Path:
+        return self.folder / "results" / f"{cell.name}.json"
+
+    def _read(self, path: Path) -> tuple[Cell, dict[str, Any]]:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            options = Config(**content["options"])
+            method = options.method if options.steps else PRETRAINING
+            cell = Cell(options.labelled, options.validation_images, options.split, method)
+            content["summary"]["test"]["miou"] + content["summary"]["test_postprocessed"]["miou"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path}: broken, or not a result of tcseg reproduce ({error!r}); delete it: a run "
+                "that is finished is not trained again"
+            ) from error
+        ignored = _NOT_COMPARED if method == PRETRAINING else set(_NOT_COMPARED) - {"steps"}
+        differences = self.base.differences(options, tuple(ignored))
+        if differences:
+            raise RunError(
+                f"{path} is of other options ({'; '.join(differences)}); merge results of the "
+                "same ones only"
+            )
+        return cell, content
+
+
+# ---- the work of one process ----------------------------------------------------------------
+
+_dataset: Any = None
+_messages: Any = None
+_stopping: Any = None
+
+
+def _begin_worker(base: Config, threads: int, messages: Any, stopping: Any) -> None:
+    """Read the data once for all trainings of this process."""
+    # Ctrl-C goes to all processes; the one that started these tells them to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import torch
+
+    global _dataset, _messages, _stopping
+    torch.set_num_threads(threads)
+    _dataset = load_dataset(base.data, root=base.root, size=base.size)
+    _messages, _stopping = messages, stopping
+
+
+def _train_cell(cell: Cell, base: Config, folder: Path) -> dict[str, Any]:
+    """Train one cell, or go on with it; return its summary."""
+    from tcseg.train import train
+
+    config, out = cell.config(base, folder), folder / "runs" / cell.name
+    resume = (out / "checkpoint.pt").exists() or RunFolder(out).finished
+
+    def show(step: int, loss: float, miou: float) -> None:
+        _messages.put((cell, step))
+
+    try:
+        summary = train(config, out, resume, dataset=_dataset, show=show, stop=_stopping.is_set)
+    except RunFinished:
+        summary = RunFolder(out).summary()
+    if cell.method != PRETRAINING:  # the one that others start from
+        (out / "checkpoint.pt").unlink(missing_ok=True)
+    return summary
+
+
+# ---- the grid -------------------------------------------------------------------------------
+
+
+def run_grid(
+    cells: Sequence[Cell],
+    results: Results,
+    *,
+    workers: int = 1,
+    minutes: float = float("inf"),
+    console: Console,
+) -> dict[Cell, str]:
+    """Train what is not finished yet, several at once.
+
+    Parameters
+    ----------
+    cells : sequence of Cell
+        The trainings wanted; pre-training is added where one needs it.
+    results : Results
+        Where finished ones are, and will be, kept.
+    workers : int
+        Trainings at the same time; the processor's cores are shared out.
+    minutes : float
+        Time after which trainings are stopped, with a checkpoint.
+    console : Console
+        For the progress.
+
+    Returns
+    -------
+    dict
+        What went wrong, by cell: those that failed, and those that depend on them.
+    """
+    todo = [cell for cell in cells if cell not in results.finished]
+    if not todo or minutes <= 0:
+        return {}
+    begun = sorted({cell.pretraining for cell in todo} - results.finished.keys())
+    # Pre-training that another machine has done is done again here: its weights stayed there.
+    begun += [
+        cell
+        for cell in sorted({c.pretraining for c in todo} - set(begun))
+        if not (results.folder / "runs" / cell.name / "checkpoint.pt").exists()
+    ]
+    deadline = time.time() + 60 * minutes
+    return _Grid([*begun, *todo], results, workers, deadline, console).run()
+
+
+class _Grid:
+    """The trainings under way, and those that wait."""
+
+    def __init__(
+        self,
+        cells: list[Cell],
+        results: Results,
+        workers: int,
+        deadline: float,
+        console: Console,
+    ) -> None:
+        self.results, self.deadline, self.workers = results, deadline, workers
+        self.waiting = cells
+        self.running: dict[Future[dict[str, Any]], Cell] = {}
+        self.failed: dict[Cell, str] = {}
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+        )
+        self.progress = Progress(*columns, console=console, refresh_per_second=2)
+        self.bars: dict[Cell, Any] = {}
+        self.done: dict[Cell, int] = {}
+
+    def _steps(self, cell: Cell) -> int:
+        base = self.results.base
+        return base.pretrain_steps if cell.method == PRETRAINING else base.steps
+
+    def run(self) -> dict[Cell, str]:
+        """Train all there is; return what went wrong."""
+        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        messages, stopping = context.Queue(), context.Event()
+        threads = max(1, len(os.sched_getaffinity(0)) // self.workers)
+        begin = (self.results.base, threads, messages, stopping)
+        total = sum(map(self._steps, self.waiting))
+        everything = self.progress.add_task("all runs", total=total)
+        with (
+            self.progress,
+            ProcessPoolExecutor(self.workers, context, _begin_worker, begin) as pool,
+        ):
+            try:
+                while self.waiting or self.running:
+                    if time.time() > self.deadline:
+                        stopping.set()
+                        self.waiting.clear()
+                    self._submit(pool)
+                    finished, _ = wait(self.running, timeout=0.5, return_when=FIRST_COMPLETED)
+                    self._show(messages, everything)
+                    for future in finished:
+                        self._take(self.running.pop(future), future)
+            finally:  # however it ends, the processes stop after a checkpoint
+                stopping.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+        return self.failed
+
+    def _submit(self, pool: ProcessPoolExecutor) -> None:
+        """Start what can start: its pre-training neither waits nor runs."""
+        pending = {*self.waiting, *self.running.values()}
+        ready = [c for c in self.waiting if c == c.pretraining or c.pretraining not in pending]
+        for cell in ready[: self.workers - len(self.running)]:
+            self.waiting.remove(cell)
+            future = pool.submit(_train_cell, cell, self.results.base, self.results.folder)
+            self.running[future] = cell
+            self.bars[cell] = self.progress.add_task(cell.name, total=self._steps(cell))
+
+    def _show(self, messages: Any, everything: Any) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                cell, step = messages.get_nowait()
+                before = 0 if cell.method == PRETRAINING else self.results.base.pretrain_steps
+                self.done[cell] = max(0, step - before)
+                if cell in self.bars:
+                    self.progress.update(self.bars[cell], completed=self.done[cell])
+        self.progress.update(everything, completed=sum(self.done.values()))
+
+    def _take(self, cell: Cell, future: Future[dict[str, Any]]) -> None:
+        self.progress.remove_task(self.bars.pop(cell))
+        try:
+            self.results.add(cell, future.result())
+            self.done[cell] = self._steps(cell)
+        except RunStopped:
+            pass
+        except BrokenProcessPool:
+            self._fail(cell, "its process was killed, for lack of memory perhaps: fewer --workers")
+            self.waiting.clear()
+        except Exception as error:  # whatever it is, the other trainings go on
+            self._fail(cell, f"{error or type(error).__name__}")
+
+    def _fail(self, cell: Cell, reason: str) -> None:
+        self.failed[cell] = reason
+        if cell.method == PRETRAINING:
+            dependent = [c for c in self.waiting if c.pretraining == cell]
+            self.failed |= dict.fromkeys(dependent, f"its pre-training failed: {reason}")
+            self.waiting = [c for c in self.waiting if c not in dependent]
+
+
+# ---- the command ----------------------------------------------------------------------------
+
+
+def reproduce(
+    table: str,
+    base: Config,
+    out: Path,
+    *,
+    labelled: Sequence[int] | None = None,
+    methods: Sequence[str] | None = None,
+    splits: Sequence[int] = range(5),
+    workers: int = 1,
+    minutes: float = math.inf,
+    merge: Sequence[Path] = (),
+) -> bool:
+    """Train the grid behind a table of the paper; write and print the table.
+
+    Parameters
+    ----------
+    table : {"table1", "table2"}
+        Which one: in the second the network is chosen on as many validation images as there are
+        labelled ones, where those are few.
+    base : Config
+        Options of all trainings.
+    out : Path
+        Folder of runs, results and tables.
+    labelled, methods, splits : sequence, optional
+        Part of the grid; that of the paper if not given.
+    workers : int
+        Trainings at one time.
+    minutes : float
+        When to stop; 0 only makes the table of what is there.
+    merge : sequence of Path
+        Other such folders whose results are taken over.
+
+    Returns
+    -------
+    bool
+        Whether nothing went wrong; runs that are not finished yet are nothing wrong.
+
+    Raises
+    ------
+    RunError, ValueError, DataError
+        One clear line, before any training.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    methods = list(methods or TABLE_METHODS[table])
+    labelled = list(labelled or TABLE_LABELLED[table])
+    cells = grid(table, labelled, methods, splits)
+    for cell in cells:
+        cell.config(base, out).validate()
+    if minutes > 0:
+        _check_data(base, cells)
+    results = Results(out, base)
+    for other in merge:
+        console.print(f"{other}: {results.merge(other)} new results", markup=False)
+    failed = run_grid(cells, results, workers=workers, minutes=minutes, console=console)
+
+    known = {cell: results.finished[cell] for cell in cells if cell in results.finished}
+    published = base.data == "jsrt"
+    if known:
+        if table == "table1":
+            sheets = [tables.table1(known, methods, labelled, published)]
+            sheets.append(tables.comparisons(known, methods, labelled))
+        else:
+            sheets = [tables.table2(known, methods, labelled, published)]
+        wide = Console(highlight=False, width=None if console.is_terminal else 160)
+        for sheet in sheets:
+            wide.print(sheet.rich())
+        written = tables.save(out, table, sheets, known)
+        console.print(f"Written: {', '.join(map(str, written))}", markup=False)
+    for cell, reason in failed.items():
+        console.print(f"Failed: {cell.name}: {reason}", markup=False)
+    if len(known) < len(cells):
+        console.print(
+            f"{len(known)} of {len(cells)} runs are finished; the same command goes on.",
+            markup=False,
+        )
+    return not failed
+
+
+def grid(
+    table: str, labelled: Sequence[int], methods: Sequence[str], splits: Sequence[int]
+) -> list[Cell]:
+    """Return the trainings of a table, splits first, so that a part of it is a part of each."""
+    cells = []
+    for split in splits:
+        for count in labelled:
+            few = table == "table2" and count < TRAINING_IMAGES
+            for method in methods:
+                # With all training images labelled there is nothing left to learn from.
+                if METHODS[method].pool != ("train",) or count < TRAINING_IMAGES:
+                    cells.append(Cell(count, count if few else None, split, method))
+    return cells
+
+
+def _check_data(base: Config, cells: Sequence[Cell]) -> None:
+    """Find out before any training whether the data set has all that is asked for."""
+    dataset = load_dataset(base.data, root=base.root, size=MIN_SIZE)
+    for cell in cells:
+        split = make_split(dataset, cell.split, base.split_file)
+        labelled_subset(split, cell.labelled)
+        validation_subset(split, cell.validation_images)

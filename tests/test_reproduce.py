@@ -1,0 +1,278 @@
+"""Grids of trainings: finished once, resumed, merged, put into tables; nothing is ever lost."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from tcseg import tables
+from tcseg.cli import main
+from tcseg.config import Config
+from tcseg.published import TABLE1, TABLE2
+from tcseg.reproduce import Cell, Results, grid, reproduce
+from tcseg.runs import RunError
+
+TINY = Config(data="phantom", size=32, batch_size=4, pretrain_steps=3, steps=3, device="cpu")
+PART = {"labelled": [5], "methods": ["baseline", "semitc"], "splits": [0]}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small grid that came to its end."""
+    out = tmp_path_factory.mktemp("grid") / "finished"
+    assert reproduce("table1", TINY, out, **PART)
+    return out
+
+
+def names(folder):
+    return sorted(path.stem for path in (folder / "results").glob("*.json"))
+
+
+def copied(finished, folder, *parts):
+    """A new grid folder with the options of another one, and some of its parts."""
+    folder.mkdir()
+    for part in ("options.toml", *parts):
+        (folder / part).parent.mkdir(parents=True, exist_ok=True)
+        (folder / part).write_bytes((finished / part).read_bytes())
+    return folder
+
+
+def test_a_finished_grid_has_results_and_tables(finished):
+    assert names(finished) == ["l5-s0-baseline", "l5-s0-pretraining", "l5-s0-semitc"]
+    text = (finished / "table1.md").read_text()
+    assert "| baseline |" in text and "| semitc | baseline |" in text
+    assert "paper" not in text.split("##")[1]  # its figures are of other images
+    rows = (finished / "table1.csv").read_text().splitlines()
+    assert len(rows) == 3
+    # All start from one network, which is kept; other checkpoints have served.
+    checkpoints = [path.parent.name for path in finished.glob("runs/*/checkpoint.pt")]
+    assert checkpoints == ["l5-s0-pretraining"]
+    summaries = [json.loads(p.read_text())["summary"] for p in finished.glob("results/*.json")]
+    assert len({summary["pretrained_test"]["miou"] for summary in summaries}) == 1
+
+
+def test_what_is_finished_is_not_done_again(finished, capsys):
+    before = {p: p.stat().st_mtime_ns for p in finished.glob("r*/**/*")}
+    started = time.monotonic()
+    assert reproduce("table1", TINY, finished, **PART)
+    assert time.monotonic() - started < 5
+    assert {p: p.stat().st_mtime_ns for p in finished.glob("r*/**/*")} == before
+    assert "go on" not in capsys.readouterr().out
+
+
+def test_a_lost_result_is_read_from_its_run(finished, tmp_path):
+    run = "runs/l5-s0-semitc"
+    out = copied(finished, tmp_path / "grid", f"{run}/config.toml", f"{run}/summary.json")
+    copied_pretraining = finished / "runs" / "l5-s0-pretraining"
+    (out / "runs" / "l5-s0-pretraining").symlink_to(copied_pretraining)
+    config = Cell(5, None, 0, "semitc").config(TINY, out)
+    config.save(out / run / "config.toml")
+    assert reproduce("table1", TINY, out, **(PART | {"methods": ["semitc"]}))
+    one, other = (f / "results" / "l5-s0-semitc.json" for f in (finished, out))
+    assert json.loads(one.read_text()) == json.loads(other.read_text())
+
+
+def test_it_stops_in_time_and_the_same_command_goes_on(finished, tmp_path, capsys):
+    out = tmp_path / "grid"
+    long = dataclasses.replace(TINY, pretrain_steps=100_000)
+    part = PART | {"methods": ["baseline"]}
+    started = time.monotonic()
+    assert reproduce("table1", long, out, minutes=0.2, **part)
+    assert 10 < time.monotonic() - started < 60
+    assert "0 of 1 runs are finished; the same command goes on" in capsys.readouterr().out
+    assert (out / "runs" / "l5-s0-pretraining" / "checkpoint.pt").exists()
+    assert names(out) == []
+
+
+def test_ctrl_c_stops_after_a_checkpoint(tmp_path):
+    command = [sys.executable, "-m", "tcseg", "reproduce", "table1", "--data", "phantom"]
+    command += ["--size", "32", "--batch-size", "4", "--pretrain-steps", "100000", "--splits", "0"]
+    command += ["--labelled", "5", "--methods", "baseline", "--checkpoint-every", "100000"]
+    command += ["--device", "cpu", "--out", str(tmp_path / "grid")]
+    process = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "grid" / "runs" / "l5-s0-pretraining" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to all of them
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert metrics.with_name("checkpoint.pt").exists()
+
+
+def test_results_of_other_machines_are_merged(finished, tmp_path, capsys):
+    out = tmp_path / "here"
+    assert reproduce("table1", TINY, out, minutes=0, merge=[finished], **PART)
+    assert "3 new results" in capsys.readouterr().out
+    assert names(out) == names(finished)
+    assert (out / "table1.md").read_text() == (finished / "table1.md").read_text()
+    assert reproduce("table1", TINY, out, minutes=0, merge=[finished], **PART)
+    assert "0 new results" in capsys.readouterr().out
+
+
+def test_results_of_other_options_are_refused(finished, tmp_path):
+    other = dataclasses.replace(TINY, size=48)
+    with pytest.raises(RunError, match=r"holds results of other options \(--size: 48 here, 32"):
+        reproduce("table1", other, finished, **PART)
+    with pytest.raises(RunError, match=r"l5-s0-\w+\.json is of other options \(--size: 48 here"):
+        reproduce("table1", other, tmp_path / "new", minutes=0, merge=[finished], **PART)
+    assert names(tmp_path / "new") == []
+    longer = dataclasses.replace(TINY, steps=4)
+    with pytest.raises(RunError, match="--steps: 4 here, 3 there"):
+        reproduce("table1", longer, finished, minutes=0, **PART)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"summary": {}}', '{"options": {"a": 1}}'])
+def test_a_broken_result_is_named_and_nothing_is_lost(finished, tmp_path, content):
+    out = copied(finished, tmp_path / "grid", "results/l5-s0-baseline.json")
+    (out / "results" / "l5-s0-semitc.json").write_text(content)
+    with pytest.raises(RunError, match=r"l5-s0-semitc\.json: broken.*; delete it"):
+        reproduce("table1", TINY, out, **PART)
+    assert names(out) == ["l5-s0-baseline", "l5-s0-semitc"]
+
+
+def test_a_run_that_fails_does_not_stop_the_others(finished, tmp_path, capsys):
+    out = copied(finished, tmp_path / "grid")
+    (out / "runs").mkdir()
+    (out / "runs" / "l5-s0-pretraining").symlink_to(finished / "runs" / "l5-s0-pretraining")
+    (out / "runs" / "l5-s0-baseline").mkdir()
+    (out / "runs" / "l5-s0-baseline" / "photo.txt").write_text("not a run")
+    assert not reproduce("table1", TINY, out, workers=2, **PART)
+    assert names(out) == ["l5-s0-pretraining", "l5-s0-semitc"]
+    assert "Failed: l5-s0-baseline: " in (printed := capsys.readouterr().out)
+    assert "holds no run" in printed
+    assert (out / "runs" / "l5-s0-baseline" / "photo.txt").exists()
+
+
+def test_without_pretraining_nothing_that_needs_it_starts(tmp_path):
+    (tmp_path / "runs" / "l5-s0-pretraining").mkdir(parents=True)
+    (tmp_path / "runs" / "l5-s0-pretraining" / "photo.txt").write_text("not a run")
+    TINY.save(tmp_path / "options.toml")
+    assert not reproduce("table1", TINY, tmp_path, **PART)
+    assert names(tmp_path) == []
+    assert not (tmp_path / "runs" / "l5-s0-baseline").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--labelled", "101"], "101 labelled images asked for, but the training set has 100"),
+        (["--labelled", "0"], "--labelled must be at least 1, got 0"),
+        (["--splits", "-1"], "--split must be at least 0, got -1"),
+        (["--labelled", "5;10"], "'5;10' is not a valid integer"),
+        (["--methods", "baseline,semi"], "'semi' is not one of 'baseline'"),
+        (["--data", "jsrt", "--root", "/nowhere"], "jsrt: no folder /nowhere"),
+        (["--merge", "."], "--merge .: has no results/*.json"),
+        (["--split-file", "nothing.json"], "nothing.json: cannot be read"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    base = ["reproduce", "table1", "--data", "phantom", "--size", "32", "--out", "grid"]
+    result = CliRunner().invoke(main, [*base, *arguments])
+    assert result.exit_code in (1, 2)
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "photo.txt").write_text("mine")
+    with pytest.raises(RunError, match="is not empty and holds no results"):
+        reproduce("table1", TINY, tmp_path, **PART)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.txt"]
+
+
+# ---- grids and tables -----------------------------------------------------------------------
+
+
+def test_the_grid_of_the_first_table_is_that_of_the_paper():
+    cells = grid("table1", (5, 10, 25, 50, 100), tuple(TABLE1), range(5))
+    assert len(cells) == 5 * (5 * 4 - 1)  # nothing is unlabelled where all 100 are labelled
+    published = {(m, n) for m, row in TABLE1.items() for n in row}
+    assert {(cell.method, cell.labelled) for cell in cells} == published
+    assert all(cell.validation_images is None for cell in cells)
+
+
+def test_the_grid_of_the_second_table_counts_validation_images():
+    cells = grid("table2", (10, 100), ("baseline", "semitc+"), [3])
+    assert {(c.method, c.labelled) for c in cells} == set(TABLE2)
+    assert {(c.labelled, c.validation_images) for c in cells} == {(10, 10), (100, None)}
+
+
+def summary(miou, validation_images=24, joined=0.5):
+    part = {"iou": {"heart": joined}, "iou_std": {"heart": 0.1}}
+    part |= {"macd_mm": {"heart": 1.0}, "macd_mm_std": {"heart": 0.25}}
+    both = {"iou": {"lungs": 0.9, "clavicles": 0.6}, "iou_std": {"lungs": 0.02, "clavicles": 0.2}}
+    both |= {"macd_mm": {"lungs": 2.0, "clavicles": None}}
+    both |= {"macd_mm_std": {"lungs": 0.5, "clavicles": None}}
+    return {
+        "validation_images": validation_images,
+        "test": {"miou": miou},
+        "test_postprocessed": {"miou": miou, **part, "joined": both},
+    }
+
+
+def row_of(sheet, name):
+    return next(row for _, rows in sheet.sections for row in rows if row[0].startswith(name))
+
+
+def test_cells_are_mean_and_deviation_over_splits():
+    results = {Cell(5, None, s, "semitc"): summary(m) for s, m in enumerate((0.80, 0.82, 0.84))}
+    results[Cell(10, None, 0, "semitc")] = summary(0.9)
+    results[Cell(5, 5, 0, "semitc")] = summary(0.1)  # of the second table
+    results |= {Cell(25, None, s, "semitc+"): summary(0.5) for s in range(5)}
+    sheet = tables.table1(results, ["semitc", "semitc+"], [5, 10, 25], published=True)
+    assert row_of(sheet, "semitc")[1:] == [
+        *("82.0 ± 2.0 (3)", "85.4 ± 1.0"),
+        *("90.0 (1)", "86.9 ± 1.4"),
+        *("-", "88.7 ± 1.0"),
+    ]
+    assert row_of(sheet, "semitc+")[-2:] == ["50.0 ± 0.0", "89.7 ± 0.4"]
+    assert [heading.split(":")[0] for heading, _ in sheet.sections] == ["inductive", "transductive"]
+    bare = tables.table1(results, ["semitc"], [5], published=False)
+    assert bare.columns == ["method", "5 labels"]
+
+
+def test_pairs_are_counted_where_both_are_there():
+    results = {Cell(5, None, s, "baseline"): summary(0.7) for s in range(5)}
+    gains = (0.01, 0.02, 0.03, -0.01)
+    results |= {Cell(5, None, s, "semitc"): summary(0.7 + d) for s, d in enumerate(gains)}
+    results[Cell(10, None, 0, "semitc")] = summary(0.9)
+    sheet = tables.comparisons(results, ["baseline", "semitc"], [5, 10])
+    (row,) = sheet.sections[0][1]
+    assert row[:4] == ["semitc", "baseline", "3 of 4", "+1.25 points"]
+    assert 0.2 < float(row[4]) < 0.5  # signed ranks 1.5, 3, 4 against 1.5
+
+
+def test_the_second_table_joins_structures_and_keeps_what_is_not_defined():
+    cells = [Cell(10, 10, 0, "baseline"), Cell(10, 10, 1, "baseline")]
+    results = dict(zip(cells, (summary(0.8, 10, 0.4), summary(0.8, 10, 0.6)), strict=True))
+    sheet = tables.table2(results, ["baseline", "semitc+"], [10], published=True)
+    assert row_of(sheet, "baseline, 2 splits")[1:] == [
+        "20",
+        *("90.0 ± 2.0", "50.0 ± 10.0", "60.0 ± 20.0"),
+        *("2.00 ± 0.50", "1.00 ± 0.25", "-"),
+    ]
+    assert row_of(sheet, "baseline, paper")[2] == "93.3 ± 3.4"
+    assert row_of(sheet, "human")[2:5] == ["94.6 ± 1.8", "87.8 ± 5.4", "89.6 ± 3.7"]
+    text = sheet.markdown()
+    assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {9}
+
+
+def test_results_are_written_whole(tmp_path):
+    results = Results(tmp_path / "grid", TINY)
+    cell = Cell(5, None, 0, "semitc+")
+    results.add(cell, summary(0.5))
+    again = Results(tmp_path / "grid", TINY)
+    assert again.finished == {cell: summary(0.5)}
+    Console(quiet=True).print(tables.table1(again.finished, ["semitc+"], [5], True).rich())
