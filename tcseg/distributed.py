@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from tcseg.runs import RunFinished, RunFolder
 from tcseg.transforms import Draw, Transform
 
 __all__ = [
     "Rows",
     "SharedBatchNorm",
+    "first_of_all",
     "mean",
     "parallel",
     "process_group",
@@ -37,8 +40,6 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     if not dist.is_available() or not dist.is_torchelastic_launched():
         yield device
         return
-    import os
-
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -57,6 +58,31 @@ def rank() -> int:
 def world_size() -> int:
     """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def first_of_all(create: Callable[[], RunFolder]) -> RunFolder:
+    """Open a run folder in the process that writes; the others get one to read.
+
+    Where it cannot be opened, the others end, without a word, as it does.
+    """
+    if world_size() == 1:
+        return create()
+    path: list[str | None] = [None]
+    status = 1
+    try:
+        if rank() == 0:
+            run = create()
+            path, status = [str(run.path)], 0
+            return run
+    except RunFinished:
+        status = 0
+        raise
+    finally:
+        message: list[Any] = [path[0], status]
+        dist.broadcast_object_list(message, src=0)
+    if message[0] is None:
+        raise SystemExit(message[1])
+    return RunFolder(message[0])
 
 
 def share(count: int, labelled: int, device: torch.device) -> Tensor:

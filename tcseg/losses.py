@@ -16,6 +16,8 @@ __all__ = [
 
 # A thousandth of a pixel in numerator and denominator: 0 / 0 becomes 1, all else keeps its value.
 ABSENT = 1e-3
+# Closer to 0 and 1 no logarithm is taken.
+CERTAIN = 1e-7
 
 
 def soft_iou_loss(target: Tensor, prediction: Tensor) -> Tensor:
@@ -101,9 +103,9 @@ def dice_loss(target: Tensor, prediction: Tensor) -> Tensor:
 def cross_entropy_loss(target: Tensor, prediction: Tensor) -> Tensor:
     """Return the binary cross-entropy of each class, averaged over classes and pixels, per image.
 
-    In nats, with logarithms no lower than -100. Not symmetric: gradient to the target as well,
-    where it has any. Parameters are those of `soft_iou_loss`; the result, of shape (b,), is at
-    least 0.
+    In nats. Predictions closer to 0 or 1 than 1e-7 count as that far, so a sure error costs 16.
+    Not symmetric. Parameters are those of `soft_iou_loss`; the result, of shape (b,), is at least
+    0.
 
     Examples
     --------
@@ -111,8 +113,8 @@ def cross_entropy_loss(target: Tensor, prediction: Tensor) -> Tensor:
     tensor([0.6931])
     """
     target, prediction = _pair("cross_entropy_loss", target, prediction)
-    log, other = (p.log().clamp(min=-100) for p in (prediction, 1 - prediction))
-    return -(target * log + (1 - target) * other).mean(dim=(1, 2, 3))
+    p = prediction.clamp(CERTAIN, 1 - CERTAIN)
+    return -(target * p.log() + (1 - target) * (1 - p).log()).mean(dim=(1, 2, 3))
 
 
 def squared_error_loss(target: Tensor, prediction: Tensor) -> Tensor:

@@ -70,8 +70,7 @@ def train(
         # One process writes, and says how it goes; the others compute.
         writes = distributed.rank() == 0
         console = Console(quiet=show is not None or not writes)
-        run = RunFolder.create(out, config, resume=resume) if writes else RunFolder(out)
-        with run:
+        with distributed.first_of_all(lambda: RunFolder.create(out, config, resume=resume)) as run:
             trainer = Trainer(config, run, device, dataset)
             _start(trainer, resume)
             _describe(trainer, console)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tcseg import config
 from tcseg.config import Config, resolve_device
+from tcseg.losses import LOSSES
 from tcseg.methods import METHODS
 from tcseg.transforms import RECIPES
 
@@ -26,6 +27,7 @@ def test_every_option_has_a_help_text():
 def test_the_choices_listed_are_those_that_exist():
     assert {*config.METHODS} == {*METHODS}
     assert {*config.RECIPES} == {*RECIPES}
+    assert {*config.LOSSES} == {*LOSSES}
     assert {*config.SUPERVISED_METHODS} == {n for n, method in METHODS.items() if not method.pool}
 
 
@@ -33,7 +35,7 @@ def test_the_choices_listed_are_those_that_exist():
     ("option", "value", "expected"),
     [
         ("data", "jrst", "one of phantom, jsrt"),
-        ("method", "semtic", "one of baseline, suptc, semitc, semitc+"),
+        ("method", "semtic", "one of baseline, suptc, semitc, semitc+, stopgrad"),
         ("recipe", "weak", "one of strong, paper"),
         ("size", 16, "a multiple of 16, at least 32"),
         ("size", 100, "a multiple of 16, at least 32"),
@@ -42,7 +44,12 @@ def test_the_choices_listed_are_those_that_exist():
         ("seed", -1, "at least 0"),
         ("seed", 2**63, "less than 2**63"),
         ("pretrain_steps", -1, "at least 0"),
-        ("steps", 0, "at least 1"),
+        ("steps", -1, "at least 0"),
+        ("loss", "iou", "one of soft-iou, jaccard-metric"),
+        ("consistency_rampup", -1, "at least 0"),
+        ("validation_images", 0, "at least 1"),
+        ("displacement_std", math.nan, "at least 0, finite"),
+        ("teacher_decay", 1.0, "less than 1"),
         ("batch_size", 1, "at least 2"),
         ("batch_size", 7, "even for method 'semitc'"),
         ("validate_every", 0, "at least 1"),
@@ -67,7 +74,7 @@ def test_a_wrong_value_is_named_with_what_was_expected(option, value, expected):
 
 def test_each_wrong_value_gets_a_line():
     with pytest.raises(ValueError) as error:
-        Config(size=1, steps=0).validate()
+        Config(size=1, steps=-1).validate()
     assert len(str(error.value).splitlines()) == 2
 
 

@@ -1,11 +1,20 @@
 """Splits: disjoint, complete, reproducible, nested; impossible requests refused."""
 
 import itertools
+import json
 
 import pytest
 import torch
 
-from tcseg.data import CLASSES, DataError, Dataset, labelled_subset, make_split
+from tcseg.data import (
+    CLASSES,
+    DataError,
+    Dataset,
+    labelled_subset,
+    make_split,
+    save_splits,
+    validation_subset,
+)
 
 JSRT_IDS = [f"JPCLN{i:03d}" for i in range(1, 155)] + [f"JPCNN{i:03d}" for i in range(1, 94)]
 
@@ -83,3 +92,46 @@ def test_too_few_images_are_refused():
         DataError, match="split 0 needs a test image and two others, got 1 and 1 of"
     ):
         make_split(dataset("jsrt", JSRT_IDS[:2]), 0)
+
+
+def test_validation_subsets_are_nested():
+    split = make_split(JSRT, 0)
+    assert validation_subset(split, None) == split.validation
+    assert validation_subset(split, 10) == split.validation[:10]
+    for count in (0, 25):
+        with pytest.raises(DataError, match=rf"{count} validation images .* has 24; choose 1 to"):
+            validation_subset(split, count)
+
+
+def test_splits_are_written_and_read_back(tmp_path):
+    splits = [make_split(JSRT, number) for number in range(5)]
+    save_splits(tmp_path / "splits.json", JSRT, splits)
+    assert [make_split(JSRT, n, tmp_path / "splits.json") for n in range(5)] == splits
+    # Ids, not numbers: another order of the images is the same split.
+    turned = dataset("jsrt", JSRT_IDS[::-1])
+    again = make_split(turned, 3, tmp_path / "splits.json")
+    assert [turned.ids[i] for i in again.train] == [JSRT.ids[i] for i in splits[3].train]
+
+
+GOOD = {"train": ["phantom000"], "validation": ["phantom001"], "test": ["phantom002"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a file of splits"),
+        ("[]", "not a file of splits"),
+        ('{"splits": [{"train": []}]}', "not a file of splits"),
+        ('{"splits": 3}', "not a file of splits"),
+        (json.dumps({"splits": []}), "has splits 0 to -1, got --split 0"),
+        (json.dumps({"splits": [GOOD | {"test": []}]}), "split 0 has no test images"),
+        (json.dumps({"splits": [GOOD | {"test": ["x"]}]}), "phantom has no image 'x'"),
+        (json.dumps({"splits": [GOOD | {"test": ["phantom000"]}]}), "has 'phantom000' twice"),
+    ],
+)
+def test_a_file_of_splits_that_cannot_be_used_is_named(tmp_path, content, message):
+    path = tmp_path / "splits.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message) as error:
+        make_split(PHANTOM, 0, path)
+    assert str(error.value).startswith(f"--split-file {path}: ")

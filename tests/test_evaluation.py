@@ -1,5 +1,6 @@
 """Evaluation and pictures: the metrics by structure and image, with networks of known answers."""
 
+import dataclasses
 import io
 import os
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from tcseg.data import load_dataset
 from tcseg.evaluation import evaluate, predict, results_table, validation_miou
-from tcseg.metrics import contour_distance, iou
+from tcseg.metrics import contour_distance, dice, iou
 from tcseg.pictures import save_panel
 
 
@@ -92,6 +93,45 @@ def test_postprocessing_is_applied(phantom):
     specks[:, 2, 0, 0] = 1 - specks[:, 2, 0, 0]
     assert evaluate(Truth(specks), phantom, [0])["iou"]["heart"] < 1
     assert evaluate(Truth(specks), phantom, [0], postprocess=True)["iou"]["heart"] == 1
+
+
+def test_lungs_and_clavicles_are_joined(phantom):
+    masks = phantom.target_batch([0, 1])
+    masks[0, 0] = 0  # one lung of one image is not found
+    results = evaluate(Truth(masks), phantom, [0, 1])
+    joined, truth = results["joined"], phantom.target_batch([0])[0]
+    assert set(joined["iou"]) == {"lungs", "clavicles"}
+    assert set(results["iou"]) == set(phantom.classes)
+    lungs = iou(truth[1], truth[0] | truth[1])
+    assert joined["iou"]["lungs"] == pytest.approx((lungs + 1) / 2)
+    assert joined["iou_std"]["lungs"] == pytest.approx((1 - lungs) / 2)
+    assert joined["dice"]["lungs"] == pytest.approx((dice(truth[1], truth[0] | truth[1]) + 1) / 2)
+    assert joined["missed"] == {"lungs": 0, "clavicles": 0}
+    distance = contour_distance(truth[1], truth[0] | truth[1], phantom.spacing)
+    assert joined["macd_mm"]["lungs"] == pytest.approx(distance / 2)
+    assert joined["macd_mm_std"]["lungs"] == pytest.approx(distance / 2)
+
+
+def test_the_cardiothoracic_ratio_is_compared_with_that_of_the_truth(phantom):
+    masks = phantom.target_batch([0, 1, 2])
+    columns = masks[0, 2].any(dim=0).nonzero()
+    masks[0, 2, :, columns[-1]] = 0  # a heart one pixel narrower
+    masks[2, 2] = 0
+    truth = phantom.target_batch([0])[0]
+    width = (truth[0] | truth[1]).any(dim=0).nonzero()
+    thorax = int(width[-1] - width[0]) + 1
+    ratio = evaluate(Truth(masks), phantom, [0, 1, 2])["cardiothoracic_ratio"]
+    assert ratio["error"] == pytest.approx(0.5 / thorax)  # the mean of one pixel and none
+    assert ratio["bias"] == pytest.approx(-0.5 / thorax)
+    assert ratio["missed"] == 1
+
+
+def test_other_structures_are_measured_without_joining(phantom):
+    other = dataclasses.replace(phantom, classes=("liver", "spleen"))
+    results = evaluate(Truth(other.target_batch([0])), other, [0])
+    assert set(results["iou"]) == {"liver", "spleen"}
+    assert results["joined"]["iou"] == {}
+    assert "cardiothoracic_ratio" not in results
 
 
 @pytest.mark.parametrize("measure", [evaluate, validation_miou])

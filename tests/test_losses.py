@@ -1,10 +1,19 @@
-"""Soft intersection over union against the formula of the paper, pixel by pixel."""
+"""Losses against their formulas, pixel by pixel."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from tcseg.losses import soft_iou_loss
+from tcseg.losses import (
+    LOSSES,
+    cross_entropy_loss,
+    dice_loss,
+    jaccard_metric_loss,
+    soft_iou_loss,
+    squared_error_loss,
+)
 
 
 def literal(y, p):
@@ -98,13 +107,62 @@ def test_double_stays_double():
     assert soft_iou_loss(a, a).dtype == torch.float64
 
 
-def test_shapes_that_do_not_fit_are_named():
-    message = r"soft_iou_loss: .* one shape \(b, C, H, W\), got \(2, 5, 8, 8\) and \(2, 6, 8, 8\)"
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_shapes_that_do_not_fit_are_named(loss):
+    message = rf"{loss.__name__}: .* \(b, C, H, W\), got \(2, 5, 8, 8\) and \(2, 6, 8, 8\)"
     with pytest.raises(ValueError, match=message):
-        soft_iou_loss(torch.zeros(2, 5, 8, 8), torch.zeros(2, 6, 8, 8))
-
-
-def test_a_missing_batch_dimension_is_named():
+        loss(torch.zeros(2, 5, 8, 8), torch.zeros(2, 6, 8, 8))
     mask = torch.zeros(6, 8, 8)
     with pytest.raises(ValueError, match=r"\(b, C, H, W\), got \(6, 8, 8\)"):
-        soft_iou_loss(mask, mask)
+        loss(mask, mask)
+
+
+# The others.
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_every_loss_is_0_for_agreement_and_more_for_anything_else(loss):
+    mask = (probabilities(0) > 0.5).float()
+    assert torch.allclose(loss(mask, mask), torch.zeros(3), rtol=0, atol=1e-6)
+    assert (loss(mask, probabilities(1).float()) > 0.05).all()
+    assert loss(mask.to(torch.uint8), mask).dtype == torch.float32
+    alone = torch.stack([loss(mask[i : i + 1], 1 - mask[i : i + 1])[0] for i in range(3)])
+    assert torch.equal(loss(mask, 1 - mask), alone)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_every_loss_has_its_gradient(loss):
+    target, prediction = (probabilities(seed, (2, 3, 4, 4)).requires_grad_() for seed in (0, 1))
+    assert torch.autograd.gradcheck(loss, (target, prediction))
+
+
+def test_formulas():
+    y, p = probabilities(0), probabilities(1)
+    a, b = y.numpy(), p.numpy()
+    axes = (2, 3)
+    expected = {
+        dice_loss: 1 - (2 * (a * b).sum(axes) / (a + b).sum(axes)).mean(1),
+        jaccard_metric_loss: 1 - (np.minimum(a, b).sum(axes) / np.maximum(a, b).sum(axes)).mean(1),
+        squared_error_loss: ((a - b) ** 2).mean((1, *axes)),
+        cross_entropy_loss: -(a * np.log(b) + (1 - a) * np.log(1 - b)).mean((1, *axes)),
+    }
+    for loss, value in expected.items():
+        np.testing.assert_allclose(loss(y, p), value, rtol=0, atol=5e-5, err_msg=loss.__name__)
+
+
+def test_the_jaccard_metric_is_soft_iou_of_masks_and_least_where_probabilities_agree():
+    mask, p = (probabilities(0) > 0.5).double(), probabilities(1)
+    assert torch.allclose(jaccard_metric_loss(mask, p), soft_iou_loss(mask, p), rtol=0, atol=1e-12)
+    assert torch.allclose(jaccard_metric_loss(p, p), torch.zeros(3, dtype=p.dtype))
+    raised = (p * 1.02).clamp(max=1)
+    assert (jaccard_metric_loss(p, raised) > 0).all()
+    assert (soft_iou_loss(p, raised) < soft_iou_loss(p, p)).all()  # what the other one rewards
+
+
+def test_cross_entropy_of_a_sure_error_is_finite():
+    prediction = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    loss = cross_entropy_loss(torch.ones(1, 1, 2, 2), prediction)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(-math.log(1e-7), abs=1e-3)
+    assert prediction.grad is not None
+    assert prediction.grad.isfinite().all()

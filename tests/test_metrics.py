@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tcseg.metrics import contour_distance, iou, postprocess
+from tcseg.metrics import cardiothoracic_ratio, contour_distance, dice, iou, postprocess
 
 masks = arrays(bool, (9, 11))
 
@@ -184,3 +184,28 @@ def test_postprocess_of_an_empty_mask_is_empty():
 def test_postprocess_is_idempotent(mask):
     once = postprocess(mask)
     np.testing.assert_array_equal(postprocess(once), once)
+
+
+def test_dice_of_known_shapes():
+    assert dice([1, 1, 1, 0], [0, 1, 1, 1]) == pytest.approx(4 / 6)
+    assert dice([0, 0], [0, 0]) == 1
+    assert dice([1, 0], [0, 1]) == 0
+    with pytest.raises(ValueError, match=r"dice: masks must have one shape"):
+        dice([1], [1, 0])
+
+
+@given(masks, masks)
+def test_dice_and_iou_say_the_same(a, b):
+    overlap = iou(a, b)
+    assert dice(a, b) == pytest.approx(2 * overlap / (1 + overlap))
+
+
+def test_cardiothoracic_ratio_of_known_shapes():
+    heart, lungs = np.zeros((20, 100)), np.zeros((20, 100))
+    heart[10:15, 40:70] = heart[12, 75] = 1
+    lungs[2:18, 10:40] = lungs[5:9, 60:90] = 1
+    assert cardiothoracic_ratio(heart, lungs) == pytest.approx(36 / 80)
+    assert np.isnan(cardiothoracic_ratio(heart, 0 * lungs))
+    assert np.isnan(cardiothoracic_ratio(0 * heart, lungs))
+    with pytest.raises(ValueError, match=r"cardiothoracic_ratio: masks must have shape \(H, W\)"):
+        cardiothoracic_ratio([1, 1], [1, 1])

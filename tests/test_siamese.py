@@ -7,6 +7,7 @@ from torch import nn
 
 import tcwarp
 from tcseg.data import pack_masks
+from tcseg.losses import soft_iou_loss
 from tcseg.siamese import Objective, siamese_objective
 from tcseg.transforms import Draw, Elastic
 
@@ -283,3 +284,46 @@ def test_one_state_of_the_generator_gives_one_objective(network, images, masks):
 
     assert torch.equal(total(1), total(1))
     assert not torch.equal(total(1), total(2))
+
+
+# Other targets and losses.
+
+
+def test_a_stopped_target_gives_the_same_loss_and_gradient_to_one_branch(network, images, masks):
+    both = objective(network, images, masks)
+    stopped = objective(network, images, masks, stop_gradient=True)
+    assert torch.equal(both.total, stopped.total)
+    stopped.consistency.backward()
+    first, second = network.answer.grad.chunk(2)
+    assert not first.any()
+    assert second.flatten(1).any(dim=1).all()
+
+
+def test_a_teacher_gives_the_target(network, images, masks):
+    teacher = Network().double().eval()
+    with torch.no_grad():
+        teacher.last.bias += 0.5
+    taught = objective(network, images, masks, teacher=teacher)
+    taught.consistency.backward()
+    first, second = network.answer.grad.chunk(2)
+    assert not first.any()
+    assert second.flatten(1).any(dim=1).all()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert torch.equal(teacher.seen, Draw(T1).image(images))
+    itself = objective(network, images, masks, teacher=network)
+    assert torch.equal(itself.consistency, objective(network, images, masks).consistency)
+    assert not torch.equal(taught.consistency, itself.consistency)
+    assert torch.equal(taught.supervised, itself.supervised)
+
+
+def test_losses_take_their_places(network, images, masks):
+    def zero(target, prediction):
+        return 0 * soft_iou_loss(target, prediction)
+
+    def double(target, prediction):
+        return 2 * soft_iou_loss(target, prediction)
+
+    usual = objective(network, images, masks)
+    changed = objective(network, images, masks, supervised_loss=double, consistency_loss=zero)
+    assert changed.supervised.item() == pytest.approx(2 * usual.supervised.item())
+    assert changed.consistency.item() == 0

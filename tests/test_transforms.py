@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tcwarp
-from tcseg.transforms import RECIPES, Affine, Compose, Draw, Elastic, Intensity, align
+from tcseg.transforms import RECIPES, Affine, Compose, Draw, Elastic, Intensity, align, recipe
 
 SIZE = (64, 64)
 ELASTIC = Elastic(displacement_std=16.0, sigma=96.0, identity_probability=0.0)
@@ -462,3 +462,31 @@ def test_the_gradient_goes_back_to_the_pixels_copied_and_no_others():
     )
     np.testing.assert_array_equal(predictions.grad, expected)
     assert (expected == 0).any()
+
+
+# Parts of a batch, and recipes of another strength.
+
+
+def test_rows_of_a_draw_do_what_the_whole_does():
+    images = torch.rand(6, 1, *SIZE, generator=seeded(3))
+    labels = (images > 0.5).to(torch.uint8)
+    draw = Compose([ELASTIC, Intensity()]).draw(6, SIZE, seeded())
+    index = torch.tensor([4, 0, 1])
+    rows = draw.rows(index, 6)
+    # Another batch size may go through other vector instructions.
+    assert torch.allclose(rows.image(images[index]), draw.image(images)[index], rtol=0, atol=1e-6)
+    assert torch.equal(rows.label(labels[index]), draw.label(labels)[index])
+    nothing = Draw().rows(index, 6)
+    assert nothing.image(images) is images
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_of_another_strength(name):
+    assert recipe(name) is RECIPES[name]
+    moved = [
+        recipe(name, std).draw(64, (64, 64), seeded()).displacement.square().mean().item()
+        for std in (0.0, 8.0, 40.0)
+    ]
+    # Half of the images stay; of the others, two components with a square of 5 pixels each.
+    assert moved[2] - moved[0] == pytest.approx(0.5 * (40 / 8) ** 2, rel=0.3)
+    assert moved[0] < moved[1] < moved[2]
