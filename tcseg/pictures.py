@@ -18,7 +18,7 @@ from tcseg.data import Dataset
 from tcseg.files import write_atomically
 from tcseg.metrics import iou
 
-__all__ = ["save_panel"]
+__all__ = ["save_contact_sheet", "save_panel"]
 
 # One colour for each of at most 8 structures: bright on grey, apart for colour-blind eyes too.
 COLOURS = (
@@ -33,6 +33,7 @@ COLOURS = (
 )
 BACKGROUND, TEXT = "#14161a", "#e8e8e8"
 INCHES = 2.6  # edge of one image
+SHEET_COLUMNS = 6
 GAP, MARGIN, HEAD, FOOT = 0.08, 0.15, 0.75, 0.45
 
 
@@ -77,23 +78,7 @@ def save_panel(
     predicted = [masks.cpu().numpy()[:, :classes].astype(bool) for masks in predictions.values()]
     headings = ("image", "truth", *predictions)
 
-    width = len(headings) * INCHES + (len(headings) - 1) * GAP + 2 * MARGIN
-    height = HEAD + cases * INCHES + (cases - 1) * GAP + FOOT
-    figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(
-        cases,
-        len(headings),
-        squeeze=False,
-        gridspec_kw={
-            "left": MARGIN / width,
-            "right": 1 - MARGIN / width,
-            "top": 1 - HEAD / height,
-            "bottom": FOOT / height,
-            "wspace": GAP / INCHES,
-            "hspace": GAP / INCHES,
-        },
-    )
+    figure, grid = _canvas(cases, len(headings))
     for row, index in enumerate(indices):
         shown = (None, truths[row], *(masks[row] for masks in predicted))
         for axes, masks in zip(grid[row], shown, strict=True):
@@ -104,16 +89,77 @@ def save_panel(
             _note(axes, f"mIOU {100 * np.mean([iou(a, b) for a, b in pairs]):.1f} %")
     for axes, heading in zip(grid[0], headings, strict=True):
         axes.set_title(heading, color=TEXT, fontsize=10, pad=5)
+    _save(figure, path, title, dataset.classes)
+
+
+def save_contact_sheet(
+    path: str | os.PathLike[str], dataset: Dataset, indices: Sequence[int], title: str
+) -> None:
+    """Draw images side by side with the outlines of their masks, to be looked over at a glance.
+
+    Parameters
+    ----------
+    path
+        The PNG file to write, in one step; its folder must exist.
+    dataset
+        Images and masks.
+    indices
+        The images to draw, in rows from the left.
+    title
+        Stands above the picture.
+
+    Raises
+    ------
+    ValueError
+        If there are no images.
+    """
+    if len(indices) == 0:
+        raise ValueError("save_contact_sheet: indices must name at least one image, got none")
+    columns = min(SHEET_COLUMNS, len(indices))
+    figure, grid = _canvas(-(-len(indices) // columns), columns)
+    images = dataset.image_batch(indices).cpu().numpy()[:, 0]
+    masks = dataset.target_batch(indices).cpu().numpy()[:, :-1].astype(bool)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, index, image, mask in zip(grid.flat, indices, images, masks, strict=False):
+        _draw(axes, image, mask)
+        _note(axes, dataset.ids[index])
+    _save(figure, path, title, dataset.classes)
+
+
+def _canvas(rows: int, columns: int) -> tuple[Figure, Any]:
+    """Return a figure and its axes, an image each, with room above for a title, below for a key."""
+    width = columns * INCHES + (columns - 1) * GAP + 2 * MARGIN
+    height = HEAD + rows * INCHES + (rows - 1) * GAP + FOOT
+    figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(
+        rows,
+        columns,
+        squeeze=False,
+        gridspec_kw={
+            "left": MARGIN / width,
+            "right": 1 - MARGIN / width,
+            "top": 1 - HEAD / height,
+            "bottom": FOOT / height,
+            "wspace": GAP / INCHES,
+            "hspace": GAP / INCHES,
+        },
+    )
+    return figure, grid
+
+
+def _save(figure: Figure, path: str | os.PathLike[str], title: str, classes: Sequence[str]) -> None:
+    height = figure.get_figheight()
     # Placed in inches from the edges, so that the number of rows does not matter.
     figure.text(0.5, 1 - 0.3 / height, title, color=TEXT, fontsize=12, ha="center", va="center")
     figure.legend(
         handles=[
-            Patch(color=colour, label=name)
-            for colour, name in zip(COLOURS, dataset.classes, strict=False)
+            Patch(color=colour, label=name) for colour, name in zip(COLOURS, classes, strict=False)
         ],
         loc="center",
         bbox_to_anchor=(0.5, FOOT / 2 / height),
-        ncols=classes,
+        ncols=len(classes),
         frameon=False,
         labelcolor=TEXT,
         fontsize=8,

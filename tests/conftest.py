@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from made_up import write_tree
 
 # No deadline: the first example of a test may load a library, and machines differ in speed.
 hypothesis.settings.register_profile(
@@ -29,3 +31,10 @@ def threads() -> Iterator[list[int]]:
     before = torch.get_num_threads()
     yield [1, 2, 3, 5]
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A folder of made-up radiographs laid out as JSRT."""
+    write_tree(tmp_path)
+    return tmp_path

@@ -123,7 +123,7 @@ GOOD = {"train": ["phantom000"], "validation": ["phantom001"], "test": ["phantom
         ("[]", "not a file of splits"),
         ('{"splits": [{"train": []}]}', "not a file of splits"),
         ('{"splits": 3}', "not a file of splits"),
-        (json.dumps({"splits": []}), "has splits 0 to -1, got --split 0"),
+        (json.dumps({"splits": []}), "has 0 splits, from 0, got 0"),
         (json.dumps({"splits": [GOOD | {"test": []}]}), "split 0 has no test images"),
         (json.dumps({"splits": [GOOD | {"test": ["x"]}]}), "phantom has no image 'x'"),
         (json.dumps({"splits": [GOOD | {"test": ["phantom000"]}]}), "has 'phantom000' twice"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .dataset import CLASSES, DataError, Dataset, pack_masks, unpack_masks
+from .dataset import CLASSES, DataError, Dataset, Problems, pack_masks, unpack_masks
 from .splits import Split, labelled_subset, make_split, save_splits, validation_subset
 
 __all__ = [
     "CLASSES",
     "DataError",
     "Dataset",
+    "Problems",
     "Split",
     "labelled_subset",
     "load_dataset",
@@ -25,7 +26,13 @@ __all__ = [
 MIN_SIZE, MAX_SIZE = 32, 2048
 
 
-def load_dataset(name: str, *, root: str | Path | None = None, size: int = 512) -> Dataset:
+def load_dataset(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    size: int = 512,
+    problems: Problems | None = None,
+) -> Dataset:
     """Read or make a whole data set.
 
     Parameters
@@ -37,6 +44,9 @@ def load_dataset(name: str, *, root: str | Path | None = None, size: int = 512) 
         where not given. Not used by the phantom.
     size
         Height and width of the images in pixels, 32 to 2048.
+    problems
+        Where to collect what is wrong, instead of raising at the first fault; images that it
+        concerns are left out.
 
     Returns
     -------
@@ -63,11 +73,22 @@ def load_dataset(name: str, *, root: str | Path | None = None, size: int = 512) 
     if name == "jsrt":
         from . import jsrt
 
-        root = root if root is not None else os.environ.get("TCSEG_JSRT_ROOT")
-        if not root:
-            raise DataError(
-                "jsrt: no folder given; pass --root DIR or set TCSEG_JSRT_ROOT to the folder "
-                "that holds images/ and scr/"
-            )
-        return jsrt.load(root, size)
+        return jsrt.load(jsrt_root(root), size, problems)
     raise DataError(f"unknown data set {name!r}; expected phantom or jsrt")
+
+
+def jsrt_root(root: str | Path | None) -> str | Path:
+    """Return the folder of JSRT: the one given, else the environment's.
+
+    Raises
+    ------
+    DataError
+        If there is neither.
+    """
+    root = root if root is not None else os.environ.get("TCSEG_JSRT_ROOT")
+    if not root:
+        raise DataError(
+            "jsrt: no folder given; pass --root DIR or set TCSEG_JSRT_ROOT to the folder "
+            "that holds images/ and scr/"
+        )
+    return root

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from .dataset import CLASSES, DataError, Dataset, pack_masks
+from .dataset import CLASSES, DataError, Dataset, Problems, pack_masks
 
 FIELD_OF_VIEW_MM = 0.175 * 2048
 FOLDS = ("fold1", "fold2")
@@ -24,7 +25,7 @@ _RAW_SIDE, _RAW_BYTES = 2048, 2048 * 2048 * 2
 _EXTENSIONS = (".png", ".tif", ".tiff", ".img")
 
 
-def load(root: str | Path, size: int) -> Dataset:
+def load(root: str | Path, size: int, problems: Problems | None = None) -> Dataset:
     """Read every image and its five masks.
 
     Parameters
@@ -36,30 +37,41 @@ def load(root: str | Path, size: int) -> Dataset:
     size
         Height and width to resize to, in pixels: images by area averaging, masks by area averaging
         and a threshold of one half, so that the thin clavicles keep their width.
+    problems
+        Where to collect what is wrong; images that it concerns are left out.
 
     Raises
     ------
     DataError
-        If files are missing, have no counterpart or do not decode; the message names them.
+        If files are missing, have no counterpart or do not decode, and problems are not
+        collected; the message names them.
     """
+    problems = Problems() if problems is None else problems
     root = Path(root).expanduser()
     if not root.is_dir():
         raise DataError(f"jsrt: no folder {root}; --root must hold images/ and scr/")
-    images = _find_images(root)
-    masks = _find_masks(root, images)
+    images = _find_images(root, problems)
+    masks = _find_masks(root, images, problems)
 
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
-    pixels = np.empty((len(images), 1, size, size), np.uint8)
-    bits = torch.empty((len(images), size, size), dtype=torch.uint8)
-    for i, name in enumerate(track(images, "Reading JSRT", console=console, transient=True)):
-        pixels[i, 0] = read_image(images[name], size)
-        bits[i] = pack_masks(np.stack([_read_mask(path, size) for path in masks[name]]))
+    ids: list[str] = []
+    pixels = np.empty((len(masks), 1, size, size), np.uint8)
+    bits = torch.empty((len(masks), size, size), dtype=torch.uint8)
+    for name in track(masks, "Reading JSRT", console=console, transient=True):
+        i = len(ids)
+        try:
+            pixels[i, 0] = read_image(images[name], size)
+            bits[i] = pack_masks(np.stack([_read_mask(path, size) for path in masks[name]]))
+        except DataError as error:
+            problems.add(str(error))
+        else:
+            ids.append(name)
     return Dataset(
         name="jsrt",
-        ids=list(images),
+        ids=ids,
         classes=CLASSES,
-        images=torch.from_numpy(pixels),
-        masks=bits,
+        images=torch.from_numpy(pixels[: len(ids)]),
+        masks=bits[: len(ids)],
         spacing=FIELD_OF_VIEW_MM / size,
     )
 
@@ -67,7 +79,30 @@ def load(root: str | Path, size: int) -> Dataset:
 # ---- finding --------------------------------------------------------------------------------
 
 
-def _find_images(root: Path) -> dict[str, Path]:
+def formats(root: str | Path) -> dict[str, Counter[str]]:
+    """Count the image files and the mask files by format and size, as their headers say."""
+    root = Path(root).expanduser()
+    images = _find_images(root, Problems(collect=True))
+    masks = _find_masks(root, images, Problems(collect=True))
+    files = {
+        "images": list(images.values()),
+        "masks": [p for paths in masks.values() for p in paths],
+    }
+    return {kind: Counter(map(_format, paths)) for kind, paths in files.items()}
+
+
+def _format(path: Path) -> str:
+    if path.suffix.lower() == ".img":
+        return "IMG (raw)"
+    try:
+        with Image.open(path) as file:
+            depth = 16 if file.mode.startswith("I") else 8
+            return f"{file.format}, {file.width} x {file.height}, {depth} bit"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return "cannot be read"
+
+
+def _find_images(root: Path, problems: Problems) -> dict[str, Path]:
     """Image files by id, sorted, from the first folder that has any."""
     others = sorted(p for p in root.iterdir() if p.is_dir() and p.name not in ("images", "scr"))
     for folder in (root / "images", root, *others):
@@ -84,14 +119,15 @@ def _find_images(root: Path) -> dict[str, Path]:
     for path in files:
         twin = found.setdefault(path.stem.upper(), path)
         if twin is not path:
-            raise DataError(f"jsrt: two files of one image, {twin} and {path}; remove one of them")
+            problems.add(f"jsrt: two files of one image, {twin} and {path}; remove one of them")
     return dict(sorted(found.items()))
 
 
-def _find_masks(root: Path, images: Iterable[str]) -> dict[str, list[Path]]:
-    """Mask files by id, in the order of CLASSES; every image has all, every mask has its image."""
+def _find_masks(root: Path, images: Iterable[str], problems: Problems) -> dict[str, list[Path]]:
+    """Mask files by id, in the order of CLASSES, of the images that have all of them."""
     folders = [root / "scr" / fold / "masks" / name for name in CLASSES for fold in FOLDS]
     _refuse(
+        problems,
         [str(folder.relative_to(root)) for folder in folders if not folder.is_dir()],
         "folder",
         f"missing from {root}",
@@ -103,31 +139,34 @@ def _find_masks(root: Path, images: Iterable[str]) -> dict[str, list[Path]]:
             if path.suffix.lower() == ".gif" and _ID.fullmatch(path.stem.upper()):
                 found.setdefault(path.stem.upper(), {})[folder.name] = path
     _refuse(
+        problems,
         [f"{i} ({name})" for i in images for name in CLASSES if name not in found.get(i, {})],
         "mask",
         f"missing from {root / 'scr'}",
         "unpack both folds of the SCR masks again, or remove the images without masks",
     )
     _refuse(
+        problems,
         sorted(set(found) - set(images)),
         "image",
         f"missing from {root}, though their masks are there",
         "copy all images again, or remove the masks without images",
     )
-    return {i: [found[i][name] for name in CLASSES] for i in images}
+    whole = [i for i in images if len(found.get(i, {})) == len(CLASSES)]
+    return {i: [found[i][name] for name in CLASSES] for i in whole}
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
 
 
-def _refuse(names: Sequence[str], kind: str, trouble: str, way_out: str) -> None:
+def _refuse(
+    problems: Problems, names: Sequence[str], kind: str, trouble: str, way_out: str
+) -> None:
     if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         plural = "s" if len(names) > 1 else ""
-        raise DataError(
-            f"jsrt: {len(names)} {kind}{plural} {trouble}: {', '.join(names[:3])}{more}; {way_out}"
-        )
+        listed = problems.listed(names)
+        problems.add(f"jsrt: {len(names)} {kind}{plural} {trouble}: {listed}; {way_out}")
 
 
 # ---- reading --------------------------------------------------------------------------------

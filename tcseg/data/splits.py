@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -57,7 +55,10 @@ def make_split(dataset: Dataset, split: int, file: str | os.PathLike[str] | None
         If the data set has no such split, or the file cannot be used.
     """
     if file is not None:
-        return _read_split(Path(file), dataset, split)
+        splits = read_splits(file, dataset)
+        if not 0 <= split < len(splits):
+            raise DataError(f"--split-file {file}: has {len(splits)} splits, from 0, got {split}")
+        return splits[split]
     if dataset.name == "jsrt":
         return _jsrt_split(dataset, split)
     if split < 0:
@@ -142,30 +143,39 @@ def save_splits(path: str | os.PathLike[str], dataset: Dataset, splits: list[Spl
     write_json(path, {"data": dataset.name, "splits": [named(split) for split in splits]})
 
 
-def _read_split(path: Path, dataset: Dataset, number: int) -> Split:
+def read_splits(path: str | os.PathLike[str], dataset: Dataset) -> list[Split]:
+    """Read a file of `save_splits`, or one like it.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or one of its splits has an empty part, an image twice, or one that
+        the data set has not.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        splits: list[dict[str, Any]] = content["splits"]
-        parts = [[list(map(str, split[part])) for part in _PARTS] for split in splits]
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        splits = [
+            {part: list(map(str, split[part])) for part in _PARTS} for split in content["splits"]
+        ]
     except OSError as error:
         raise DataError(f"--split-file {path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"--split-file {path}: not a file of splits ({error!r}); `tcseg data splits` writes one"
         ) from error
-    if not 0 <= number < len(parts):
-        raise DataError(
-            f"--split-file {path}: has splits 0 to {len(parts) - 1}, got --split {number}"
-        )
-    for part, names in zip(_PARTS, parts[number], strict=True):
-        if not names:
-            raise DataError(f"--split-file {path}: split {number} has no {part} images")
     known = {name: i for i, name in enumerate(dataset.ids)}
-    seen: set[str] = set()
-    for name in itertools.chain(*parts[number]):
-        if name not in known:
-            raise DataError(f"--split-file {path}: {dataset.name} has no image {name!r}")
-        if name in seen:
-            raise DataError(f"--split-file {path}: split {number} has {name!r} twice")
-        seen.add(name)
-    return Split(*([known[name] for name in names] for names in parts[number]))
+    for number, split in enumerate(splits):
+        seen: set[str] = set()
+        for part, names in split.items():
+            if not names:
+                raise DataError(f"--split-file {path}: split {number} has no {part} images")
+            for name in names:
+                if name not in known:
+                    raise DataError(f"--split-file {path}: {dataset.name} has no image {name!r}")
+                if name in seen:
+                    raise DataError(f"--split-file {path}: split {number} has {name!r} twice")
+                seen.add(name)
+    return [
+        Split(**{part: [known[name] for name in names] for part, names in split.items()})
+        for split in splits
+    ]

@@ -1,0 +1,108 @@
+"""What a data set holds, what is missing, and how it would be divided: `tcseg data check`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from . import jsrt
+from .dataset import DataError, Dataset, Problems
+from .splits import JSRT_SPLITS, make_split, read_splits
+
+SHEET_IMAGES = 24
+
+
+def check(
+    dataset: Dataset,
+    problems: Problems,
+    formats: Mapping[str, Mapping[str, int]],
+    split_file: Path | None,
+    console: Console,
+) -> bool:
+    """Print a report on a data set.
+
+    Parameters
+    ----------
+    dataset
+        What could be read.
+    problems
+        What was found on reading; problems with splits are added.
+    formats
+        Numbers of files by kind and format.
+    split_file
+        Splits of one's own.
+    console
+        Where to print.
+
+    Returns
+    -------
+    bool
+        Whether there is no problem.
+    """
+    for kind, counts in formats.items():
+        listed = "; ".join(f"{n} of {name}" for name, n in sorted(counts.items()))
+        console.print(f"{kind}: {listed}", markup=False)
+    console.print(
+        f"{len(dataset)} images with all their masks, read at {dataset.images.shape[-1]} x "
+        f"{dataset.images.shape[-2]}, {dataset.spacing:.3g} mm a pixel",
+        markup=False,
+    )
+    if len(dataset):
+        console.print(_structures(dataset))
+        splits = _splits(dataset, split_file, problems)
+        if splits.row_count:
+            console.print(splits)
+    for problem in problems.found:
+        console.print(f"Problem: {problem}", style="bold red", markup=False)
+    if not problems.found:
+        console.print("No problem found.")
+    return not problems.found
+
+
+def _structures(dataset: Dataset) -> Table:
+    table = Table(title="Structures", title_justify="left")
+    for column in ("structure", "images", "area %", "smallest", "largest", "shared with others %"):
+        table.add_column(column, justify="left" if column == "structure" else "right")
+    targets = torch.stack([dataset.masks >> c & 1 for c in range(len(dataset.classes))]).bool()
+    areas = targets.float().mean(dim=(2, 3)) * 100
+    for c, name in enumerate(dataset.classes):
+        others = torch.cat([targets[:c], targets[c + 1 :]]).any(dim=0)
+        shared = (targets[c] & others).sum() / targets[c].sum().clamp(min=1) * 100
+        present = areas[c] > 0
+        known = areas[c][present] if present.any() else areas[c]
+        table.add_row(
+            escape(name),
+            str(int(present.sum())),
+            *(f"{v:.2f}" for v in (known.mean(), known.min(), known.max())),
+            f"{shared:.0f}",
+        )
+    return table
+
+
+def _splits(dataset: Dataset, split_file: Path | None, problems: Problems) -> Table:
+    table = Table(title="Splits: images", title_justify="left")
+    for column in ("split", "training", "validation", "test", "first labelled images"):
+        table.add_column(column, justify="left" if "first" in column else "right")
+    try:
+        if split_file is None:
+            splits = [make_split(dataset, number) for number in range(JSRT_SPLITS)]
+        else:
+            splits = read_splits(split_file, dataset)
+    except DataError as error:
+        problems.add(str(error))
+        return table
+    for number, split in enumerate(splits):
+        counts = (len(part) for part in (split.train, split.validation, split.test))
+        first = ", ".join(dataset.ids[i] for i in split.train[:5])
+        table.add_row(str(number), *map(str, counts), escape(first))
+    return table
+
+
+def file_formats(dataset: str, root: str | Path) -> dict[str, Mapping[str, int]]:
+    """Return the formats of the files of a data set; none if it has no files."""
+    return dict(jsrt.formats(root)) if dataset == "jsrt" else {}

@@ -1,0 +1,36 @@
+"""A made-up copy of the JSRT data in its published layout."""
+
+import numpy as np
+from PIL import Image
+
+from tcseg.data import CLASSES
+
+IDS = ["JPCLN001", "JPCLN002", "JPCNN001", "JPCNN002"]
+
+
+def made_up(number):
+    """A smooth 64 x 64 picture and five overlapping boxes at 128 x 128."""
+    picture = np.add.outer(np.arange(64) * 2, np.arange(64)) + number * 10
+    picture[:16, :16], picture[48:, 48:] = 0, 255
+    masks = np.zeros((5, 128, 128), bool)
+    for c in range(5):
+        masks[c, 20 + 8 * c : 60 + 10 * c, 10 + 6 * number : 70 + 9 * c] = True
+    return picture.astype(np.uint8), masks
+
+
+def write_tree(root):
+    """Write a complete tree of four images."""
+    (root / "images").mkdir()
+    for number, name in enumerate(IDS):
+        picture, masks = made_up(number)
+        Image.fromarray(picture).save(root / "images" / f"{name}.png")
+        for structure, mask in zip(CLASSES, masks, strict=True):
+            fold = "fold1" if int(name[-3:]) % 2 else "fold2"
+            folder = root / "scr" / fold / "masks" / structure
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}.gif")
+
+
+def mask_file(tree, name, structure="heart"):
+    fold = "fold1" if int(name[-3:]) % 2 else "fold2"
+    return tree / "scr" / fold / "masks" / structure / f"{name}.gif"

@@ -1,0 +1,66 @@
+"""The commands below `tcseg data`."""
+
+import json
+
+from click.testing import CliRunner
+from made_up import mask_file
+
+from tcseg.cli import main
+
+
+def tcseg(*arguments):
+    wide = {"COLUMNS": "200"}  # so that no line of a table is wrapped
+    return CliRunner(env=wide).invoke(main, [str(a) for a in arguments])
+
+
+def test_a_phantom_is_described_and_drawn(tmp_path):
+    sheet = tmp_path / "sheet.png"
+    result = tcseg("data", "check", "--size", 32, "--sheet", sheet)
+    assert result.exit_code == 0, result.output
+    assert "160 images with all their masks, read at 32 x 32" in result.output
+    assert "right clavicle" in result.output
+    assert "No problem found." in result.output
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_problem_of_a_folder_is_named(tree, tmp_path):
+    mask_file(tree, "JPCLN001").unlink()
+    (tree / "images" / "JPCLN002.png").write_bytes(b"hello")
+    (tree / "images" / "JPCNN002.png").rename(tmp_path / "lost.png")
+    splits = tmp_path / "splits.json"
+    splits.write_text("{}")
+    sheet = tmp_path / "sheet.png"
+    command = ("data", "check", "--data", "jsrt", "--root", tree, "--size", 32, "--sheet", sheet)
+    result = tcseg(*command, "--split-file", splits)
+    assert result.exit_code == 1
+    problems = [line for line in result.output.splitlines() if line.startswith("Problem: ")]
+    for problem, words in zip(
+        problems,
+        ("JPCLN001 (heart)", "1 image missing", "JPCLN002.png: ", "not a file of splits"),
+        strict=True,
+    ):
+        assert words in problem
+    assert "images: 2 of PNG, 64 x 64, 8 bit; 1 of cannot be read" in result.output
+    assert "1 images with all their masks" in result.output
+    assert sheet.exists()
+    # Training with the same folder stops at the first one.
+    assert (
+        tcseg("train", "--data", "jsrt", "--root", tree, "--out", tmp_path / "run").exit_code == 1
+    )
+
+
+def test_a_folder_without_anything_is_one_clear_line(tmp_path):
+    result = tcseg("data", "check", "--data", "jsrt", "--root", tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: jsrt: no images JPCLN001")
+
+
+def test_splits_are_written_once_and_used(tmp_path):
+    out = tmp_path / "splits.json"
+    assert tcseg("data", "splits", "--out", out).exit_code == 0
+    content = json.loads(out.read_text())
+    assert [len(split["train"]) for split in content["splits"]] == [100] * 5
+    again = tcseg("data", "splits", "--out", out)
+    assert again.exit_code == 1
+    assert f"{out} exists; choose another --out" in again.stderr
+    assert tcseg("data", "check", "--size", 32, "--split-file", out).exit_code == 0
