@@ -109,3 +109,21 @@ def test_deterministic_backward(mode, dtype):
         torch.use_deterministic_algorithms(False)
     for other in gradients[1:]:
         assert_bits_equal(other, gradients[0], "gradient")
+
+
+@pytest.mark.parametrize("method", ["semitc", "mean-teacher"])
+def test_a_training_step_never_waits_for_the_device(tmp_path, method):
+    from tcseg.config import Config
+    from tcseg.runs import RunFolder
+    from tcseg.trainer import Trainer
+
+    config = Config(size=64, method=method, device="cuda", precision="bfloat16", pretrain_steps=0)
+    trainer = Trainer(config, RunFolder(tmp_path))
+    trainer._make_teacher()
+    for _ in range(2):
+        trainer.step(trainer.method)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.step(trainer.method)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
