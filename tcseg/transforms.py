@@ -255,17 +255,12 @@ def _uniform(shape: tuple[int, ...], generator: Generator) -> Tensor:
     return torch.rand(shape, generator=generator, device=generator.device)
 
 
-# What `--recipe` names: the distribution T of the paper, and one that deforms more.
+# What `--recipe` names: the distribution T of the paper, and one whose deformations are ten times
+# as large. On JSRT, 5 labels, rotation and scale beside it gain nothing, changes of intensity cost
+# 3 points of mIOU: benchmarks/results/jsrt.md.
 RECIPES: dict[str, Transform] = {
     "paper": Elastic(magnitude=1000.0, sigma=100.0, identity_probability=0.5),
-    "strong": Compose(
-        [
-            Affine(identity_probability=0.0),
-            Elastic(displacement_std=16.0, sigma=100.0, identity_probability=0.0),
-            Intensity(),
-        ],
-        identity_probability=0.5,
-    ),
+    "strong": Elastic(displacement_std=16.0, sigma=100.0, identity_probability=0.5),
 }
 
 

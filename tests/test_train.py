@@ -18,9 +18,10 @@ import torch
 from tcseg.config import METHODS as METHOD_NAMES
 from tcseg.config import RECIPES as RECIPE_NAMES
 from tcseg.config import SUPERVISED_METHODS, Config
-from tcseg.data import DataError, labelled_subset, load_dataset, make_split
+from tcseg.data import DataError, Split, labelled_subset, load_dataset, make_split, save_splits
+from tcseg.losses import LOSSES
 from tcseg.methods import METHODS
-from tcseg.runs import RunError, RunFinished, RunFolder
+from tcseg.runs import RunError, RunFinished, RunFolder, RunStopped
 from tcseg.train import train
 from tcseg.trainer import Trainer
 from tcseg.transforms import RECIPES
@@ -344,6 +345,101 @@ def test_the_learning_rate_falls_to_0_over_the_method(tmp_path):
 
 
 # ------------------------------------------------------------------------------------ bad input
+
+
+def test_lambda_rises_over_the_first_steps_of_the_method(tmp_path):
+    trainer = Trainer(
+        dataclasses.replace(TINY, consistency_weight=2.0, consistency_rampup=4), RunFolder(tmp_path)
+    )
+    weights = []
+    for trainer.state.step in range(TINY.pretrain_steps, TINY.pretrain_steps + 6):
+        weights.append(trainer._consistency_weight())
+    assert weights == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    trainer.config = dataclasses.replace(TINY, consistency_rampup=0)
+    trainer.state.step = TINY.pretrain_steps
+    assert trainer._consistency_weight() == 1.0
+
+
+def test_few_validation_images_choose_the_network(tmp_path):
+    config = dataclasses.replace(TINY, validation_images=3)
+    trainer = Trainer(config, RunFolder(tmp_path))
+    assert trainer.validation == trainer.split.validation[:3]
+    # All of them may still be used without labels.
+    pool = METHODS["semitc+"].unlabelled(trainer.split, trainer.labelled)
+    assert set(trainer.split.validation) <= set(pool)
+    with pytest.raises(DataError, match="21 validation images asked for, but the split has 20"):
+        Trainer(dataclasses.replace(TINY, validation_images=21), RunFolder(tmp_path))
+
+
+def test_a_file_of_splits_is_used(tmp_path):
+    dataset = load_dataset("phantom", size=32)
+    split = Split(train=[7, 3, 5, 2, 1, 9], validation=[4], test=[8, 6])
+    save_splits(tmp_path / "splits.json", dataset, [split])
+    config = dataclasses.replace(TINY, split_file=str(tmp_path / "splits.json"), labelled=2)
+    trainer = Trainer(config, RunFolder(tmp_path))
+    assert trainer.split == split
+    assert trainer.labelled == [7, 3]
+    assert trainer.unlabelled == [5, 2, 1, 9]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_trains(tmp_path, name):
+    config = dataclasses.replace(TINY, loss=name, consistency_loss=name, steps=2, pretrain_steps=1)
+    train(config, tmp_path / "run", False)
+    rows = RunFolder(tmp_path / "run").metrics.rows()
+    last = [row for row in rows if "consistency" in row][-1]
+    assert float(last["consistency"]) > 0
+
+
+@pytest.mark.parametrize("method", ["stopgrad", "mean-teacher"])
+def test_the_other_methods_go_on_bit_for_bit(tmp_path, monkeypatch, method):
+    config = dataclasses.replace(TINY, method=method)
+    train(config, tmp_path / "whole", False)
+    interrupted(config, tmp_path / "run", 10, monkeypatch)
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+
+
+def test_the_network_of_mean_teacher_is_the_moving_average(tmp_path):
+    config = dataclasses.replace(TINY, method="mean-teacher", pretrain_steps=0, teacher_decay=0.75)
+    trainer = Trainer(config, RunFolder(tmp_path))
+    trainer._begin_method()
+    expected = {k: v.double().clone() for k, v in trainer.network.state_dict().items()}
+    for _ in range(3):
+        trainer.step(trainer.method)
+        for name, value in trainer.network.state_dict().items():
+            expected[name] += (value.double() - expected[name]) * 0.25
+    assert not trainer.teacher.training
+    for name, value in trainer.teacher.module.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value.double(), expected[name], rtol=1e-5, atol=1e-6), name
+    trainer.state.best_miou = -1.0
+    trainer._validate()
+    for name, value in trainer.state.best.items():
+        assert torch.equal(value, trainer.teacher.module.state_dict()[name])
+
+
+def test_training_stops_where_it_is_told_to_and_goes_on_bit_for_bit(finished, tmp_path):
+    steps = []
+    with pytest.raises(RunStopped, match="stopped at step 9"):
+        train(
+            TINY,
+            tmp_path / "run",
+            False,
+            show=lambda step, *_: steps.append(step),
+            stop=lambda: len([s for s in steps if s == 8]) > 0,
+        )
+    assert not RunFolder(tmp_path / "run").finished
+    train(TINY, tmp_path / "run", True)
+    assert_same_weights(finished[0], tmp_path / "run")
+
+
+def test_pretraining_alone_is_a_run(tmp_path):
+    config = dataclasses.replace(TINY, steps=0, method="baseline")
+    summary = train(config, tmp_path / "pretraining", False)
+    assert summary["test"]["miou"] == summary["pretrained_test"]["miou"]
+    shared = dataclasses.replace(TINY, pretrained=str(tmp_path / "pretraining"))
+    after = train(shared, tmp_path / "run", False)
+    assert after["pretrained_test"]["miou"] == summary["test"]["miou"]
 
 
 def test_a_finished_run_is_left_alone(finished):
