@@ -1,1 +1,23 @@
-"""Semi-supervised segmentation by transformation consistency."""
+"""Semi-supervised segmentation by transformation consistency.
+
+`tcseg.load(run)` gives a trained network to use, `tcseg.metrics` what is measured on masks; the
+command `tcseg` does the rest.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tcseg import metrics
+    from tcseg.segmenter import Segmenter, load
+
+__all__ = ["Segmenter", "load", "metrics"]
+
+
+def __getattr__(name: str) -> Any:
+    # Late: torch and what builds on it take seconds, and `tcseg --help` needs none of them.
+    if name == "metrics":
+        return importlib.import_module("tcseg.metrics")
+    if name in ("Segmenter", "load"):
+        return getattr(importlib.import_module("tcseg.segmenter"), name)
+    raise AttributeError(f"module 'tcseg' has no attribute {name!r}")

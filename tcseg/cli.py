@@ -212,27 +212,25 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
     config = folder.config()
     config = dataclasses.replace(config, device=device, root=root or config.root)
     config.validate()
-    weights = folder.load_weights()
+    folder.load_weights()  # or an error, before the slow imports
 
     from rich.console import Console
 
     from tcseg import evaluation
-    from tcseg.config import resolve_device
     from tcseg.data import load_dataset, make_split, validation_subset
-    from tcseg.network import build_network
+    from tcseg.segmenter import load
 
-    target = resolve_device(config.device)
-    dataset = load_dataset(config.data, root=config.root, size=config.size).to(target)
-    network = build_network(config.network, len(dataset.classes), config.precision)
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        message = f"{run}: its weights do not fit network {config.network!r}; was its code changed?"
-        raise RunError(message) from error
+    segmenter = load(run, config.device)
+    dataset = load_dataset(config.data, root=config.root, size=config.size).to(segmenter.device)
+    if dataset.classes != segmenter.classes:
+        raise RunError(
+            f"{run} was trained for {', '.join(segmenter.classes)}; the data now have "
+            f"{', '.join(dataset.classes)}"
+        )
     split = make_split(dataset, config.split, config.split_file)
     validation = validation_subset(split, config.validation_images)
     indices = split.test if on == "test" else validation
-    results = evaluation.evaluate(network.to(target), dataset, indices, postprocess=postprocess)
+    results = evaluation.evaluate(segmenter.network, dataset, indices, postprocess=postprocess)
 
     name = f"evaluation-{on}{'-postprocessed' if postprocess else ''}.json"
     write_json(run / name, {"on": on, "postprocess": postprocess, **results})
@@ -284,7 +282,11 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
 @_config_file
 @_grid_options
 @click.option(
-    "--data", type=click.Choice(DATA_SETS), default="jsrt", show_default=True, help="Data set."
+    "--data",
+    type=click.Choice(["jsrt", "phantom"]),
+    default="jsrt",
+    show_default=True,
+    help="Data set.",
 )
 @click.pass_context
 def reproduce(
@@ -319,6 +321,77 @@ def reproduce(
         merge=merge,
     )
     if not complete:
+        ctx.exit(1)
+
+
+@main.command(
+    epilog=_examples(
+        "tcseg predict runs/semitc image.png --out found",
+        "tcseg predict runs/semitc scans/ more/scan.dcm --out found --postprocess",
+    )
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write to, made if it is missing.",
+)
+@click.option(
+    "--postprocess",
+    is_flag=True,
+    help="Keep the largest component of each structure only, and fill its holes.",
+)
+@click.option(
+    "--consistency/--no-consistency",
+    default=True,
+    show_default=True,
+    help="Measure how much predictions disagree when the image is deformed.",
+)
+@click.option("--overlays/--no-overlays", default=True, show_default=True, help="Draw pictures.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.pass_context
+def predict(
+    ctx: click.Context,
+    run: Path,
+    inputs: tuple[Path, ...],
+    out: Path,
+    postprocess: bool,
+    consistency: bool,
+    overlays: bool,
+    device: str,
+) -> None:
+    """Segment INPUTS, files or folders, with the network of the folder RUN.
+
+    Writes a mask for each structure at the size of the image (PNG; NIfTI for NIfTI; DICOM-SEG for
+    DICOM), an overlay, and measurements.csv: areas (in mm2 where the file says how large a pixel
+    is), cardiothoracic ratio of chests, and consistency: how well predictions for deformed views
+    agree, from 0 to 1. Images with a low one are those to check, or to label next.
+
+    A file that cannot be read is named and skipped; the exit status is then 1.
+    """
+    RunFolder(run).load_weights()  # or an error, before the slow imports
+
+    from rich.console import Console
+
+    from tcseg.predict import predict as predict_files
+    from tcseg.segmenter import load
+
+    console = Console(highlight=False, soft_wrap=True)
+    problems = predict_files(
+        load(run, device),
+        inputs,
+        out,
+        postprocess=postprocess,
+        consistency=consistency,
+        overlays=overlays,
+        console=console,
+    )
+    console.print(f"Masks, overlays and measurements.csv: {out}", markup=False)
+    for problem in problems:
+        click.echo(f"Error: {problem}", err=True)
+    if problems:
         ctx.exit(1)
 
 
@@ -373,7 +446,7 @@ def check(
     from tcseg.data.check import check as check_dataset
 
     problems = Problems(collect=True)
-    folder = jsrt_root(root) if data == "jsrt" else ""
+    folder = jsrt_root(root) if data == "jsrt" else root or ""
     dataset = load_dataset(data, root=root, size=size, problems=problems)
     console = Console(highlight=False, soft_wrap=True)
     fine = check_dataset(dataset, problems, file_formats(data, folder), split_file, console)

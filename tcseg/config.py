@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Config", "resolve_device"]
 
 # Listed here and not read from the records they name: those import torch, and `--help` must not.
-DATA_SETS = ("phantom", "jsrt")
+DATA_SETS = ("phantom", "jsrt", "folder")
 METHODS = ("baseline", "suptc", "semitc", "semitc+", "stopgrad", "mean-teacher")
 RECIPES = ("strong", "paper")
 PRECISIONS = ("float32", "bfloat16")
@@ -67,7 +67,11 @@ class Config:
     )
     size: int = _option(512, "Height and width of the images in pixels; a multiple of 16.")
     method: str = _option("semitc", "Training method.", METHODS)
-    labelled: int = _option(5, "Number of labelled training images.")
+    labelled: int | None = _option(
+        None,
+        "Number of labelled training images; if not set 5, of a folder all.",
+        kind=int,
+    )
     split: int = _option(0, "Number of the split into training, validation and test images.")
     split_file: str | None = _option(
         None, "File of splits, as `tcseg data splits` writes it, in place of the built-in ones."
@@ -136,12 +140,13 @@ class Config:
             if choices:
                 expect(getattr(self, field.name) in choices, field.name, _listed(choices))
         expect(self.size >= 32 and self.size % 16 == 0, "size", "a multiple of 16, at least 32")
-        for name in ("labelled", "validate_every", "checkpoint_every"):
+        for name in ("validate_every", "checkpoint_every"):
             expect(getattr(self, name) >= 1, name, "at least 1")
         for name in ("split", "pretrain_steps", "steps", "consistency_rampup"):
             expect(getattr(self, name) >= 0, name, "at least 0")
-        count, std = self.validation_images, self.displacement_std
-        expect(count is None or count >= 1, "validation_images", "at least 1")
+        for name in ("labelled", "validation_images"):
+            expect(getattr(self, name) is None or getattr(self, name) >= 1, name, "at least 1")
+        std = self.displacement_std
         expect(std is None or 0 <= std < math.inf, "displacement_std", "at least 0, finite")
         expect(0 <= self.seed < 2**63, "seed", "at least 0 and less than 2**63")
         expect(self.batch_size >= 2, "batch_size", "at least 2")

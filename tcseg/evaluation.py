@@ -108,8 +108,9 @@ def evaluate(
         its standard deviation over images; by structure ``"iou"``, ``"dice"`` and ``"macd_mm"``
         (mean absolute contour distance in mm), means over images, of the distance over those
         where it is defined (nan if there are none), ``"iou_std"``, ``"dice_std"`` and
-        ``"macd_mm_std"``, and ``"missed"`` (number of images where the distance is not defined:
-        only one of prediction and truth is empty); ``"joined"``: the same by name for structures
+        ``"macd_mm_std"``, and ``"missed"`` (number of images where only one of prediction and truth
+        is empty, so that the distance is not defined; nor is it where the size of a pixel is not
+        known); ``"joined"``: the same by name for structures
         taken as one (lungs, clavicles); ``"cardiothoracic_ratio"``, where there are heart and
         lungs: ``"error"`` (mean absolute difference from that of the true masks), ``"bias"``
         (mean difference) and ``"missed"``; ``"images"``: a list of rows
@@ -128,7 +129,8 @@ def evaluate(
     for batch, masks in _predictions(network, dataset, indices, batch_size):
         truth = dataset.target_batch(batch).cpu().numpy().astype(bool)
         for index, predicted, true in zip(batch, masks.cpu().numpy(), truth, strict=True):
-            row = _measure(dataset.classes, predicted, true, dataset.spacing, postprocess)
+            spacing = dataset.spacing_of(index)
+            row = _measure(dataset.classes, predicted, true, spacing, postprocess)
             images.append({"id": dataset.ids[index], **row})
     mious = np.array([image["miou"] for image in images])
     joined = [name for name in images[0]["iou"] if name not in dataset.classes]
@@ -212,7 +214,7 @@ def _measure(
     classes: Sequence[str],
     predicted: np.ndarray,
     true: np.ndarray,
-    spacing: float,
+    spacing: float | tuple[float, float] | None,
     postprocess: bool,
 ) -> dict[str, Any]:
     """Measure one image: masks (C + 1, H, W)."""
@@ -230,8 +232,10 @@ def _measure(
         "iou": overlaps,
         "dice": {name: metrics.dice(a, b) for name, (a, b) in pairs.items()},
         "macd_mm": {
-            name: metrics.contour_distance(a, b, spacing) for name, (a, b) in pairs.items()
+            name: float("nan") if spacing is None else metrics.contour_distance(a, b, spacing)
+            for name, (a, b) in pairs.items()
         },
+        "missed": {name: bool(a.any() != b.any()) for name, (a, b) in pairs.items()},
     }
     if "heart" in pairs and "lungs" in pairs:
         ratios = map(metrics.cardiothoracic_ratio, pairs["heart"], pairs["lungs"])
@@ -252,9 +256,7 @@ def _over_images(
             means[name] = _mean(known)
             deviations[name] = float(known.std()) if known.size else float("nan")
         results |= {figure: means, f"{figure}_std": deviations}
-    results["missed"] = {
-        name: sum(bool(np.isnan(image["macd_mm"][name])) for image in images) for name in names
-    }
+    results["missed"] = {name: sum(image["missed"][name] for image in images) for name in names}
     return results
 
 

@@ -30,9 +30,10 @@ class Method:
     target: Literal["branch", "stopped", "teacher"] = "branch"
 
     def unlabelled(self, split: Split, labelled: list[int]) -> list[int]:
-        """Return the images of the pool, none of them labelled."""
-        known = set(labelled)
-        return [i for part in self.pool for i in getattr(split, part) if i not in known]
+        """Return the images of the pool, each once, none of them labelled."""
+        parts = {"train": split.train + split.unlabelled}
+        images = [i for part in self.pool for i in parts.get(part, getattr(split, part))]
+        return [i for i in dict.fromkeys(images) if i not in set(labelled)]
 
 
 METHODS: dict[str, Method] = {

@@ -44,7 +44,11 @@ class Segmentation(nn.Module):
 
 
 def build_network(
-    name: str = "unet", classes: int = len(CLASSES), precision: str = "float32"
+    name: str = "unet",
+    classes: int = len(CLASSES),
+    precision: str = "float32",
+    *,
+    channels: int = 1,
 ) -> Segmentation:
     """Build a network by name.
 
@@ -58,6 +62,8 @@ def build_network(
         Number of structures; the background is added.
     precision : {"float32", "bfloat16"}
         Of the convolutions.
+    channels : int
+        Of the images: 1, or 3 for colour.
 
     Raises
     ------
@@ -70,7 +76,7 @@ def build_network(
 
         unet = BasicUNet(
             spatial_dims=2,
-            in_channels=1,
+            in_channels=channels,
             out_channels=classes + 1,
             # Multiples of 16 channels are what bfloat16 convolutions are fast at.
             features=(16, 16, 32, 64, 128, 16),
@@ -85,7 +91,7 @@ def build_network(
     if not callable(factory):
         raise ValueError(f"--network {name!r} cannot be called, it is {type(factory).__name__}")
     try:
-        backbone = factory(in_channels=1, out_channels=classes + 1)
+        backbone = factory(in_channels=channels, out_channels=classes + 1)
     except TypeError as error:
         raise ValueError(
             f"--network {name!r} must take in_channels and out_channels: {error}"

@@ -12,13 +12,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 from tcseg.data import Dataset
 from tcseg.files import write_atomically
 from tcseg.metrics import iou
 
-__all__ = ["save_contact_sheet", "save_panel"]
+__all__ = ["outlined", "save_contact_sheet", "save_panel"]
 
 # One colour for each of at most 8 structures: bright on grey, apart for colour-blind eyes too.
 COLOURS = (
@@ -125,6 +126,29 @@ def save_contact_sheet(
         _draw(axes, image, mask)
         _note(axes, dataset.ids[index])
     _save(figure, path, title, dataset.classes)
+
+
+def outlined(pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Draw the outlines of masks on an image, pixel by pixel.
+
+    Parameters
+    ----------
+    pixels
+        float (C, H, W) in [0, 1], C 1 or 3.
+    masks
+        bool (K, H, W).
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 (H, W, 3).
+    """
+    picture = np.repeat(pixels, 3 // len(pixels), axis=0).transpose(1, 2, 0) * 255
+    thickness = max(1, round(min(masks.shape[1:]) / 400))
+    for colour, mask in zip(COLOURS, masks, strict=False):
+        edge = mask & ~binary_erosion(mask, iterations=thickness, border_value=1)
+        picture[edge] = 255 * np.array(to_rgb(colour))
+    return np.asarray(picture.clip(0, 255) + 0.5, dtype=np.uint8)
 
 
 def _canvas(rows: int, columns: int) -> tuple[Figure, Any]:

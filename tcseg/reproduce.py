@@ -145,7 +145,9 @@ class Results:
             content = json.loads(path.read_text(encoding="utf-8"))
             options = Config(**content["options"])
             method = options.method if options.steps else PRETRAINING
-            cell = Cell(options.labelled, options.validation_images, options.split, method)
+            cell = Cell(
+                content["options"]["labelled"], options.validation_images, options.split, method
+            )
             content["summary"]["test"]["miou"] + content["summary"]["test_postprocessed"]["miou"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(

@@ -19,6 +19,7 @@ from tcseg.config import Config, resolve_device
 from tcseg.data import Dataset
 from tcseg.evaluation import evaluate, predict, results_table
 from tcseg.runs import RunFolder
+from tcseg.segmenter import Model
 from tcseg.trainer import Trainer
 
 PICTURE_CASES = 4
@@ -144,15 +145,17 @@ def _finish(trainer: Trainer, console: Console, show_results: bool) -> dict[str,
     pretrained = evaluate(network, dataset, split.test)
     network.load_state_dict(state.best)
     run.save_weights(network.state_dict())
+    Model.of(config, dataset).save(run.path)
     test = evaluate(network, dataset, split.test)
     processed = evaluate(network, dataset, split.test, postprocess=True)
     validation = evaluate(network, dataset, trainer.validation)
     cases = picture_cases(split.test)
-    title = f"{config.method}, {config.labelled} labelled images, {config.data}"
+    title = f"{config.method}, {len(trainer.labelled)} labelled images, {config.data}"
     prediction = {"prediction": predict(network, dataset, cases)}
     save_panel(run.path / "test.png", dataset, cases, prediction, title)
     summary = {
-        **{name: getattr(config, name) for name in ("data", "size", "method", "labelled")},
+        **{name: getattr(config, name) for name in ("data", "size", "method")},
+        "labelled": len(trainer.labelled),
         **{name: getattr(config, name) for name in ("split", "seed", "recipe", "pretrain_steps")},
         "steps": config.steps,
         "validation_images": len(trainer.validation),

@@ -29,6 +29,7 @@ from tcseg.runs import RunError, RunFolder, RunStopped, load_checkpoint
 from tcseg.siamese import siamese_objective
 from tcseg.transforms import Transform, recipe
 
+LABELLED = 5  # images, where the number is not given
 LOG_EVERY = 20  # steps between looks at the loss: each look waits for the device
 SUPERVISED = Method(consistency=False)
 
@@ -76,7 +77,8 @@ class Trainer:
         if dataset is None:
             dataset = load_dataset(config.data, root=config.root, size=config.size)
         self.split: Split = make_split(dataset, config.split, config.split_file)
-        self.labelled = labelled_subset(self.split, config.labelled)
+        default = None if config.data == "folder" else LABELLED
+        self.labelled = labelled_subset(self.split, config.labelled or default)
         self.validation = validation_subset(self.split, config.validation_images)
         self.method = METHODS[config.method]
         self.unlabelled = self.method.unlabelled(self.split, self.labelled)
@@ -86,7 +88,10 @@ class Trainer:
         self.transform = recipe(config.recipe, config.displacement_std)
         torch.manual_seed(config.seed)
         self.network: nn.Module = build_network(
-            config.network, len(self.dataset.classes), config.precision
+            config.network,
+            len(self.dataset.classes),
+            config.precision,
+            channels=self.dataset.images.shape[1],
         )
         # Convolutions on CPU and on tensor cores are faster in this layout.
         self.network.to(self.device)

@@ -2,6 +2,8 @@
 
 import numpy as np
 from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from tcseg.data import CLASSES
 
@@ -34,3 +36,28 @@ def write_tree(root):
 def mask_file(tree, name, structure="heart"):
     fold = "fold1" if int(name[-3:]) % 2 else "fold2"
     return tree / "scr" / fold / "masks" / structure / f"{name}.gif"
+
+
+def write_dicom(path, values, **attributes):
+    """Write a monochrome image of 16 bits as a DICOM file, as a digital radiograph."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = Dataset()
+    data.file_meta = meta
+    data.SOPClassUID = meta.MediaStorageSOPClassUID
+    data.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    data.StudyInstanceUID = data.SeriesInstanceUID = data.FrameOfReferenceUID = generate_uid()
+    data.PatientID = data.PatientName = "phantom"
+    data.PatientBirthDate = data.PatientSex = data.AccessionNumber = ""
+    data.StudyDate = data.StudyTime = data.StudyID = data.ReferringPhysicianName = ""
+    data.Modality, data.SeriesNumber, data.InstanceNumber = "DX", 1, 1
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.Rows, data.Columns = values.shape
+    data.BitsAllocated = data.BitsStored = 16
+    data.HighBit, data.PixelRepresentation = 15, 0
+    for name, value in attributes.items():
+        setattr(data, name, value)
+    data.PixelData = values.astype("<u2").tobytes()
+    data.save_as(path, enforce_file_format=True)

@@ -15,6 +15,7 @@ from tcseg.config import Config
 from tcseg.data import DataError, load_dataset, make_split
 from tcseg.evaluation import evaluate
 from tcseg.runs import RunError, RunFolder
+from tcseg.segmenter import Model
 
 
 def tcseg(*arguments):
@@ -56,11 +57,10 @@ class Thresholds(torch.nn.Module):
 
 @pytest.fixture
 def network_module(monkeypatch):
-    def build_network(name, classes, precision="float32"):
+    def build_network(name, classes, precision="float32", *, channels=1):
         return Thresholds(classes)
 
-    made = module("tcseg.network", build_network=build_network)
-    monkeypatch.setitem(sys.modules, "tcseg.network", made)
+    monkeypatch.setattr("tcseg.segmenter.build_network", build_network)
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +222,7 @@ def test_evaluate_prints_a_table_and_writes_json(network_module, phantom, tmp_pa
     run = RunFolder.create(tmp_path / "run", Config(size=32, split=1), resume=False)
     network = Thresholds(len(phantom.classes))
     run.save_weights(network.state_dict())
+    Model.of(run.config(), phantom).save(run.path)
     expected = evaluate(network, phantom, make_split(phantom, 1).validation)
     result = tcseg("evaluate", run.path, "--on", "validation", "--device", "cpu")
     assert result.exit_code == 0, result.output
@@ -238,13 +239,16 @@ def test_evaluate_prints_a_table_and_writes_json(network_module, phantom, tmp_pa
     assert len(processed["images"]) == len(make_split(phantom, 1).test)
 
 
-def test_evaluate_of_something_else_is_an_error(network_module, tmp_path):
+def test_evaluate_of_something_else_is_an_error(network_module, phantom, tmp_path):
     assert "is no run: it has no config.toml" in tcseg("evaluate", tmp_path).stderr
     assert "is no run" in tcseg("evaluate", tmp_path / "missing").stderr
     run = RunFolder.create(tmp_path / "run", Config(size=32), resume=False)
     result = tcseg("evaluate", run.path)
     assert (result.exit_code, "has no weights yet" in result.stderr) == (1, True)
     run.save_weights({"other": torch.ones(1)})
+    result = tcseg("evaluate", run.path, "--device", "cpu")
+    assert (result.exit_code, "has no model.json" in result.stderr) == (1, True)
+    Model.of(run.config(), phantom).save(run.path)
     result = tcseg("evaluate", run.path, "--device", "cpu")
     assert result.exit_code == 1
     assert "weights do not fit network 'unet'" in result.stderr

@@ -17,7 +17,7 @@ def test_a_phantom_is_described_and_drawn(tmp_path):
     sheet = tmp_path / "sheet.png"
     result = tcseg("data", "check", "--size", 32, "--sheet", sheet)
     assert result.exit_code == 0, result.output
-    assert "160 images with all their masks, read at 32 x 32" in result.output
+    assert "160 grey images read at 32 x 32 pixels of 11.2 mm: 160 with masks" in result.output
     assert "right clavicle" in result.output
     assert "No problem found." in result.output
     assert sheet.read_bytes().startswith(b"\x89PNG")
@@ -41,7 +41,7 @@ def test_every_problem_of_a_folder_is_named(tree, tmp_path):
     ):
         assert words in problem
     assert "images: 2 of PNG, 64 x 64, 8 bit; 1 of cannot be read" in result.output
-    assert "1 images with all their masks" in result.output
+    assert "1 grey images read" in result.output
     assert sheet.exists()
     # Training with the same folder stops at the first one.
     assert (

@@ -1,4 +1,4 @@
-"""Data sets: the procedural phantom and the JSRT radiographs, with their splits."""
+"""Data sets: the procedural phantom, the JSRT radiographs, folders of images; their splits."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ def load_dataset(
     Parameters
     ----------
     name
-        ``"phantom"`` (160 procedural chest radiographs, made on the spot) or ``"jsrt"``.
+        ``"phantom"`` (160 procedural chest radiographs, made on the spot), ``"jsrt"`` or
+        ``"folder"``.
     root
-        Folder of the JSRT images and SCR masks; the environment variable ``TCSEG_JSRT_ROOT``
-        where not given. Not used by the phantom.
+        Folder of the data; for JSRT the environment variable ``TCSEG_JSRT_ROOT`` where not given.
+        Not used by the phantom.
     size
         Height and width of the images in pixels, 32 to 2048.
     problems
@@ -74,7 +75,15 @@ def load_dataset(
         from . import jsrt
 
         return jsrt.load(jsrt_root(root), size, problems)
-    raise DataError(f"unknown data set {name!r}; expected phantom or jsrt")
+    if name == "folder":
+        from . import folder
+
+        if root is None:
+            raise DataError(
+                "folder: no folder given; pass --root DIR, with images/ and masks/ in it"
+            )
+        return folder.load(root, size, problems)
+    raise DataError(f"unknown data set {name!r}; expected phantom, jsrt or folder")
 
 
 def jsrt_root(root: str | Path | None) -> str | Path:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import jsrt
+from . import folder, jsrt
 from .dataset import DataError, Dataset, Problems
 from .splits import JSRT_SPLITS, make_split, read_splits
 
@@ -47,9 +47,11 @@ def check(
     for kind, counts in formats.items():
         listed = "; ".join(f"{n} of {name}" for name, n in sorted(counts.items()))
         console.print(f"{kind}: {listed}", markup=False)
+    size, channels = dataset.images.shape[-1], dataset.images.shape[1]
+    without = 0 if dataset.annotated is None else len(dataset) - len(dataset.annotated)
     console.print(
-        f"{len(dataset)} images with all their masks, read at {dataset.images.shape[-1]} x "
-        f"{dataset.images.shape[-2]}, {dataset.spacing:.3g} mm a pixel",
+        f"{len(dataset)} {'colour' if channels == 3 else 'grey'} images read at {size} x {size} "
+        f"pixels{_spacing(dataset)}: {len(dataset) - without} with masks, {without} without",
         markup=False,
     )
     if len(dataset):
@@ -64,11 +66,24 @@ def check(
     return not problems.found
 
 
+def _spacing(dataset: Dataset) -> str:
+    sides: list[float] = []
+    for index in range(len(dataset)):
+        spacing = dataset.spacing_of(index)
+        if spacing is not None:
+            sides += spacing if isinstance(spacing, tuple) else (spacing,)
+    if not sides:
+        return " of unknown size in mm"
+    low, high = min(sides), max(sides)
+    return f" of {low:.3g} mm" if high - low < 1e-3 * low else f" of {low:.3g} to {high:.3g} mm"
+
+
 def _structures(dataset: Dataset) -> Table:
     table = Table(title="Structures", title_justify="left")
     for column in ("structure", "images", "area %", "smallest", "largest", "shared with others %"):
         table.add_column(column, justify="left" if column == "structure" else "right")
-    targets = torch.stack([dataset.masks >> c & 1 for c in range(len(dataset.classes))]).bool()
+    masks = dataset.masks if dataset.annotated is None else dataset.masks[dataset.annotated]
+    targets = torch.stack([masks >> c & 1 for c in range(len(dataset.classes))]).bool()
     areas = targets.float().mean(dim=(2, 3)) * 100
     for c, name in enumerate(dataset.classes):
         others = torch.cat([targets[:c], targets[c + 1 :]]).any(dim=0)
@@ -105,4 +120,6 @@ def _splits(dataset: Dataset, split_file: Path | None, problems: Problems) -> Ta
 
 def file_formats(dataset: str, root: str | Path) -> dict[str, Mapping[str, int]]:
     """Return the formats of the files of a data set; none if it has no files."""
-    return dict(jsrt.formats(root)) if dataset == "jsrt" else {}
+    if dataset == "jsrt":
+        return dict(jsrt.formats(root))
+    return dict(folder.formats(root)) if dataset == "folder" else {}

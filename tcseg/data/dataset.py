@@ -100,17 +100,21 @@ class Dataset:
     Attributes
     ----------
     name
-        ``"phantom"`` or ``"jsrt"``.
+        ``"phantom"``, ``"jsrt"`` or ``"folder"``.
     ids
         One name per image.
     classes
         Structures, in the order of the mask bits (at most 8).
     images
-        uint8 (n, 1, H, W), bone bright.
+        uint8 (n, C, H, W), C 1 or 3; radiographs with bone bright.
     masks
         uint8 (n, H, W), bit c set where class c is.
     spacing
-        Width of a pixel in mm at this size.
+        Width of a pixel in mm at this size; None if images differ or it is not known.
+    spacings
+        Where images differ: height and width of a pixel in mm for each, None if not known.
+    annotated
+        Indices of the images that have masks; None if all do.
     """
 
     name: str
@@ -118,18 +122,24 @@ class Dataset:
     classes: tuple[str, ...]
     images: Tensor
     masks: Tensor
-    spacing: float
+    spacing: float | None
+    spacings: list[tuple[float, float] | None] | None = None
+    annotated: list[int] | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.ids)
+
+    def spacing_of(self, index: int) -> float | tuple[float, float] | None:
+        """Return the size of a pixel of one image in mm, None if it is not known."""
+        return self.spacing if self.spacings is None else self.spacings[index]
 
     def to(self, device: torch.device | str) -> Dataset:
         """Return the data set with its tensors on `device`."""
         return replace(self, images=self.images.to(device), masks=self.masks.to(device))
 
     def image_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Return images as float32 (b, 1, H, W) in [0, 1]."""
+        """Return images as float32 (b, C, H, W) in [0, 1]."""
         return self.images[self._index(indices)].to(torch.float32) / 255
 
     def target_batch(self, indices: Sequence[int] | Tensor) -> Tensor:

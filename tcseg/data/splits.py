@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,14 @@ class Split:
     """Indices into a data set.
 
     The order of `train` decides which images are labelled first, that of `validation` which ones
-    choose the network where not all do.
+    choose the network where not all do. `unlabelled` are images without masks; they belong to the
+    training set.
     """
 
     train: list[int]
     validation: list[int]
     test: list[int]
+    unlabelled: list[int] = field(default_factory=list)
 
 
 def make_split(dataset: Dataset, split: int, file: str | os.PathLike[str] | None = None) -> Split:
@@ -39,6 +41,10 @@ def make_split(dataset: Dataset, split: int, file: str | os.PathLike[str] | None
 
     Phantom: the same 100 training, 20 validation and 40 test images for every split; the split
     number only shuffles the training images, and so draws other labelled ones.
+
+    Folder: the images with masks, shuffled by the split number; a fifth of them validates (one at
+    least), a fifth is the test set, the others train. Below five the validation images are the
+    test set as well.
 
     Parameters
     ----------
@@ -63,6 +69,8 @@ def make_split(dataset: Dataset, split: int, file: str | os.PathLike[str] | None
         return _jsrt_split(dataset, split)
     if split < 0:
         raise DataError(f"{dataset.name}: split must be 0 or more, got {split}")
+    if dataset.name == "folder":
+        return _folder_split(dataset, split)
     train = np.random.default_rng([split, len(dataset)]).permutation(TRAINING_IMAGES)
     return Split(
         train=train.tolist(),
@@ -92,14 +100,38 @@ def _jsrt_split(dataset: Dataset, split: int) -> Split:
     )
 
 
-def labelled_subset(split: Split, count: int) -> list[int]:
-    """Return the first `count` training images: subsets of one split are nested.
+def _folder_split(dataset: Dataset, split: int) -> Split:
+    known = _annotated(dataset)
+    if len(known) < 2:
+        raise DataError(
+            f"folder: {len(known)} image with masks; two are needed at least, one to train and one "
+            "to choose the network"
+        )
+    order = np.random.default_rng([split, len(dataset)]).permutation(known).tolist()
+    fifth = len(known) // 5
+    test, rest = order[:fifth], order[fifth:]
+    validation, train = rest[: max(1, fifth)], rest[max(1, fifth) :]
+    return Split(train, validation, test or validation, _unlabelled(dataset))
+
+
+def _annotated(dataset: Dataset) -> list[int]:
+    return list(range(len(dataset))) if dataset.annotated is None else dataset.annotated
+
+
+def _unlabelled(dataset: Dataset) -> list[int]:
+    return sorted(set(range(len(dataset))) - set(_annotated(dataset)))
+
+
+def labelled_subset(split: Split, count: int | None) -> list[int]:
+    """Return the first `count` training images, all if it is None: subsets are nested.
 
     Raises
     ------
     DataError
         If `count` is below 1 or exceeds the training images.
     """
+    if count is None:
+        return split.train
     if not 1 <= count <= len(split.train):
         raise DataError(
             f"{count} labelled images asked for, but the training set has {len(split.train)}; "
@@ -127,7 +159,7 @@ def validation_subset(split: Split, count: int | None) -> list[int]:
 
 # ---- files of splits ------------------------------------------------------------------------
 
-_PARTS = tuple(field.name for field in fields(Split))
+_PARTS = ("train", "validation", "test")
 
 
 def save_splits(path: str | os.PathLike[str], dataset: Dataset, splits: list[Split]) -> None:
@@ -164,6 +196,7 @@ def read_splits(path: str | os.PathLike[str], dataset: Dataset) -> list[Split]:
             f"--split-file {path}: not a file of splits ({error!r}); `tcseg data splits` writes one"
         ) from error
     known = {name: i for i, name in enumerate(dataset.ids)}
+    without = {dataset.ids[i] for i in _unlabelled(dataset)}
     for number, split in enumerate(splits):
         seen: set[str] = set()
         for part, names in split.items():
@@ -172,10 +205,18 @@ def read_splits(path: str | os.PathLike[str], dataset: Dataset) -> list[Split]:
             for name in names:
                 if name not in known:
                     raise DataError(f"--split-file {path}: {dataset.name} has no image {name!r}")
+                if name in without:
+                    raise DataError(
+                        f"--split-file {path}: {name!r} has no masks; name those with masks only, "
+                        "the others are used without labels by themselves"
+                    )
                 if name in seen:
                     raise DataError(f"--split-file {path}: split {number} has {name!r} twice")
                 seen.add(name)
     return [
-        Split(**{part: [known[name] for name in names] for part, names in split.items()})
+        Split(
+            **{part: [known[name] for name in names] for part, names in split.items()},
+            unlabelled=_unlabelled(dataset),
+        )
         for split in splits
     ]

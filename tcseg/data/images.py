@@ -1,0 +1,301 @@
+"""Reading images of any kind as grey levels in [0, 1], and fitting them into a square and back.
+
+PNG, JPEG and TIFF by Pillow, DICOM by pydicom, NIfTI by nibabel. What holds several planes (a
+volume, a multi-frame DICOM or TIFF file) is read plane by plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from .dataset import DataError
+
+PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+DICOM = (".dcm", ".dicom", "")  # archives give them no suffix
+NIFTI = (".nii", ".nii.gz")
+# Beyond these fractions of the pixels, values of more than 8 bits are cut off: a few hot pixels, a
+# burnt-in label or metal would leave the rest in a tenth of the range.
+TAILS = (0.1, 99.9)
+
+Pixels = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as read.
+
+    Attributes
+    ----------
+    name : str
+        Stem of its file; of one of several planes with its number, as in ``"ct/012"``.
+    pixels : float32 (C, H, W)
+        Grey levels in [0, 1], one channel or three (red, green, blue).
+    spacing : (float, float) or None
+        Height and width of a pixel in mm, where the file says.
+    path : Path
+        The file.
+    plane : int or None
+        Number of the plane, of a file of several.
+    """
+
+    name: str
+    pixels: Pixels
+    spacing: tuple[float, float] | None
+    path: Path
+    plane: int | None = None
+
+
+def suffix(path: Path) -> str:
+    """Return the suffix in small letters, ``.nii.gz`` as one."""
+    name = path.name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
+
+
+def stem(path: Path) -> str:
+    """Return the name without its suffix."""
+    return path.name[: len(path.name) - len(suffix(path))]
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file looks like one that `read_pictures` takes: by its name, DICOM by content."""
+    if path.name.startswith(".") or not path.is_file():
+        return False
+    kind = suffix(path)
+    if kind not in DICOM:
+        return kind in PLAIN or kind in NIFTI
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return True  # so that it is named where it cannot be read
+
+
+def read_pictures(path: Path) -> Iterator[Picture]:
+    """Read all planes of one file, one at a time.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read; one line that names it.
+    """
+    kind = suffix(path)
+    try:
+        if kind in NIFTI:
+            yield from _read_nifti(path)
+        elif kind in DICOM:
+            yield from _read_dicom(path)
+        elif kind in PLAIN:
+            yield from _read_plain(path)
+        else:
+            raise DataError(f"{path}: {kind!r} is no image format that is known")
+    except DataError:
+        raise
+    except ImportError as error:
+        raise DataError(f"{path}: cannot be read, {error}") from error
+    # Decoders of damaged files raise almost anything.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: cannot be read ({reason})") from error
+
+
+def as_pixels(values: NDArray[Any]) -> Pixels:
+    """Bring an image of any number type into [0, 1], as float32 (C, H, W).
+
+    Parameters
+    ----------
+    values
+        (H, W), (H, W, 3) or (H, W, 4), whose last channel is left out. 8 bits keep their levels;
+        of anything wider the range between its tails is stretched. Booleans are 0 and 1. NaN
+        counts as the lowest level.
+
+    Raises
+    ------
+    ValueError
+        If the shape is another one, or a side is 0.
+    """
+    values = np.asarray(values)
+    colour = values.ndim == 3 and values.shape[2] in (3, 4)
+    if not (values.ndim == 2 or colour) or 0 in values.shape:
+        raise ValueError(
+            f"an image must have the shape (H, W), (H, W, 3) or (H, W, 4), got {values.shape}"
+        )
+    if colour:
+        values = values[..., :3]
+    if values.dtype == np.uint8:
+        levels = values.astype(np.float32) / 255
+    elif values.dtype == bool:
+        levels = values.astype(np.float32)
+    else:
+        wide = values.astype(np.float64)
+        known = wide[np.isfinite(wide)]
+        low, high = np.percentile(known, TAILS) if known.size else (0.0, 0.0)
+        if not high > low:  # all alike but for a few pixels
+            low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
+        scale = 1 / (high - low) if high > low else 0.0
+        wide = np.nan_to_num(wide, nan=low).clip(low, high)
+        levels = ((wide - low) * scale).astype(np.float32)
+    return np.ascontiguousarray(levels.transpose(2, 0, 1) if colour else levels[None])
+
+
+# ---- formats --------------------------------------------------------------------------------
+
+
+def _read_plain(path: Path) -> Iterator[Picture]:
+    with Image.open(path) as file:
+        count = getattr(file, "n_frames", 1) if suffix(path) in (".tif", ".tiff") else 1
+        for plane in range(count):
+            file.seek(plane)
+            picture: Image.Image = ImageOps.exif_transpose(file)
+            if picture.mode in ("P", "RGBA", "CMYK", "YCbCr", "PA", "LAB", "HSV"):
+                picture = picture.convert("RGB")
+            elif picture.mode in ("LA", "1", "La"):
+                picture = picture.convert("L")
+            pixels = as_pixels(np.asarray(picture))
+            if len(pixels) == 3 and (pixels == pixels[:1]).all():
+                pixels = pixels[:1]  # grey, saved as colour
+            name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
+            yield Picture(name, pixels, None, path, None if count == 1 else plane)
+
+
+def _read_dicom(path: Path) -> Iterator[Picture]:
+    import pydicom
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+
+    data = pydicom.dcmread(path)
+    frames = data.pixel_array
+    photometric = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
+    count = int(data.get("NumberOfFrames", 1) or 1)
+    colour = int(data.get("SamplesPerPixel", 1)) > 1
+    if count == 1:
+        frames = frames.reshape(1, *frames.shape[-3 if colour else -2 :])
+    for plane in range(count):
+        values = frames[plane]
+        if not colour:
+            # The window that the file asks for, if any, is what a reader would see.
+            values = apply_voi_lut(apply_modality_lut(values, data), data)
+            values = values.astype(np.float64)
+            if "WindowWidth" in data or "VOILUTSequence" in data:
+                values = _unit(values)
+            if photometric == "MONOCHROME1":
+                values = values.max() - values
+        name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
+        pixels = as_pixels(values)
+        yield Picture(name, pixels, _dicom_spacing(data), path, None if count == 1 else plane)
+
+
+def _unit(values: NDArray[np.float64]) -> NDArray[Any]:
+    # A window was applied: its ends are the ends, no tails are cut off. As 8 bits, they stay.
+    low, high = values.min(), values.max()
+    scale = 255 / (high - low) if high > low else 0.0
+    return np.asarray(np.rint((values - low) * scale), np.uint8)
+
+
+def _dicom_spacing(data: Any) -> tuple[float, float] | None:
+    for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
+        value = data.get(name)
+        if value is not None and len(value) == 2 and min(map(float, value)) > 0:
+            return float(value[0]), float(value[1])
+    return None
+
+
+def read_volume(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
+    """Read a NIfTI file as planes (planes, H, W), as viewers show them, and the size of a pixel.
+
+    Rows run along the second axis of the file, the first row at its end.
+    """
+    import nibabel
+
+    image: Any = nibabel.load(path)
+    volume = np.asarray(image.dataobj)
+    while volume.ndim > 3 and volume.shape[-1] == 1:
+        volume = volume[..., 0]
+    if volume.ndim == 2:
+        volume = volume[..., None]
+    if volume.ndim != 3 or 0 in volume.shape:
+        raise DataError(f"{path}: has shape {image.shape}; expected a plane or a volume")
+    zooms = [float(z) for z in image.header.get_zooms()[:2]]
+    spacing = (zooms[1], zooms[0]) if min(zooms) > 0 else None
+    return volume.transpose(2, 1, 0)[:, ::-1], spacing
+
+
+def _read_nifti(path: Path) -> Iterator[Picture]:
+    planes, spacing = read_volume(path)
+    count, height, width = planes.shape
+    # One scale for all planes.
+    levels = as_pixels(planes.reshape(count * height, width))[0].reshape(planes.shape)
+    for plane, pixels in enumerate(levels):
+        name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
+        yield Picture(name, pixels[None], spacing, path, None if count == 1 else plane)
+
+
+# ---- fitting --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lies in a square.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        Height and width of the image.
+    inner : (int, int)
+        Height and width within the square.
+    corner : (int, int)
+        Its first row and column there.
+    size : int
+        Side of the square.
+    """
+
+    shape: tuple[int, int]
+    inner: tuple[int, int]
+    corner: tuple[int, int]
+    size: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], size: int) -> Placement:
+        """Place an image in the middle, as large as it fits, its proportions kept."""
+        scale = size / max(shape)
+        height, width = (max(1, min(size, round(side * scale))) for side in shape)
+        return cls(shape, (height, width), ((size - height) // 2, (size - width) // 2), size)
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of the square that the image takes."""
+        (top, left), (height, width) = self.corner, self.inner
+        return slice(top, top + height), slice(left, left + width)
+
+    def spacing(self, spacing: tuple[float, float] | None) -> tuple[float, float] | None:
+        """Return height and width of a pixel of the square, from those of the image."""
+        if spacing is None:
+            return None
+        (height, width), (inner_height, inner_width) = self.shape, self.inner
+        return spacing[0] * height / inner_height, spacing[1] * width / inner_width
+
+    def fit(self, pixels: Pixels) -> Pixels:
+        """Resize (C, H, W) into the square, by averaging areas; 0 around it."""
+        square = np.zeros((len(pixels), self.size, self.size), np.float32)
+        square[:, *self.window] = [resize(channel, self.inner) for channel in pixels]
+        return square
+
+    def restore(self, square: Pixels) -> Pixels:
+        """Cut (C, size, size) to the image and bring it to the image's own size."""
+        inner = np.asarray(square, np.float32)[:, *self.window]
+        return np.stack([resize(np.ascontiguousarray(c), self.shape) for c in inner])
+
+
+def resize(channel: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Resize (H, W): averaging areas where it gets smaller, linear where it gets larger."""
+    if channel.shape == shape:
+        return channel
+    picture = Image.fromarray(channel)
+    shrinks = shape[0] * shape[1] < channel.size
+    method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+    return np.asarray(picture.resize((shape[1], shape[0]), method), np.float32)

@@ -1,0 +1,263 @@
+"""A trained network as something to use: images of any size in, masks of that size out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+
+from tcseg.config import resolve_device
+from tcseg.data.images import Placement, as_pixels
+from tcseg.files import write_json
+from tcseg.network import build_network
+from tcseg.runs import RunError, RunFolder
+from tcseg.transforms import Elastic, align
+
+if TYPE_CHECKING:
+    from tcseg.config import Config
+    from tcseg.data import Dataset
+
+__all__ = ["Model", "Prediction", "Segmenter", "load"]
+
+# Pairs of deformed views of an image that its consistency is measured on, and their deformation.
+PAIRS = 4
+DEFORMATION = Elastic(displacement_std=16.0, identity_probability=0.0)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What one has to know of a network beside its weights; ``model.json`` of a run.
+
+    Attributes
+    ----------
+    network, precision
+        As in the options of the training.
+    classes
+        Names of the structures, in the order of the outputs, background not counted.
+    channels
+        Of the images: 1, or 3 for colour.
+    size
+        Height and width that images are fitted into.
+    """
+
+    network: str
+    precision: str
+    classes: tuple[str, ...]
+    channels: int
+    size: int
+
+    @classmethod
+    def of(cls, config: Config, dataset: Dataset) -> Model:
+        """Describe the network of a training."""
+        channels = dataset.images.shape[1]
+        return cls(config.network, config.precision, dataset.classes, channels, config.size)
+
+    def save(self, run: Path) -> None:
+        """Write ``model.json``."""
+        write_json(run / "model.json", asdict(self))
+
+    @classmethod
+    def load(cls, run: Path) -> Model:
+        """Read ``model.json``.
+
+        Raises
+        ------
+        RunError
+            If there is none, or it cannot be used.
+        """
+        path = run / "model.json"
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**values | {"classes": tuple(values["classes"])})
+        except FileNotFoundError as error:
+            RunFolder(run).config()  # a folder that is no run says so
+            raise RunError(
+                f"{run} has no model.json: it is not finished, or of an older version; continue it "
+                "with --resume, or train it again"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path}: broken ({error!r}); train the run again") from error
+
+    def build(self) -> nn.Module:
+        """Return the network, its weights not loaded."""
+        return build_network(
+            self.network, len(self.classes), self.precision, channels=self.channels
+        )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is found in one image.
+
+    Attributes
+    ----------
+    masks : bool (C, H, W)
+        One mask for each structure, of the size of the image; they may overlap.
+    probabilities : float32 (C, H, W)
+        What the masks are thresholded from, at one half.
+    consistency : float or None
+        Mean IOU of the predictions for deformed views of the image, brought to agree, with each
+        other: 1 if deformation changes nothing. None if it was not asked for.
+    """
+
+    masks: NDArray[np.bool_]
+    probabilities: NDArray[np.float32]
+    consistency: float | None = None
+
+
+class Segmenter:
+    """A trained network with all that it takes to use it.
+
+    Parameters
+    ----------
+    network : Module
+        Images (b, C, H, W) in [0, 1] to probabilities (b, classes + 1, H, W), background last.
+    model : Model
+        Its description.
+    device : torch.device
+        Where it runs.
+
+    Examples
+    --------
+    >>> segmenter = tcseg.load("runs/semitc")  # doctest: +SKIP
+    >>> masks = segmenter.predict(image).masks  # image: (H, W) array of any size  # doctest: +SKIP
+    """
+
+    def __init__(self, network: nn.Module, model: Model, device: torch.device) -> None:
+        self.network = network.to(device).eval()
+        self.model, self.device = model, device
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the structures."""
+        return self.model.classes
+
+    def predict(self, image: NDArray[Any], *, consistency: bool = False) -> Prediction:
+        """Segment one image.
+
+        Parameters
+        ----------
+        image : array
+            (H, W), or (H, W, 3) for colour, of any size and number type; 8 bits are taken as they
+            are, of anything wider the range of values is stretched.
+        consistency : bool
+            Whether to compute the consistency as well, which takes some times as long.
+
+        Raises
+        ------
+        ValueError
+            If the shape is another one.
+        """
+        return next(self.predict_all([as_pixels(np.asarray(image))], consistency=consistency))
+
+    def predict_all(
+        self,
+        images: Iterable[NDArray[np.float32]],
+        *,
+        consistency: bool = False,
+        batch_size: int = 8,
+    ) -> Iterator[Prediction]:
+        """Segment images one after the other, `batch_size` of them in memory.
+
+        Parameters
+        ----------
+        images : iterable of float32 (C, H, W)
+            In [0, 1], as of `tcseg.data.images`; their sizes may differ.
+        consistency : bool
+            As for `predict`.
+        batch_size : int
+            How many go through the network at a time.
+        """
+        batch: list[NDArray[np.float32]] = []
+        for image in images:
+            batch.append(self._channels(image))
+            if len(batch) == batch_size:
+                yield from self._predict_batch(batch, consistency)
+                batch = []
+        if batch:
+            yield from self._predict_batch(batch, consistency)
+
+    def _channels(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Bring an image to the number of channels that the network takes."""
+        wanted = self.model.channels
+        if len(image) == wanted:
+            return image
+        if wanted == 1:
+            weights = np.array([0.299, 0.587, 0.114], np.float32)  # luma, as Pillow's
+            grey: NDArray[np.float32] = np.tensordot(weights, image, 1)[None]
+            return grey
+        return np.repeat(image[:1], wanted, axis=0)
+
+    @torch.inference_mode()
+    def _predict_batch(
+        self, batch: list[NDArray[np.float32]], consistency: bool
+    ) -> Iterator[Prediction]:
+        places = [
+            Placement.of((image.shape[1], image.shape[2]), self.model.size) for image in batch
+        ]
+        fitted = np.stack([place.fit(image) for place, image in zip(places, batch, strict=True)])
+        # Levels of 8 bits, as in training.
+        images = torch.from_numpy((fitted * 255 + 0.5).astype(np.uint8)).to(self.device) / 255
+        answers = self.network(images)[:, :-1]
+        agreement = self._consistency(images) if consistency else [None] * len(batch)
+        squares = answers.float().cpu().numpy()
+        for place, square, score in zip(places, squares, agreement, strict=True):
+            probabilities = place.restore(square)
+            yield Prediction(probabilities > 0.5, probabilities, score)
+
+    def _consistency(self, images: Tensor) -> list[float]:
+        """Return the mean IOU of predictions under pairs of deformations, for each image."""
+        generator = Generator(self.device).manual_seed(0)
+        size = (images.shape[-2], images.shape[-1])
+        scores = []
+        for _ in range(PAIRS):
+            t1, t2 = (DEFORMATION.draw(len(images), size, generator) for _ in range(2))
+            one, other = (self.network(t.image(images))[:, :-1] > 0.5 for t in (t1, t2))
+            one = align(t1, t2, one)
+            union = (one | other).sum(dim=(2, 3))
+            shared = (one & other).sum(dim=(2, 3))
+            iou = torch.where(union == 0, 1.0, shared / union.clamp(min=1))
+            scores.append(iou.mean(dim=1))
+        return [float(score) for score in torch.stack(scores).mean(dim=0).cpu()]
+
+
+def load(run: str | os.PathLike[str], device: str = "auto") -> Segmenter:
+    """Load the network of a finished run.
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Raises
+    ------
+    RunError
+        If the folder holds no finished run, or its files do not fit each other.
+    ValueError
+        If there is no such device, or the network of the run cannot be built.
+    """
+    folder = RunFolder(run)
+    weights = folder.load_weights()
+    model = Model.load(folder.path)
+    network = model.build()
+    load_weights(network, weights, folder.path, model.network)
+    return Segmenter(network, model, resolve_device(device))
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], run: Path, name: str) -> None:
+    """Put weights into a network; a RunError names the run if they do not fit."""
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        message = f"{run}: its weights do not fit network {name!r}; was its code changed?"
+        raise RunError(message) from error

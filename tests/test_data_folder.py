@@ -1,0 +1,288 @@
+"""Folders of one's own images and masks: every layout understood, every muddle named."""
+
+import dataclasses
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from made_up import write_dicom
+from PIL import Image
+
+from tcseg.config import Config
+from tcseg.data import DataError, Problems, load_dataset, make_split, save_splits
+from tcseg.methods import METHODS
+from tcseg.runs import RunFolder
+from tcseg.segmenter import Model
+from tcseg.train import train
+
+SHAPES = [(40, 60), (64, 64), (90, 50), (33, 47), (64, 32), (20, 20), (50, 50), (64, 64)]
+
+
+def picture(number):
+    """A bright disc and a square, which overlap, on noise: image and masks."""
+    height, width = SHAPES[number]
+    y, x = np.indices((height, width))
+    disc = (y - height / 2) ** 2 + (x - width / 3) ** 2 < (min(height, width) / 4) ** 2
+    square = (abs(y - height / 2) < height / 6) & (abs(x - width / 2) < width / 5)
+    noise = np.random.default_rng(number).integers(0, 40, (height, width))
+    return (noise + 90 * disc + 90 * square).astype(np.uint8), disc, square
+
+
+def save(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+@pytest.fixture
+def by_class(tmp_path):
+    """Eight images, six with masks, one folder for each class."""
+    for number in range(8):
+        image, disc, square = picture(number)
+        save(tmp_path / "images" / f"scan{number}.png", image)
+        if number < 6:
+            save(tmp_path / "masks" / "disc" / f"scan{number}.png", disc)
+            if number != 3:  # one without the square
+                save(tmp_path / "masks" / "square" / f"scan{number}.png", square.astype("u1") * 255)
+    return tmp_path
+
+
+@pytest.fixture
+def valued(tmp_path):
+    """The same with one file for each image; the square lies over the disc."""
+    for number in range(8):
+        image, disc, square = picture(number)
+        save(tmp_path / "images" / f"scan{number}.png", image)
+        if number < 6:
+            save(tmp_path / "masks" / f"scan{number}.png", np.where(square, 5, disc).astype("u1"))
+    return tmp_path
+
+
+def load(root, size=64, **options):
+    return load_dataset("folder", root=root, size=size, **options)
+
+
+def refused(root, *words):
+    with pytest.raises(DataError) as error:
+        load(root)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_a_folder_for_each_class(by_class):
+    data = load(by_class)
+    assert data.classes == ("disc", "square")
+    assert data.ids == [f"scan{number}" for number in range(8)]
+    assert data.annotated == list(range(6))
+    assert data.images.shape == (8, 1, 64, 64)
+    image, disc, square = picture(1)  # as large as the square it is fitted into
+    assert np.array_equal(data.images[1, 0].numpy(), image)
+    target = data.target_batch([1])[0].numpy().astype(bool)
+    assert np.array_equal(target, [disc, square, ~(disc | square)])
+    assert (disc & square).any()
+    assert not data.target_batch([3])[0, 1].any()
+    assert not data.masks[6:].any()
+    # Proportions are kept, the rest is black.
+    assert data.images[4, 0, :, 16:48].float().mean() > 10
+    assert not data.images[4, 0, :, :16].any()
+    area = data.target_batch([2])[0, 0].float().sum() / (64 * 64 * 50 / 90)
+    assert area == pytest.approx(picture(2)[1].mean(), rel=0.05)
+
+
+def test_one_file_with_values(valued):
+    data = load(valued)
+    assert data.classes == ("class 1", "class 5")
+    _, disc, square = picture(1)
+    target = data.target_batch([1])[0].numpy().astype(bool)
+    assert np.array_equal(target[:2], [disc & ~square, square])
+    (valued / "classes.txt").write_text("1 a disc\n\n5 square\n7 never seen\n")
+    assert load(valued).classes == ("a disc", "square", "never seen")
+
+
+def test_palettes_and_16_bits_are_values_too(valued):
+    values = np.asarray(Image.open(valued / "masks" / "scan0.png"))
+    image = Image.fromarray(values, "L")
+    image.putpalette([0, 0, 0, 255, 0, 0] * 3)
+    image.save(valued / "masks" / "scan0.png")
+    wide = np.asarray(Image.open(valued / "masks" / "scan1.png")).astype("<u2")
+    Image.fromarray(wide).save(valued / "masks" / "scan1.png")
+    data = load(valued)
+    assert data.classes == ("class 1", "class 5")
+    assert data.target_batch([0])[0, 0].any()
+
+
+def test_colour_images_make_a_data_set_of_three_channels(by_class):
+    image, *_ = picture(0)
+    save(by_class / "images" / "scan0.png", np.stack([image, image // 2, image // 3], -1))
+    data = load(by_class)
+    assert data.images.shape == (8, 3, 64, 64)
+    assert torch.equal(data.images[1, 0], data.images[1, 2])
+    assert not torch.equal(data.images[0, 0], data.images[0, 2])
+
+
+def test_dicom_and_nifti_with_their_spacing(tmp_path):
+    image, disc, square = picture(1)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    write_dicom(tmp_path / "images" / "a.dcm", image.astype("u2"), PixelSpacing=[0.5, 0.5])
+    save(tmp_path / "masks" / "a.png", np.where(square, 2, disc).astype("u1"))
+    upright = np.stack([image, image[::-1]], -1).transpose(1, 0, 2)[:, ::-1]
+    labels = np.stack([disc, disc[::-1]], -1).transpose(1, 0, 2)[:, ::-1].astype("u1")
+    affine = np.diag([2.0, 2.0, 5.0, 1])
+    nibabel.save(nibabel.Nifti1Image(upright.astype("i2"), affine), tmp_path / "images/ct.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / "masks/ct.nii.gz")
+    data = load(tmp_path, size=32)
+    assert data.ids == ["a", "ct/000", "ct/001"]
+    assert [data.spacing_of(i) for i in range(3)] == [(1.0, 1.0), (4.0, 4.0), (4.0, 4.0)]
+    first, second = data.target_batch([1, 2])[:, 0]
+    assert first.any()
+    assert torch.equal(second, first.flip(0))
+
+
+# ---- splits and training --------------------------------------------------------------------
+
+
+def test_images_without_masks_are_unlabelled(by_class, tmp_path):
+    data = load(by_class)
+    split = make_split(data, 0)
+    assert split.unlabelled == [6, 7]
+    assert sorted(split.train + split.validation + split.test) == list(range(6))
+    assert (len(split.train), len(split.validation), len(split.test)) == (4, 1, 1)
+    pool = METHODS["semitc"].unlabelled(split, split.train[:3])
+    assert sorted(pool) == sorted([split.train[3], 6, 7])
+    save_splits(tmp_path / "splits.json", data, [split])
+    assert make_split(data, 0, tmp_path / "splits.json") == split
+    assert make_split(data, 1) != split
+    text = (tmp_path / "splits.json").read_text().replace(data.ids[split.test[0]], "scan7")
+    (tmp_path / "splits.json").write_text(text)
+    with pytest.raises(DataError, match="'scan7' has no masks"):
+        make_split(data, 0, tmp_path / "splits.json")
+
+
+def test_few_masks_are_validation_and_test_at_once(by_class):
+    for number in range(3, 6):
+        (by_class / "masks" / "disc" / f"scan{number}.png").unlink()
+        (by_class / "masks" / "square" / f"scan{number}.png").unlink(missing_ok=True)
+    split = make_split(load(by_class), 0)
+    assert (len(split.train), len(split.validation)) == (2, 1)
+    assert split.test == split.validation
+
+
+def test_a_folder_trains_and_its_network_knows_its_classes(by_class, tmp_path):
+    config = Config(
+        data="folder",
+        root=str(by_class),
+        size=32,
+        batch_size=4,
+        pretrain_steps=2,
+        steps=2,
+        device="cpu",
+    )
+    summary = train(config, tmp_path / "run", False)
+    assert summary["labelled"] == 4
+    assert set(summary["test"]["iou"]) == {"disc", "square"}
+    assert summary["test"]["joined"]["iou"] == {}
+    model = Model.load(tmp_path / "run")
+    assert (model.classes, model.channels, model.size) == (("disc", "square"), 1, 32)
+    assert RunFolder(tmp_path / "run").finished
+    few = dataclasses.replace(config, labelled=5)
+    with pytest.raises(DataError, match="5 labelled images asked for, but the training set has 4"):
+        train(few, tmp_path / "other", False)
+
+
+# ---- muddles --------------------------------------------------------------------------------
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(DataError, match="pass --root DIR"):
+        load(None)
+    refused(tmp_path, "no folder", "images", "--root must hold images/ and masks/")
+    (tmp_path / "images").mkdir()
+    refused(tmp_path, "no images in", ".png")
+    save(tmp_path / "images" / "a.png", picture(0)[0])
+    refused(tmp_path, "no folder", "masks", "NAME.png")
+    (tmp_path / "masks").mkdir()
+    refused(tmp_path, "no mask in", "name each mask as its image")
+
+
+def test_masks_of_other_names(valued):
+    for path in list((valued / "masks").iterdir()):
+        path.rename(path.with_name(f"mask_{path.name}"))
+    refused(valued, "the first mask is 'mask_scan0', the first image 'scan0'")
+
+
+def test_one_mask_without_an_image(valued):
+    (valued / "masks" / "scan0.png").rename(valued / "masks" / "other.png")
+    refused(valued, "1 masks without an image of their name: other")
+
+
+def test_both_layouts_at_once(by_class):
+    save(by_class / "masks" / "scan0.png", picture(0)[1])
+    refused(by_class, "has both folders (disc) and masks (scan0.png)")
+
+
+def test_a_mask_of_another_size(valued):
+    save(valued / "masks" / "scan0.png", picture(1)[1].astype("u1"))
+    refused(valued, "has 64 x 64 pixels, its image scan0.png 60 x 40", "the size of its image")
+
+
+def test_smoothed_edges_and_colours(valued):
+    values = np.zeros((*SHAPES[0], 3), np.uint8)
+    values[10:20, 10:20] = 200, 30, 30
+    save(valued / "masks" / "scan0.png", values)
+    refused(valued, "scan0.png is a colour picture", "a folder for each class")
+    save(valued / "masks" / "scan0.png", np.arange(40 * 60).reshape(40, 60).astype("u1"))
+    refused(valued, "scan0.png has 256 values", "edges are smoothed perhaps")
+
+
+def test_smoothed_edges_do_no_harm_in_black_and_white(by_class):
+    before = load(by_class).target_batch([1])[0, 0]
+    _, disc, _ = picture(1)
+    large = Image.fromarray(disc.astype("u1") * 255).resize((256, 256), Image.Resampling.NEAREST)
+    large.resize((64, 64), Image.Resampling.LANCZOS).save(by_class / "masks" / "disc" / "scan1.png")
+    after = load(by_class).target_batch([1])[0, 0]
+    assert (before != after).float().mean() < 0.02
+
+
+def test_too_many_values_together(valued):
+    for number in range(6):
+        values = np.asarray(Image.open(valued / "masks" / f"scan{number}.png"))
+        save(valued / "masks" / f"scan{number}.png", (values * (number + 1)).astype("u1"))
+    refused(valued, "the masks have 11 values", "at most 8 classes")
+
+
+def test_masks_without_any_class(valued):
+    for number in range(6):
+        save(valued / "masks" / f"scan{number}.png", np.zeros(SHAPES[number], "u1"))
+    refused(valued, "all masks in", "are 0: no class is marked")
+
+
+def test_one_corrupt_file_is_named_and_the_rest_is_read_on_request(valued):
+    (valued / "images" / "scan2.png").write_bytes(b"hello")
+    (valued / "masks" / "scan4.png").write_bytes(b"hello")
+    refused(valued, "scan4.png cannot be read")
+    problems = Problems(collect=True)
+    data = load(valued, problems=problems)
+    assert len(problems.found) == 2
+    assert data.ids == ["scan0", "scan1", "scan3", "scan4", "scan5", "scan6", "scan7"]
+    assert data.annotated == [0, 1, 2, 4]
+
+
+def test_two_images_of_one_name(valued):
+    save(valued / "images" / "scan0.tif", picture(0)[0])
+    refused(valued, "scan0.png and", "scan0.tif have one name")
+
+
+@pytest.mark.parametrize("text", ["disc", "x disc", "0 nothing", "1 a\n2 a"])
+def test_names_of_classes_that_cannot_be_used(valued, text):
+    (valued / "classes.txt").write_text(text)
+    refused(valued, "classes.txt: ")
+
+
+def test_one_mask_is_not_enough(valued):
+    for number in range(1, 6):
+        (valued / "masks" / f"scan{number}.png").unlink()
+    with pytest.raises(DataError, match="1 image with masks; two are needed"):
+        make_split(load(valued), 0)

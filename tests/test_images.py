@@ -1,0 +1,208 @@
+"""Reading images of every kind, and fitting them into a square and back."""
+
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up import write_dicom
+from PIL import Image
+
+from tcseg.data import DataError
+from tcseg.data.images import Placement, as_pixels, is_image, read_pictures, stem
+
+GREY = (np.add.outer(np.arange(30) * 5, np.arange(40)) + 3).astype(np.uint8)
+
+
+def only(path):
+    (picture,) = read_pictures(path)
+    return picture
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "TIFF", "bmp"])
+def test_grey_levels_of_8_bits_are_kept(tmp_path, suffix):
+    path = tmp_path / f"scan.one.{suffix}"
+    Image.fromarray(GREY).save(path)
+    picture = only(path)
+    assert (picture.name, picture.spacing, picture.plane) == ("scan.one", None, None)
+    assert picture.pixels.dtype == np.float32
+    np.testing.assert_array_equal(picture.pixels, GREY[None] / np.float32(255))
+
+
+def test_jpeg_is_read_and_turned_as_the_camera_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the first row is the right side
+    Image.fromarray(GREY).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    pixels = only(tmp_path / "a.jpg").pixels
+    assert pixels.shape == (1, 40, 30)
+    assert np.abs(pixels[0] - np.rot90(GREY, -1) / 255).max() < 0.05
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<i4", "<f4"])
+def test_wider_values_are_stretched_between_their_tails(tmp_path, dtype):
+    values = (GREY.astype(np.float64) * 100 + 1000).astype(dtype)
+    values[0, 0] = 30000  # one hot pixel among 1200
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    pixels = only(tmp_path / "a.tif").pixels[0]
+    assert pixels.min() == 0
+    assert pixels.max() == 1
+    assert np.corrcoef(pixels[1:].ravel(), GREY[1:].ravel())[0, 1] > 0.999
+    assert pixels[-1, -1] > 0.95
+
+
+def test_colour_is_kept_unless_it_is_grey(tmp_path):
+    colour = np.stack([GREY, GREY[::-1], 255 - GREY], -1)
+    Image.fromarray(colour).save(tmp_path / "colour.png")
+    Image.fromarray(np.stack([GREY] * 3, -1)).save(tmp_path / "grey.png")
+    Image.fromarray(np.dstack([colour, GREY])).save(tmp_path / "alpha.png")
+    for name in ("colour", "alpha"):
+        pixels = only(tmp_path / f"{name}.png").pixels
+        np.testing.assert_array_equal(pixels, colour.transpose(2, 0, 1) / np.float32(255))
+    assert only(tmp_path / "grey.png").pixels.shape == (1, 30, 40)
+
+
+def test_pages_are_planes(tmp_path):
+    pages = [Image.fromarray(np.roll(GREY, k, 0)) for k in range(3)]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    pictures = list(read_pictures(tmp_path / "stack.tif"))
+    assert [(p.name, p.plane) for p in pictures] == [(f"stack/{k:03d}", k) for k in range(3)]
+    assert np.array_equal(pictures[2].pixels[0] * 255, np.roll(GREY, 2, 0))
+
+
+# ---- DICOM ----------------------------------------------------------------------------------
+
+
+def test_dicom(tmp_path):
+    write_dicom(tmp_path / "a.dcm", GREY.astype(np.uint16) * 10, PixelSpacing=[0.5, 0.25])
+    picture = only(tmp_path / "a.dcm")
+    assert picture.spacing == (0.5, 0.25)
+    assert np.corrcoef(picture.pixels.ravel(), GREY.ravel())[0, 1] > 0.999
+    assert (picture.pixels.min(), picture.pixels.max()) == (0, 1)
+    (tmp_path / "a.dcm").rename(tmp_path / "IM0001")
+    assert is_image(tmp_path / "IM0001")
+    assert only(tmp_path / "IM0001").name == "IM0001"
+
+
+def test_monochrome1_is_turned_around(tmp_path):
+    values = GREY.astype(np.uint16)
+    write_dicom(tmp_path / "a.dcm", values, PhotometricInterpretation="MONOCHROME1")
+    pixels = only(tmp_path / "a.dcm").pixels
+    assert np.corrcoef(pixels.ravel(), GREY.ravel())[0, 1] < -0.999
+
+
+def test_the_window_of_a_dicom_file_is_applied(tmp_path):
+    values = GREY.astype(np.uint16)
+    write_dicom(tmp_path / "a.dcm", values, WindowCenter=100, WindowWidth=40)
+    pixels = only(tmp_path / "a.dcm").pixels[0]
+    assert (pixels[values < 78] == 0).all()
+    assert (pixels[values > 122] == 1).all()
+    assert abs(pixels[values == 100].mean() - 0.5) < 0.03
+
+
+def test_the_spacing_of_projection_radiographs(tmp_path):
+    write_dicom(tmp_path / "a.dcm", GREY.astype(np.uint16), ImagerPixelSpacing=[0.2, 0.2])
+    assert only(tmp_path / "a.dcm").spacing == (0.2, 0.2)
+
+
+# ---- NIfTI ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nifti_slices_stand_upright_on_one_scale(tmp_path, suffix):
+    volume = np.zeros((40, 30, 3), np.float32)
+    for k in range(3):
+        volume[..., k] = GREY[::-1].T.astype(np.float32) * (k + 1)
+    image = nibabel.Nifti1Image(volume, np.diag([2.0, 0.5, 3.0, 1]))
+    nibabel.save(image, tmp_path / f"ct{suffix}")
+    pictures = list(read_pictures(tmp_path / f"ct{suffix}"))
+    assert [p.name for p in pictures] == ["ct/000", "ct/001", "ct/002"]
+    assert {p.spacing for p in pictures} == {(0.5, 2.0)}
+    assert stem(tmp_path / f"ct{suffix}") == "ct"
+    first, last = pictures[0].pixels[0], pictures[2].pixels[0]
+    assert first.shape == GREY.shape
+    assert np.corrcoef(last.ravel(), GREY.ravel())[0, 1] > 0.999
+    slope, _ = np.polyfit(first.ravel(), last.ravel(), 1)
+    assert slope == pytest.approx(3, rel=0.02)
+
+
+# ---- what cannot be read --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "dcm", "nii", "nii.gz"])
+@pytest.mark.parametrize("damage", ["empty", "text", "cut"])
+def test_damaged_files_are_named(tmp_path, suffix, damage):
+    path = tmp_path / f"bad.{suffix}"
+    if suffix == "dcm":
+        write_dicom(path, GREY.astype(np.uint16))
+    elif suffix.startswith("nii"):
+        nibabel.save(nibabel.Nifti1Image(GREY.astype(np.int16), np.eye(4)), path)
+    else:
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50), np.uint8)).save(path)
+    content = path.read_bytes()
+    path.write_bytes({"empty": b"", "text": b"hello", "cut": content[: len(content) // 2]}[damage])
+    with pytest.raises(DataError) as error:
+        list(read_pictures(path))
+    assert str(error.value).startswith(f"{path}: cannot be read")
+    assert "\n" not in str(error.value).strip()
+
+
+def test_other_files_are_no_images(tmp_path):
+    for name in ("notes.txt", ".hidden.png", "README", "folder"):
+        (tmp_path / name).write_text("x") if name != "folder" else (tmp_path / name).mkdir()
+        assert not is_image(tmp_path / name)
+    with pytest.raises(DataError, match="no image format"):
+        list(read_pictures(tmp_path / "notes.txt"))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 5), (2, 3, 4, 5), (0, 4)])
+def test_arrays_of_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"shape \(H, W\), \(H, W, 3\) or \(H, W, 4\), got"):
+        as_pixels(np.zeros(shape))
+
+
+@pytest.mark.parametrize("value", [0, 7, np.nan, np.inf])
+def test_flat_and_broken_arrays_give_levels(value):
+    levels = as_pixels(np.full((4, 5), value))
+    assert levels.shape == (1, 4, 5)
+    assert np.isfinite(levels).all()
+    mixed = np.arange(20.0).reshape(4, 5)
+    mixed[0, 0], mixed[3, 4] = np.nan, value
+    assert np.isfinite(as_pixels(mixed)).all()
+    assert as_pixels(mixed).max() <= 1
+
+
+def test_booleans_are_0_and_1():
+    assert set(np.unique(as_pixels(GREY > 50))) == {0, 1}
+
+
+# ---- fitting --------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([32, 64]))
+def test_a_placement_fills_one_side_and_comes_back(height, width, size):
+    place = Placement.of((height, width), size)
+    assert max(place.inner) == size
+    assert min(place.inner) >= 1
+    fitted = place.fit(np.ones((2, height, width), np.float32))
+    assert fitted.shape == (2, size, size)
+    assert fitted.sum() == pytest.approx(2 * place.inner[0] * place.inner[1])
+    assert fitted[:, *place.window].min() == pytest.approx(1)
+    restored = place.restore(fitted)
+    assert restored.shape == (2, height, width)
+    assert restored.min() == pytest.approx(1)
+
+
+def test_proportions_and_spacing_are_kept():
+    place = Placement.of((200, 100), 64)
+    assert place.inner == (64, 32)
+    assert place.corner == (0, 16)
+    assert place.spacing((0.5, 0.5)) == (200 * 0.5 / 64, 100 * 0.5 / 32)
+    assert place.spacing(None) is None
+
+
+def test_a_mask_comes_back_where_it_was():
+    mask = np.zeros((1, 150, 90), np.float32)
+    mask[0, 30:110, 20:60] = 1
+    place = Placement.of((150, 90), 64)
+    back = place.restore(place.fit(mask)) > 0.5
+    assert (back != (mask > 0.5)).mean() < 0.02

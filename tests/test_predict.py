@@ -1,0 +1,317 @@
+"""Using a trained network: from Python and by `tcseg predict`, on files of every kind."""
+
+import csv
+import os
+import resource
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import torch
+from click.testing import CliRunner
+from made_up import write_dicom
+from PIL import Image
+from rich.console import Console
+
+import tcseg
+from tcseg.cli import main
+from tcseg.config import Config
+from tcseg.predict import predict
+from tcseg.runs import RunError, RunFolder
+from tcseg.segmenter import Model, Segmenter
+
+CLASSES = ("left lung", "right lung", "heart")
+QUIET = Console(quiet=True)
+
+
+class Boxes(torch.nn.Module):
+    """Finds the right lung (dark), the left lung (middle) and the heart (bright) by their level."""
+
+    def __init__(self, in_channels=1, out_channels=4):
+        super().__init__()
+        self.level = torch.nn.Parameter(torch.tensor([0.4, 0.2, 0.8, 0.0]))
+
+    def forward(self, images):
+        grey = images.mean(dim=1, keepdim=True)
+        near = 0.05 - (grey - self.level.view(1, -1, 1, 1)).abs()
+        return torch.sigmoid(200 * near)
+
+
+def chest(height=96, width=64):
+    """A picture of three boxes with a bright mark in a corner, and its masks (3, H, W)."""
+    masks = np.zeros((3, height, width), bool)
+    top, bottom = height // 4, 3 * height // 4
+    masks[1, top:bottom, width // 8 : 3 * width // 8] = True
+    masks[0, top:bottom, 5 * width // 8 : 7 * width // 8] = True
+    masks[2, height // 2 : bottom, 3 * width // 8 : 5 * width // 8] = True
+    levels = np.array([102, 51, 204]).reshape(3, 1, 1)
+    image = (masks * levels).sum(0).astype(np.uint8)
+    image[0, :8] = 255  # so that the range of levels is the whole one
+    return image, masks
+
+
+@pytest.fixture
+def segmenter():
+    model = Model("unet", "float32", CLASSES, channels=1, size=96)
+    return Segmenter(Boxes(), model, torch.device("cpu"))
+
+
+def table(out):
+    with open(out / "measurements.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def mask(path):
+    return np.asarray(Image.open(path)) > 0
+
+
+# ---- from Python ----------------------------------------------------------------------------
+
+
+def test_masks_have_the_size_of_the_image(segmenter):
+    image, masks = chest()
+    found = segmenter.predict(image)
+    assert np.array_equal(found.masks, masks)
+    assert found.consistency is None
+    assert found.probabilities.shape == masks.shape
+    large, large_masks = chest(960, 640)
+    found = segmenter.predict(large).masks
+    assert found.shape == (3, 960, 640)
+    assert (found != large_masks).mean() < 0.02
+    small = segmenter.predict(chest(48, 32)[0]).masks
+    assert small.shape == (3, 48, 32)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_number_types_and_colour_do_not_matter(segmenter, kind):
+    image, masks = chest()
+    wide = (image.astype(np.float64) * (257 if kind == np.uint16 else 1)).astype(kind)
+    assert np.array_equal(segmenter.predict(wide).masks, masks)
+    colour = np.stack([wide] * 3, -1)
+    assert np.array_equal(segmenter.predict(colour).masks, masks)
+    with pytest.raises(ValueError, match=r"shape \(H, W\)"):
+        segmenter.predict(wide[None, None])
+
+
+def test_a_grey_image_for_a_network_of_colour():
+    seen = []
+
+    class Colour(Boxes):
+        def forward(self, images):
+            seen.append(images.shape)
+            return super().forward(images)
+
+    model = Model("unet", "float32", CLASSES, channels=3, size=96)
+    image, masks = chest()
+    segmenter = Segmenter(Colour(), model, torch.device("cpu"))
+    assert np.array_equal(segmenter.predict(image).masks, masks)
+    assert seen == [(1, 3, 96, 96)]
+
+
+def test_batches_change_nothing(segmenter):
+    images = [chest(40 + 8 * k, 64)[0][None] / np.float32(255) for k in range(5)]
+    together = [p.masks for p in segmenter.predict_all(iter(images), batch_size=2)]
+    alone = [next(segmenter.predict_all([image])).masks for image in images]
+    for one, other in zip(together, alone, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_consistency_tells_sure_from_unsure():
+    class Noise(Boxes):
+        """Decides by the single pixel, so that any deformation changes it."""
+
+        def forward(self, images):
+            return torch.sigmoid(1e4 * torch.sin(1e5 * images.repeat(1, 4, 1, 1)))
+
+    model = Model("unet", "float32", CLASSES, channels=1, size=96)
+    rng = np.random.default_rng(0)
+    sure = Segmenter(Boxes(), model, torch.device("cpu")).predict(chest()[0], consistency=True)
+    image = rng.integers(0, 256, (96, 96), np.uint8)
+    unsure = Segmenter(Noise(), model, torch.device("cpu")).predict(image, consistency=True)
+    assert 0.85 < sure.consistency <= 1
+    assert unsure.consistency < 0.6
+    again = Segmenter(Boxes(), model, torch.device("cpu")).predict(chest()[0], consistency=True)
+    assert again.consistency == sure.consistency
+
+
+def test_a_run_is_loaded_with_all_it_needs(tmp_path):
+    config = Config(size=96, network=f"{__name__}.Boxes")
+    run = RunFolder.create(tmp_path / "run", config, resume=False)
+    network = Model("unet", "float32", CLASSES, 1, 96)
+    with pytest.raises(RunError, match="has no weights yet"):
+        tcseg.load(run.path)
+    run.save_weights({"backbone.level": torch.tensor([0.4, 0.2, 0.8, 0.0])})
+    with pytest.raises(RunError, match=r"has no model\.json"):
+        tcseg.load(run.path)
+    (run.path / "model.json").write_text("{}")
+    with pytest.raises(RunError, match=r"model\.json: broken"):
+        tcseg.load(run.path)
+    Model(config.network, "float32", CLASSES, 1, 96).save(run.path)
+    loaded = tcseg.load(run.path, device="cpu")
+    assert loaded.classes == CLASSES
+    assert loaded.predict(chest()[0]).masks.shape == (3, 96, 64)
+    assert network.size == 96
+    with pytest.raises(RunError, match="is no run"):
+        tcseg.load(tmp_path)
+
+
+# ---- files ----------------------------------------------------------------------------------
+
+
+def test_png(segmenter, tmp_path):
+    image, masks = chest()
+    (tmp_path / "in").mkdir()
+    Image.fromarray(image).save(tmp_path / "in" / "a.png")
+    Image.fromarray(chest(64, 96)[0]).save(tmp_path / "in" / "b.jpg", quality=95)
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
+    out = tmp_path / "new" / "out"
+    assert predict(segmenter, [tmp_path / "in"], out, console=QUIET) == []
+    for name, expected in zip(("left_lung", "right_lung", "heart"), masks, strict=True):
+        assert np.array_equal(mask(out / f"a-{name}.png"), expected)
+    overlay = np.asarray(Image.open(out / "a-overlay.png"))
+    assert overlay.shape == (96, 64, 3)
+    changed = (overlay != image[..., None]).any(-1)
+    assert changed.any()
+    assert not (changed & ~masks.any(0)).any()  # outlines lie on the masks
+    first, second = table(out)
+    assert (first["file"], first["height"], first["width"]) == (
+        str(tmp_path / "in/a.png"),
+        "96",
+        "64",
+    )
+    assert int(first["heart pixels"]) == masks[2].sum()
+    assert first["heart mm2"] == ""
+    assert float(first["cardiothoracic ratio"]) == pytest.approx(16 / 48, rel=1e-4)
+    assert 0 < float(first["consistency"]) <= 1
+    assert second["height"] == "64"
+    names = {path.name for path in out.iterdir()}
+    assert len(names) == 2 * 4 + 1
+
+
+def test_nifti_in_nifti_out(segmenter, tmp_path):
+    planes = [chest()[0], chest()[0][::-1]]
+    values = np.stack(planes, -1).transpose(1, 0, 2)[:, ::-1].astype(np.int16)
+    affine = np.array([[0, 2.0, 0, 5], [1.5, 0, 0, -3], [0, 0, 4, 0], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "ct.nii.gz")
+    assert predict(segmenter, [tmp_path / "ct.nii.gz"], tmp_path / "out", console=QUIET) == []
+    found = nibabel.load(tmp_path / "out" / "ct-heart.nii.gz")
+    np.testing.assert_allclose(found.affine, affine)
+    assert found.get_data_dtype() == np.uint8
+    assert np.array_equal(np.asarray(found.dataobj) > 0, values == 204)
+    rows = table(tmp_path / "out")
+    assert [row["plane"] for row in rows] == ["0", "1"]
+    spacing = found.header.get_zooms()
+    area = int(rows[0]["heart pixels"]) * spacing[0] * spacing[1]
+    assert float(rows[0]["heart mm2"]) == pytest.approx(area, rel=1e-4)
+
+
+def test_dicom_in_dicom_seg_out(segmenter, tmp_path):
+    image, masks = chest()
+    write_dicom(tmp_path / "a.dcm", image.astype("u2"), PixelSpacing=[0.5, 0.5])
+    assert predict(segmenter, [tmp_path / "a.dcm"], tmp_path / "out", console=QUIET) == []
+    found = pydicom.dcmread(tmp_path / "out" / "a-segmentation.dcm")
+    assert [s.SegmentLabel for s in found.SegmentSequence] == list(CLASSES)
+    assert found.PatientID == "phantom"
+    source = pydicom.dcmread(tmp_path / "a.dcm")
+    assert found.StudyInstanceUID == source.StudyInstanceUID
+    frames = found.pixel_array
+    assert frames.shape == (3, 96, 64)
+    for frame, expected in zip(frames, masks, strict=True):
+        assert np.array_equal(frame > 0, expected)
+    (row,) = table(tmp_path / "out")
+    assert float(row["heart mm2"]) == masks[2].sum() * 0.25
+
+
+def test_postprocessing_is_applied(segmenter, tmp_path):
+    image, masks = chest()
+    image[2, 2] = 204
+    Image.fromarray(image).save(tmp_path / "a.png")
+    options = {"console": QUIET, "consistency": False, "overlays": False}
+    predict(segmenter, [tmp_path / "a.png"], tmp_path / "raw", **options)
+    predict(segmenter, [tmp_path / "a.png"], tmp_path / "clean", postprocess=True, **options)
+    assert mask(tmp_path / "raw" / "a-heart.png").sum() == masks[2].sum() + 1
+    assert np.array_equal(mask(tmp_path / "clean" / "a-heart.png"), masks[2])
+    assert table(tmp_path / "raw")[0]["consistency"] == ""
+    assert not (tmp_path / "raw" / "a-overlay.png").exists()
+
+
+def test_one_bad_file_is_named_and_the_others_are_done(segmenter, tmp_path):
+    for name in "abc":
+        Image.fromarray(chest()[0]).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"hello")
+    problems = predict(segmenter, [tmp_path], tmp_path / "out", console=QUIET)
+    assert len(problems) == 1
+    assert problems[0].startswith(f"{tmp_path / 'b.png'}: cannot be read")
+    assert [row["file"][-5:] for row in table(tmp_path / "out")] == ["a.png", "c.png"]
+
+
+def test_a_full_disk_costs_no_finished_work(segmenter, tmp_path):
+    for name in "abcd":
+        Image.fromarray(chest()[0]).save(tmp_path / f"{name}.png")
+    write = tcseg.predict.write_atomically
+
+    def full(path, content):
+        if path.name.startswith("c-"):
+            raise OSError(28, "No space left on device", str(path))
+        write(path, content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tcseg.predict.write_atomically", full)
+        problems = predict(segmenter, [tmp_path], tmp_path / "out", console=QUIET)
+    (problem,) = problems
+    assert problem.startswith(f"{tmp_path / 'out'}: cannot be written (No space left on device); ")
+    assert problem.endswith("2 of 4 files are not done")
+    assert len(table(tmp_path / "out")) == 2
+    assert (tmp_path / "out" / "b-heart.png").exists()
+
+
+def test_what_cannot_be_done_is_said_before_anything_is(segmenter, tmp_path):
+    Image.fromarray(chest()[0]).save(tmp_path / "a.png")
+    Image.fromarray(chest()[0]).save(tmp_path / "a.tif")
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    for inputs, message in (
+        ([tmp_path / "missing.png"], "no such file"),
+        ([tmp_path / "empty"], "no images in it"),
+        ([tmp_path], "would be written to files of one name"),
+    ):
+        with pytest.raises(RunError, match=message):
+            predict(segmenter, inputs, out, console=QUIET)
+    assert not out.exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        predict(segmenter, [tmp_path / "a.png"], tmp_path / "file", console=QUIET)
+
+
+def test_memory_does_not_grow_with_the_number_of_files(segmenter, tmp_path):
+    image = np.zeros((1500, 1500), np.uint8)
+    for number in range(24):
+        Image.fromarray(image).save(tmp_path / f"{number}.png", compress_level=1)
+    options = {"console": QUIET, "consistency": False, "overlays": False}
+    files = sorted(tmp_path.glob("*.png"))
+    predict(segmenter, files[:4], tmp_path / "few", **options)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    predict(segmenter, files, tmp_path / "many", **options)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # 20 more images are 180 MB as they are read, and 540 MB of probabilities.
+    assert (after - before) / 1024 < 100
+
+
+def test_the_command(tmp_path):
+    config = Config(size=96, network=f"{__name__}.Boxes")
+    run = RunFolder.create(tmp_path / "run", config, resume=False)
+    run.save_weights({"backbone.level": torch.tensor([0.4, 0.2, 0.8, 0.0])})
+    Model(config.network, "float32", CLASSES, 1, 96).save(run.path)
+    Image.fromarray(chest()[0]).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"hello")
+    command = ["predict", str(run.path), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, [*command, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "measurements.csv" in result.stdout
+    result = CliRunner().invoke(main, [*command, str(tmp_path / "b.png"), "--device", "cpu"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {tmp_path / 'b.png'}: cannot be read")
+    result = CliRunner().invoke(main, ["predict", str(tmp_path), "a.png", "--out", "x"])
+    assert (result.exit_code, "is no run" in result.stderr) == (1, True)
+    assert not os.path.exists("x")
