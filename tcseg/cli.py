@@ -103,6 +103,12 @@ def _grid_options(command: Callable[..., None]) -> Callable[..., None]:
     return _config_options(command, without=varied)
 
 
+def _preview_options(command: Callable[..., None]) -> Callable[..., None]:
+    used = ("data", "root", "size", "split", "split_file", "seed", "recipe", "displacement_std")
+    others = [f.name for f in dataclasses.fields(Config) if f.name not in used]
+    return _config_options(command, without=tuple(others))
+
+
 _config_file = click.option(
     "--config",
     "config_file",
@@ -168,14 +174,25 @@ def main() -> None:
     help="Folder of the run, made if it is missing.",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --out, with its own options.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and how long it takes.")
 @click.pass_context
 def train(
-    ctx: click.Context, config_file: Path | None, out: Path, resume: bool, **options: Any
+    ctx: click.Context,
+    config_file: Path | None,
+    out: Path,
+    resume: bool,
+    dry_run: bool,
+    **options: Any,
 ) -> None:
     """Train a network; write weights, figures and pictures to a folder."""
     if config_file is None and resume and (out / "config.toml").exists():
         config_file = out / "config.toml"
     config = _config(ctx, config_file, options)
+    if dry_run:
+        from tcseg.train import rehearse
+
+        rehearse(config, out, resume)
+        return
     try:
         from tcseg.train import train as run_training
 
@@ -326,6 +343,40 @@ def reproduce(
 
 @main.command(
     epilog=_examples(
+        "tcseg preview --out preview.png",
+        "tcseg preview --data folder --root mine --recipe paper --out preview.png",
+    )
+)
+@_preview_options
+@click.option("--images", default=4, show_default=True, type=click.IntRange(1, 20), help="Rows.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="PNG file to write.",
+)
+@_config_file
+@click.pass_context
+def preview(
+    ctx: click.Context, config_file: Path | None, images: int, out: Path, **options: Any
+) -> None:
+    """Draw what the network is shown: deformations, deformed images, aligned labels."""
+    config = _config(ctx, config_file, options)
+
+    from tcseg.data import load_dataset, make_split
+    from tcseg.preview import preview as draw
+    from tcseg.transforms import recipe
+
+    dataset = load_dataset(config.data, root=config.root, size=config.size)
+    shown = make_split(dataset, config.split, config.split_file).train[:images]
+    transform = recipe(config.recipe, config.displacement_std)
+    title = f"{config.data}, recipe {config.recipe}"
+    agreement = draw(out, dataset, shown, transform, config.seed, title)
+    click.echo(f"{out}: labels aligned from one view to the other agree to IOU {agreement:.3f}")
+
+
+@main.command(
+    epilog=_examples(
         "tcseg predict runs/semitc image.png --out found",
         "tcseg predict runs/semitc scans/ more/scan.dcm --out found --postprocess",
     )
@@ -393,6 +444,65 @@ def predict(
         click.echo(f"Error: {problem}", err=True)
     if problems:
         ctx.exit(1)
+
+
+@main.command(
+    epilog=_examples(
+        "tcseg export runs/semitc --format onnx --out semitc.onnx",
+        "tcseg export runs/semitc --format torchscript --out semitc.pt",
+    )
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["onnx", "torchscript"]),
+    default="onnx",
+    show_default=True,
+)
+@click.option(
+    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write."
+)
+def export(run: Path, form: Any, out: Path) -> None:
+    """Write the network of the folder RUN for other programs; run it there and compare.
+
+    ONNX needs the packages onnx, onnxscript and onnxruntime: pip install tcwarp[export].
+    """
+    RunFolder(run).load_weights()  # or an error, before the slow imports
+
+    from tcseg.export import export as write
+    from tcseg.segmenter import load
+
+    segmenter = load(run, "cpu")
+    difference = write(segmenter, out, form)
+    size, channels = segmenter.model.size, segmenter.model.channels
+    click.echo(
+        f"{out}: images (b, {channels}, {size}, {size}) in [0, 1] to probabilities of "
+        f"{', '.join(segmenter.classes)}, background; run and compared: equal to {difference:.1e}"
+    )
+
+
+@main.command(
+    epilog=_examples(
+        "tcseg report runs/semitc --out semitc.html",
+        "tcseg report runs/baseline runs/semitc --out comparison.html",
+    )
+)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="HTML file."
+)
+@click.option("--root", help="Folder of the data set, where it is not the one trained with.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def report(runs: tuple[Path, ...], out: Path, root: str | None, device: str) -> None:
+    """Write finished RUNS as one HTML page: curves, tables, best and worst cases."""
+    for run in runs:
+        RunFolder(run).summary()  # or an error, before the slow imports
+
+    from tcseg.report import report as write
+
+    write(runs, out, root=root, device=device)
+    click.echo(f"Written: {out}")
 
 
 @main.group()

@@ -9,8 +9,8 @@ from rich.console import Console
 from tcseg.config import Config
 from tcseg.evaluation import predict, results_table
 from tcseg.runs import RunError, RunFolder
-from tcseg.train import picture_cases, train
-from tcseg.trainer import Trainer
+from tcseg.train import train
+from tcseg.trainer import Trainer, picture_cases
 
 METHODS = ("baseline", "semitc")
 

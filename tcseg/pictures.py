@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL import Image
 from scipy.ndimage import binary_erosion
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from tcseg.data import Dataset
 from tcseg.files import write_atomically
 from tcseg.metrics import iou
 
-__all__ = ["outlined", "save_contact_sheet", "save_panel"]
+__all__ = ["Panel", "outlined", "save_contact_sheet", "save_grid", "save_panel", "save_progress"]
 
 # One colour for each of at most 8 structures: bright on grey, apart for colour-blind eyes too.
 COLOURS = (
@@ -35,6 +37,7 @@ COLOURS = (
 BACKGROUND, TEXT = "#14161a", "#e8e8e8"
 INCHES = 2.6  # edge of one image
 SHEET_COLUMNS = 6
+PROGRESS_SIZE = 192  # pixels of an image while training, at least
 GAP, MARGIN, HEAD, FOOT = 0.08, 0.15, 0.75, 0.45
 
 
@@ -74,23 +77,18 @@ def save_panel(
                 "save_panel: predictions must be one (C + 1, H, W) for each of at least one case, "
                 f"expected shape {shape}, got {tuple(masks.shape)} for {name!r}"
             )
-    images = dataset.image_batch(indices).cpu().numpy()[:, 0]
+    images = dataset.image_batch(indices).cpu().numpy()
     truths = dataset.target_batch(indices).cpu().numpy()[:, :classes].astype(bool)
-    predicted = [masks.cpu().numpy()[:, :classes].astype(bool) for masks in predictions.values()]
-    headings = ("image", "truth", *predictions)
-
-    figure, grid = _canvas(cases, len(headings))
-    for row, index in enumerate(indices):
-        shown = (None, truths[row], *(masks[row] for masks in predicted))
-        for axes, masks in zip(grid[row], shown, strict=True):
-            _draw(axes, images[row], masks)
-        _note(grid[row, 0], dataset.ids[index])
-        for axes, masks in zip(grid[row, 2:], shown[2:], strict=True):
-            pairs = zip(masks, truths[row], strict=True)
-            _note(axes, f"mIOU {100 * np.mean([iou(a, b) for a, b in pairs]):.1f} %")
-    for axes, heading in zip(grid[0], headings, strict=True):
-        axes.set_title(heading, color=TEXT, fontsize=10, pad=5)
-    _save(figure, path, title, dataset.classes)
+    rows = [
+        [Panel(images[row], None, dataset.ids[index]), Panel(images[row], truths[row])]
+        for row, index in enumerate(indices)
+    ]
+    for masks in predictions.values():
+        predicted = masks.cpu().numpy()[:, :classes].astype(bool)
+        for row, found, truth in zip(rows, predicted, truths, strict=True):
+            overlaps = [iou(a, b) for a, b in zip(found, truth, strict=True)]
+            row.append(Panel(row[0].image, found, f"mIOU {100 * np.mean(overlaps):.1f} %"))
+    save_grid(path, rows, ("image", "truth", *predictions), title, dataset.classes)
 
 
 def save_contact_sheet(
@@ -116,49 +114,100 @@ def save_contact_sheet(
     """
     if len(indices) == 0:
         raise ValueError("save_contact_sheet: indices must name at least one image, got none")
-    columns = min(SHEET_COLUMNS, len(indices))
-    figure, grid = _canvas(-(-len(indices) // columns), columns)
-    images = dataset.image_batch(indices).cpu().numpy()[:, 0]
+    images = dataset.image_batch(indices).cpu().numpy()
     masks = dataset.target_batch(indices).cpu().numpy()[:, :-1].astype(bool)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, index, image, mask in zip(grid.flat, indices, images, masks, strict=False):
-        _draw(axes, image, mask)
-        _note(axes, dataset.ids[index])
-    _save(figure, path, title, dataset.classes)
+    panels = [
+        Panel(image, mask, dataset.ids[index])
+        for index, image, mask in zip(indices, images, masks, strict=True)
+    ]
+    columns = min(SHEET_COLUMNS, len(panels))
+    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    save_grid(path, rows, (), title, dataset.classes)
 
 
-def outlined(pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Draw the outlines of masks on an image, pixel by pixel.
+def save_progress(
+    path: str | os.PathLike[str], dataset: Dataset, indices: Sequence[int], predictions: Tensor
+) -> None:
+    """Draw outlines of truth and prediction side by side, quickly: a picture to watch a training.
 
     Parameters
     ----------
-    pixels
+    path
+        The PNG file to write, in one step; its folder must exist.
+    dataset
+        Images and truth.
+    indices
+        The cases: a row of image, truth and prediction each.
+    predictions
+        bool (b, C + 1, H, W), background last.
+    """
+    factor = -(-PROGRESS_SIZE // dataset.images.shape[-1])
+
+    def enlarged(values: np.ndarray) -> np.ndarray:
+        return values.repeat(factor, axis=-2).repeat(factor, axis=-1)
+
+    rows = []
+    images = dataset.image_batch(indices).cpu().numpy()
+    truths = dataset.target_batch(indices)[:, :-1].cpu().numpy().astype(bool)
+    found = predictions[:, :-1].cpu().numpy()
+    for image, *both in zip(images, truths, found, strict=True):
+        picture = enlarged(image)
+        nothing = np.zeros((0, *picture.shape[1:]), bool)
+        masks = (nothing, *map(enlarged, both))
+        rows.append(np.concatenate([outlined(picture, m) for m in masks], axis=1))
+    content = io.BytesIO()
+    Image.fromarray(np.concatenate(rows)).save(content, format="png")
+    write_atomically(path, content.getbuffer())
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One image of a grid of images.
+
+    Attributes
+    ----------
+    image
         float (C, H, W) in [0, 1], C 1 or 3.
     masks
-        bool (K, H, W).
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 (H, W, 3).
+        bool (K, H, W), drawn as tinted areas with outlines; None for none.
+    note
+        Stands in its corner.
     """
-    picture = np.repeat(pixels, 3 // len(pixels), axis=0).transpose(1, 2, 0) * 255
-    thickness = max(1, round(min(masks.shape[1:]) / 400))
-    for colour, mask in zip(COLOURS, masks, strict=False):
-        edge = mask & ~binary_erosion(mask, iterations=thickness, border_value=1)
-        picture[edge] = 255 * np.array(to_rgb(colour))
-    return np.asarray(picture.clip(0, 255) + 0.5, dtype=np.uint8)
+
+    image: np.ndarray
+    masks: np.ndarray | None = None
+    note: str = ""
 
 
-def _canvas(rows: int, columns: int) -> tuple[Figure, Any]:
-    """Return a figure and its axes, an image each, with room above for a title, below for a key."""
+def save_grid(
+    path: str | os.PathLike[str],
+    rows: Sequence[Sequence[Panel]],
+    headings: Sequence[str],
+    title: str,
+    classes: Sequence[str],
+) -> None:
+    """Draw images in rows and columns, with a key of the structures below.
+
+    Parameters
+    ----------
+    path
+        The PNG file to write, in one step; its folder must exist.
+    rows
+        The images; rows may be shorter than the first.
+    headings
+        One for each column, or none.
+    title
+        Stands above the picture.
+    classes
+        Names of the structures, in the order of the masks.
+    """
+    columns = len(rows[0])
     width = columns * INCHES + (columns - 1) * GAP + 2 * MARGIN
-    height = HEAD + rows * INCHES + (rows - 1) * GAP + FOOT
+    height = HEAD + len(rows) * INCHES + (len(rows) - 1) * GAP + FOOT
     figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
     grid = figure.subplots(
-        rows,
+        len(rows),
         columns,
         squeeze=False,
         gridspec_kw={
@@ -170,11 +219,13 @@ def _canvas(rows: int, columns: int) -> tuple[Figure, Any]:
             "hspace": GAP / INCHES,
         },
     )
-    return figure, grid
-
-
-def _save(figure: Figure, path: str | os.PathLike[str], title: str, classes: Sequence[str]) -> None:
-    height = figure.get_figheight()
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for line, panels in zip(grid, rows, strict=True):
+        for axes, panel in zip(line, panels, strict=False):
+            _draw(axes, panel)
+    for axes, heading in zip(grid[0], headings, strict=False):
+        axes.set_title(heading, color=TEXT, fontsize=10, pad=5)
     # Placed in inches from the edges, so that the number of rows does not matter.
     figure.text(0.5, 1 - 0.3 / height, title, color=TEXT, fontsize=12, ha="center", va="center")
     figure.legend(
@@ -195,20 +246,40 @@ def _save(figure: Figure, path: str | os.PathLike[str], title: str, classes: Seq
     write_atomically(path, content.getbuffer())
 
 
-def _draw(axes: Any, image: np.ndarray, masks: np.ndarray | None) -> None:
-    """Show an image (H, W), with the masks (C, H, W) as tinted areas with an outline."""
-    axes.set_axis_off()
-    picture = np.repeat(image[..., None], 3, axis=2)
+def outlined(pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Draw the outlines of masks on an image, pixel by pixel.
+
+    Parameters
+    ----------
+    pixels
+        float (C, H, W) in [0, 1], C 1 or 3.
+    masks
+        bool (K, H, W).
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 (H, W, 3).
+    """
+    picture = np.repeat(pixels, 3 // len(pixels), axis=0).transpose(1, 2, 0) * 255
+    thickness = max(1, round(min(masks.shape[1:]) / 200))
+    for colour, mask in zip(COLOURS, masks, strict=False):
+        edge = mask & ~binary_erosion(mask, iterations=thickness, border_value=1)
+        picture[edge] = 255 * np.array(to_rgb(colour))
+    return np.asarray(picture.clip(0, 255) + 0.5, dtype=np.uint8)
+
+
+def _draw(axes: Any, panel: Panel) -> None:
+    masks = () if panel.masks is None else panel.masks
+    picture = np.repeat(panel.image, 3 // len(panel.image), axis=0).transpose(1, 2, 0).copy()
     # Tinted one after the other, so that structures that overlap both show.
-    for colour, mask in zip(COLOURS, () if masks is None else masks, strict=False):
+    for colour, mask in zip(COLOURS, masks, strict=False):
         picture[mask] = 0.7 * picture[mask] + 0.3 * np.array(to_rgb(colour))
     axes.imshow(picture.clip(0, 1), interpolation="nearest")
-    for colour, mask in zip(COLOURS, () if masks is None else masks, strict=False):
+    for colour, mask in zip(COLOURS, masks, strict=False):
         if mask.any() and not mask.all():  # a contour has to have two sides
             axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.1)
-
-
-def _note(axes: Any, text: str) -> None:
-    box = {"facecolor": BACKGROUND, "alpha": 0.6, "edgecolor": "none", "pad": 2}
-    corner = {"x": 0.03, "y": 0.03, "transform": axes.transAxes, "va": "bottom"}
-    axes.text(s=text, color=TEXT, fontsize=8, bbox=box, **corner)
+    if panel.note:
+        box = {"facecolor": BACKGROUND, "alpha": 0.6, "edgecolor": "none", "pad": 2}
+        corner = {"x": 0.03, "y": 0.03, "transform": axes.transAxes, "va": "bottom"}
+        axes.text(s=panel.note, color=TEXT, fontsize=8, bbox=box, **corner)

@@ -84,10 +84,10 @@ class RunFolder:
         """
         run = cls(path)
         if resume:
-            run._check_resumable(config)
+            run.check_resumable(config)
             run._lock()
             return run
-        run._check_free()
+        run.check_free()
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             run._lock()
@@ -97,7 +97,8 @@ class RunFolder:
             raise RunError(message) from error
         return run
 
-    def _check_free(self) -> None:
+    def check_free(self) -> None:
+        """Raise RunError if the folder holds a run already, or something else."""
         # What starts with a dot is left by a kill in the middle of a write, or by the desktop.
         present = self.path.iterdir() if self.path.is_dir() else ()
         names = {path.name for path in present if not path.name.startswith(".")}
@@ -111,7 +112,8 @@ class RunFolder:
         way = "continue it with --resume, or choose another --out"
         raise RunError(f"{self.path} holds an unfinished run; {way}")
 
-    def _check_resumable(self, config: Config) -> None:
+    def check_resumable(self, config: Config) -> None:
+        """Raise RunError if there is no run of these options to go on with."""
         if not (self.path / "config.toml").exists():
             raise RunError(f"{self.path} holds no run to resume; leave out --resume to start one")
         differences = config.differences(self.config())

@@ -1,9 +1,14 @@
 """The command `tcseg train`: a training with its progress bar, its files and its table."""
 
+import datetime
+import resource
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -17,12 +22,13 @@ from rich.progress import (
 from tcseg import distributed
 from tcseg.config import Config, resolve_device
 from tcseg.data import Dataset
-from tcseg.evaluation import evaluate, predict, results_table
+from tcseg.evaluation import evaluate, predict, results_table, validation_miou
+from tcseg.pictures import save_panel
 from tcseg.runs import RunFolder
 from tcseg.segmenter import Model
-from tcseg.trainer import Trainer
+from tcseg.trainer import Trainer, picture_cases
 
-PICTURE_CASES = 4
+REHEARSED_STEPS = 5
 
 
 def train(
@@ -108,8 +114,46 @@ def _fit(trainer: Trainer, console: Console, stop: Callable[[], bool]) -> None:
         trainer.fit(show, stop)
 
 
-def _start(trainer: Trainer, resume: bool) -> None:
-    checkpoint = trainer.run.load_checkpoint() if resume else None
+def rehearse(config: Config, out: Path, resume: bool) -> None:
+    """Do a few steps of a training without writing anything; say what the whole would take.
+
+    Parameters are those of `train`, and so are its errors.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if resume:
+            RunFolder(out).check_resumable(config)
+        else:
+            RunFolder(out).check_free()
+        trainer = Trainer(config, RunFolder(folder))
+        _start(trainer, resume, RunFolder(out))
+        console = Console()
+        _describe(trainer, console)
+        left = trainer.total_steps - trainer.state.step
+        begun = time.perf_counter()
+        validation_miou(trainer.network, trainer.dataset, trainer.validation)
+        validation = time.perf_counter() - begun
+        seconds = trainer.time_steps(REHEARSED_STEPS)
+        total = left * seconds + left / config.validate_every * validation
+        checkpoints = 6 * sum(p.nbytes for p in trainer.network.parameters()) / 2**20
+        console.print(
+            f"{left} steps of {seconds:.3g} s, about {datetime.timedelta(seconds=round(total))} "
+            f"with validation; memory {_peak_mib(trainer.device):.0f} MiB; files in {out} of up to "
+            f"{checkpoints:.0f} MiB. Nothing was written.",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _peak_mib(device: torch.device) -> float:
+    """Return the most memory taken so far: of the GPU by tensors, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _start(trainer: Trainer, resume: bool, run: RunFolder | None = None) -> None:
+    run = trainer.run if run is None else run
+    checkpoint = run.load_checkpoint() if resume else None
     if checkpoint is not None:
         trainer.load(checkpoint)
     elif trainer.config.pretrained is not None:
@@ -130,15 +174,8 @@ def _describe(trainer: Trainer, console: Console) -> None:
     )
 
 
-def picture_cases(indices: list[int]) -> list[int]:
-    """Choose a few cases, evenly spread, for a picture."""
-    return indices[:: max(1, len(indices) // PICTURE_CASES)][:PICTURE_CASES]
-
-
 def _finish(trainer: Trainer, console: Console, show_results: bool) -> dict[str, Any]:
     """Evaluate the best network and the pre-trained one; write and print the results."""
-    from tcseg.pictures import save_panel
-
     config, state, run = trainer.config, trainer.state, trainer.run
     network, dataset, split = trainer.network, trainer.dataset, trainer.split
     network.load_state_dict(state.pretrained)

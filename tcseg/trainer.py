@@ -1,6 +1,7 @@
 """One training: supervised pre-training, then a method from that same network."""
 
 import copy
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,15 +22,17 @@ from tcseg.data import (
     make_split,
     validation_subset,
 )
-from tcseg.evaluation import validation_miou
+from tcseg.evaluation import predict, validation_miou
 from tcseg.losses import LOSSES
 from tcseg.methods import METHODS, Method
 from tcseg.network import build_network
+from tcseg.pictures import save_progress
 from tcseg.runs import RunError, RunFolder, RunStopped, load_checkpoint
 from tcseg.siamese import siamese_objective
 from tcseg.transforms import Transform, recipe
 
 LABELLED = 5  # images, where the number is not given
+PICTURE_CASES = 4
 LOG_EVERY = 20  # steps between looks at the loss: each look waits for the device
 SUPERVISED = Method(consistency=False)
 
@@ -178,6 +181,17 @@ class Trainer:
             "consistency": objective.consistency.detach(),
         }
 
+    def time_steps(self, count: int) -> float:
+        """Do a few steps, which are lost; return the median time of one in seconds."""
+        method = self.method if self.state.step >= self.config.pretrain_steps else SUPERVISED
+        self.network.train()
+        times = []
+        for _ in range(count + 1):
+            begun = time.perf_counter()
+            float(self.step(method)["loss"])  # waits for the device
+            times.append(time.perf_counter() - begun)
+        return statistics.median(times[1:])  # the first one warms up
+
     def fit(
         self, show: Callable[[int, float, float], None], stop: Callable[[], bool] = lambda: False
     ) -> None:
@@ -277,6 +291,10 @@ class Trainer:
         if miou > state.best_miou:
             state.best_miou, state.best_step = miou, state.step
             state.best = _copied(network.state_dict())
+            if distributed.rank() == 0:
+                cases = picture_cases(self.validation)
+                found = predict(network, self.dataset, cases)
+                save_progress(self.run.path / "validation.png", self.dataset, cases, found)
 
     def _log(self, row: dict[str, Any]) -> None:
         if distributed.rank() == 0:
@@ -357,6 +375,11 @@ class Trainer:
             ) from error
         self.state.best = checkpoint["pretrained"]
         self.state.step = self.config.pretrain_steps
+
+
+def picture_cases(indices: list[int]) -> list[int]:
+    """Choose a few cases, evenly spread, for a picture."""
+    return indices[:: max(1, len(indices) // PICTURE_CASES)][:PICTURE_CASES]
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -1,0 +1,178 @@
+"""The command `tcseg report`: runs as one page to look at, to send and to keep."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tcseg.data import DataError, load_dataset, make_split
+from tcseg.evaluation import evaluate, predict
+from tcseg.files import write_atomically
+from tcseg.pictures import COLOURS, outlined
+from tcseg.runs import RunError, RunFolder
+from tcseg.segmenter import load
+
+__all__ = ["report"]
+
+CASES = 3  # best ones, and as many worst
+CASE_SIZE = 256  # pixels of an image, at least
+
+
+@dataclass
+class _Run:
+    name: str
+    summary: dict[str, Any]
+    rows: list[dict[str, str]]
+    cases: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)
+    key: list[tuple[str, str]] = field(default_factory=list)
+    why_no_cases: str = ""
+
+
+def report(
+    runs: Sequence[str | os.PathLike[str]],
+    path: str | os.PathLike[str],
+    *,
+    root: str | None = None,
+    device: str = "auto",
+) -> None:
+    """Write runs as one HTML page that needs no other file.
+
+    Curves, a table of structures, and the best and worst test cases of each run as overlays.
+
+    Parameters
+    ----------
+    runs
+        Folders of finished runs.
+    path
+        The HTML file, replaced in one step.
+    root
+        Folder of the data, where it is not the one trained with. Where the data cannot be read
+        there are no cases, and the page says so.
+    device
+        Where the networks run.
+
+    Raises
+    ------
+    RunError
+        If a folder holds no finished run.
+    """
+    folders = [RunFolder(run) for run in runs]
+    names = _names([folder.path for folder in folders])
+    shown = []
+    for name, folder in zip(names, folders, strict=True):
+        run = _Run(name, folder.summary(), folder.metrics.rows())
+        try:
+            _add_cases(run, folder, root, device)
+        except (DataError, RunError, ValueError) as error:
+            run.why_no_cases = f"No cases can be shown: {error}"
+        shown.append(run)
+    structures = dict.fromkeys(s for run in shown for s in run.summary["test"]["iou"])
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tcseg", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"percent": _percent, "distance": _distance}
+    title = names[0] if len(names) == 1 else f"{len(names)} runs compared"
+    page = environment.get_template("report.html.j2").render(
+        title=f"tcseg: {title}",
+        version=version("tcwarp"),
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
+        runs=shown,
+        structures=list(structures),
+        curves=_curves(shown),
+    )
+    write_atomically(path, page)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return the names of the folders, with those above where they are alike."""
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    return names
+
+
+def _add_cases(run: _Run, folder: RunFolder, root: str | None, device: str) -> None:
+    config = folder.config()
+    config = replace(config, root=root or config.root)
+    segmenter = load(folder.path, device)
+    dataset = load_dataset(config.data, root=config.root, size=config.size).to(segmenter.device)
+    test = make_split(dataset, config.split, config.split_file).test
+    rows = evaluate(segmenter.network, dataset, test)["images"]
+    order = sorted(range(len(rows)), key=lambda i: -rows[i]["miou"])
+    run.key = list(zip(dataset.classes, COLOURS, strict=False))
+    count = min(CASES, len(order))
+    for heading, chosen in (("Best", order[:count]), ("Worst", order[::-1][:count])):
+        indices = [test[i] for i in chosen]
+        images = dataset.image_batch(indices).cpu().numpy()
+        truth = dataset.target_batch(indices)[:, :-1].cpu().numpy().astype(bool)
+        found = predict(segmenter.network, dataset, indices)[:, :-1].cpu().numpy()
+        cases = [
+            {
+                "name": rows[i]["id"],
+                "miou": rows[i]["miou"],
+                "picture": _picture(image, [true, predicted]),
+            }
+            for i, image, true, predicted in zip(chosen, images, truth, found, strict=True)
+        ]
+        run.cases.append((heading, cases))
+
+
+def _picture(image: np.ndarray, masks: Sequence[np.ndarray]) -> str:
+    factor = -(-CASE_SIZE // image.shape[-1])
+    large = image.repeat(factor, 1).repeat(factor, 2)
+    sides = [outlined(large, m.repeat(factor, 1).repeat(factor, 2)) for m in masks]
+    content = io.BytesIO()
+    Image.fromarray(np.concatenate(sides, axis=1)).save(content, format="png", optimize=True)
+    return _embedded("image/png", content.getvalue())
+
+
+def _curves(runs: Sequence[_Run]) -> str:
+    figure = Figure(figsize=(11, 4), layout="constrained", facecolor="white")
+    loss, validation = figure.subplots(1, 2)
+    for run in runs:
+        for axes, name in ((loss, "loss"), (validation, "validation_miou")):
+            points = [(int(r["step"]), float(r[name])) for r in run.rows if name in r]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=run.name, linewidth=1.2)
+        begun = run.summary["pretrain_steps"]
+        validation.axvline(begun, color="grey", linewidth=0.8, linestyle=":")
+        loss.axvline(begun, color="grey", linewidth=0.8, linestyle=":")
+    for axes, name in ((loss, "loss"), (validation, "validation mIOU")):
+        axes.set_xlabel("step; the dotted line ends pre-training")
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+    if loss.lines:
+        loss.legend(fontsize=8)
+    content = io.BytesIO()
+    figure.savefig(content, format="svg")
+    return _embedded("image/svg+xml", content.getvalue())
+
+
+def _embedded(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _percent(results: dict[str, Any], figure: str, name: str | None = None) -> str:
+    mean, deviation = results.get(figure), results.get(f"{figure}_std")
+    if name is not None:
+        mean, deviation = (None if v is None else v.get(name) for v in (mean, deviation))
+    if mean is None:
+        return "-"
+    return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+
+
+def _distance(results: dict[str, Any], name: str) -> str:
+    value, missed = results["macd_mm"].get(name), results.get("missed", {}).get(name, 0)
+    return ("-" if value is None else f"{value:.2f}") + (f" ({missed})" if missed else "")

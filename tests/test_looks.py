@@ -1,0 +1,227 @@
+"""What is to be looked at or carried away: previews, reports in a browser, exports, rehearsals."""
+
+import base64
+import dataclasses
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import tcseg
+from tcseg.cli import main
+from tcseg.config import Config
+from tcseg.data import load_dataset
+from tcseg.export import export
+from tcseg.pictures import outlined
+from tcseg.preview import preview
+from tcseg.runs import RunError, RunFolder
+from tcseg.train import train
+from tcseg.transforms import RECIPES, Elastic
+
+TINY = Config(
+    data="phantom", size=32, batch_size=4, pretrain_steps=4, steps=4, validate_every=2, device="cpu"
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run."""
+    out = tmp_path_factory.mktemp("runs") / "first <run>"
+    train(TINY, out, False)
+    return out
+
+
+def command(*arguments):
+    return CliRunner(env={"COLUMNS": "200"}).invoke(main, [str(a) for a in arguments])
+
+
+# ---- preview --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_preview_is_a_picture_and_its_labels_agree(tmp_path, recipe):
+    out = tmp_path / "preview.png"
+    result = command("preview", "--size", 64, "--recipe", recipe, "--images", 2, "--out", out)
+    assert result.exit_code == 0, result.output
+    width, height = Image.open(out).size
+    assert width > 2 * height
+    agreement = float(re.search(r"IOU ([\d.]+)", result.output).group(1))
+    assert 0.9 < agreement <= 1
+
+
+def test_aligned_labels_are_the_labels_of_the_other_view(tmp_path):
+    dataset = load_dataset("phantom", size=64)
+    still = Elastic(displacement_std=0.0, identity_probability=1.0)
+    assert preview(tmp_path / "a.png", dataset, [0, 1], still, 0, "still") == 1
+    moved = Elastic(displacement_std=30.0, identity_probability=0.0)
+    assert 0.8 < preview(tmp_path / "b.png", dataset, [0, 1], moved, 0, "moved") < 1
+
+
+def test_outlines_lie_on_the_edge_of_masks():
+    mask = np.zeros((1, 20, 20), bool)
+    mask[0, 5:15, 5:15] = True
+    picture = outlined(np.full((1, 20, 20), 0.5, np.float32), mask)
+    changed = (picture != 128).any(-1)
+    inner = np.zeros((20, 20), bool)
+    inner[6:14, 6:14] = True
+    assert np.array_equal(changed, mask[0] & ~inner)
+
+
+# ---- training -------------------------------------------------------------------------------
+
+
+def test_training_leaves_a_picture_of_validation_cases(run):
+    picture = Image.open(run / "validation.png")
+    assert picture.size == (3 * 192, 4 * 192)
+
+
+def test_a_rehearsal_says_what_a_run_takes_and_writes_nothing(tmp_path):
+    out = tmp_path / "run"
+    result = command("train", "--size", 32, "--batch-size", 4, "--dry-run", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"2000 steps of [\d.e-]+ s, about 0:\d\d:\d\d with validation", result.output)
+    assert "Nothing was written." in result.output
+    assert not out.exists()
+    bad = command("train", "--size", 32, "--labelled", 101, "--dry-run", "--out", out)
+    assert bad.exit_code == 1
+    assert "101 labelled images asked for" in bad.stderr
+
+
+def test_a_rehearsal_of_a_run_that_goes_on(run, tmp_path):
+    assert "holds a finished run" in command("train", "--dry-run", "--out", run).stderr
+    result = command("train", "--dry-run", "--resume", "--out", run)
+    assert "is finished already" in result.output
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    (out / "summary.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    result = command("train", "--dry-run", "--resume", "--out", out)
+    assert "0 steps of" in result.output, result.output
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+# ---- export ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["onnx", "torchscript"])
+def test_an_export_does_what_the_network_does(run, tmp_path, form):
+    out = tmp_path / f"network.{form}"
+    result = command("export", run, "--format", form, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "run and compared" in result.output
+    segmenter = tcseg.load(run, "cpu")
+    images = torch.rand(5, 1, 32, 32)
+    with torch.inference_mode():
+        expected = segmenter.network(images).numpy()
+    if form == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(out))
+        found = session.run(None, {"images": images.numpy()})[0]
+        properties = session.get_modelmeta().custom_metadata_map
+        classes = json.loads(properties["classes"])
+    else:
+        extra = {"classes": ""}
+        module = torch.jit.load(str(out), _extra_files=extra)
+        found = module(images).detach().numpy()
+        classes = json.loads(extra["classes"])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    assert classes == [*segmenter.classes, "background"]
+    again = command("export", run, "--format", form, "--out", out)
+    assert (again.exit_code, "exists; choose another --out" in again.stderr) == (1, True)
+
+
+def test_an_export_that_does_something_else_is_refused(run, tmp_path):
+    segmenter = tcseg.load(run, "cpu")
+
+    class Depends(torch.nn.Module):
+        """Traced once, it keeps the branch it took."""
+
+        def forward(self, images):
+            scale = 1.0 if len(images) == 2 else 0.5
+            return images.repeat(1, 6, 1, 1) * scale
+
+    segmenter.network = Depends()
+    with pytest.raises(RunError, match=r"differs by 0\.5 from itself"):
+        export(segmenter, tmp_path / "x.pt", "torchscript")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- reports --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page(run, tmp_path_factory):
+    """A report on two runs."""
+    folder = tmp_path_factory.mktemp("report")
+    train(dataclasses.replace(TINY, method="baseline"), folder / "second", False)
+    result = command("report", run, folder / "second", "--out", folder / "report.html")
+    assert result.exit_code == 0, result.output
+    return folder / "report.html"
+
+
+def test_a_report_needs_no_other_file(page):
+    text = page.read_text()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', text)
+    assert sources
+    assert all(source.startswith("data:") for source in sources)
+    assert "first &lt;run&gt;" in text  # and not a tag
+    assert text.count("<figure>") == 2 * 6
+    for structure in load_dataset("phantom", size=32).classes:
+        assert f"<td>{structure}</td>" in text
+    picture = next(s for s in sources if s.startswith("data:image/png"))
+    image = Image.open(io.BytesIO(base64.b64decode(picture.split(",")[1])))
+    assert image.size[0] == 2 * image.size[1]
+
+
+def test_a_report_without_the_data_says_so(run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    config = dataclasses.replace(TINY, data="folder", root=str(tmp_path / "nowhere"))
+    config.save(out / "config.toml")
+    assert command("report", out, "--out", tmp_path / "report.html").exit_code == 0
+    assert "No cases can be shown: folder: no folder" in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_on_what_is_no_finished_run_is_refused(tmp_path):
+    RunFolder.create(tmp_path / "run", TINY, resume=False).close()
+    for folder in (tmp_path / "run", tmp_path / "missing"):
+        result = command("report", folder, "--out", tmp_path / "report.html")
+        assert result.exit_code == 1
+        assert "is not a finished run" in result.stderr
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("width", [390, 1200], ids=["phone", "desk"])
+def test_a_report_in_a_browser(page, tmp_path, width):
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (browser and driver):
+        pytest.skip("chromium and chromedriver are not installed: the report was not looked at")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking"):
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.add_experimental_option(
+        "mobileEmulation", {"deviceMetrics": {"width": width, "height": 800, "pixelRatio": 1}}
+    )
+    service = webdriver.ChromeService(driver)
+    with webdriver.Chrome(options=options, service=service) as chrome:
+        chrome.get(page.as_uri())
+        assert chrome.title == "tcseg: 2 runs compared"
+        assert chrome.get_log("browser") == []
+        broken = "return [...document.images].filter(i => !(i.complete && i.naturalWidth)).length"
+        assert chrome.execute_script(broken) == 0
+        # Wide tables scroll by themselves; the page does not.
+        assert chrome.execute_script("return document.documentElement.scrollWidth") <= width
+        size = chrome.execute_script("return parseFloat(getComputedStyle(document.body).fontSize)")
+        assert size >= 16
