@@ -1,0 +1,123 @@
+"""Elastic deformation as a MONAI dictionary transform, with its inverse; needs MONAI."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data.meta_obj import get_track_meta
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms import InvertibleTransform, MapTransform, RandomizableTransform
+from monai.utils import TransformBackends, convert_to_tensor, ensure_tuple_rep
+from monai.utils.enums import TraceKeys
+from torch import Tensor
+
+from .algebra import invert
+from .fields import random_displacement
+from .warping import warp
+
+__all__ = ["RandElasticd"]
+
+
+class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
+    """Deform images and their labels alike, by one smooth random field.
+
+    Parameters
+    ----------
+    keys
+        Of the items to deform: channel first, (C, H, W) or (C, D, H, W), all of one spatial size.
+    sigma : float or sequence of float
+        Of the Gaussian that smooths the field, in pixels.
+    displacement_std : float
+        Root mean square displacement in pixels.
+    prob : float
+        How often anything is deformed.
+    mode : str or sequence of str
+        ``"nearest"``, ``"linear"`` or ``"cubic"``, one for all keys or one for each. Labels want
+        nearest, which keeps integers as they are.
+    padding_mode : str
+        ``"border"``, ``"zeros"`` or ``"reflection"``.
+    allow_missing_keys : bool
+        Whether a key may be absent.
+
+    Notes
+    -----
+    `inverse` warps by the inverse of the field, which is solved for, not stored: items come back
+    up to interpolation, and what left the image is lost. A field that folds has no inverse;
+    `tcwarp.invert` warns of it.
+
+    Examples
+    --------
+    >>> transform = RandElasticd(["image", "label"], sigma=8.0, displacement_std=2.0, prob=1.0,
+    ...                          mode=["linear", "nearest"])
+    >>> data = {"image": torch.rand(1, 64, 64), "label": torch.ones(1, 64, 64, dtype=torch.uint8)}
+    >>> back = transform.inverse(transform(data))
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012 (as MONAI declares it)
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        sigma: float | Sequence[float] = 20.0,
+        displacement_std: float = 4.0,
+        prob: float = 0.1,
+        mode: str | Sequence[str] = "linear",
+        padding_mode: str = "border",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        self.sigma, self.displacement_std = sigma, displacement_std
+        self.mode, self.padding_mode = ensure_tuple_rep(mode, len(self.keys)), padding_mode
+        self._seed = 0
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw whether to deform, and the seed of the field."""
+        super().randomize(None)
+        self._seed = int(self.R.randint(2**31))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Deform the items of the keys."""
+        items = dict(data)
+        self.randomize()
+        for key, mode in self.key_iterator(items, self.mode):
+            item: Any = convert_to_tensor(items[key], track_meta=get_track_meta())
+            if self._do_transform:
+                item = self._warp(item, self._field(item, self._seed), mode)
+            if get_track_meta():
+                self.push_transform(item, extra_info={"seed": self._seed, "mode": mode})
+            items[key] = item
+        return items
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Undo the last deformation of the items of the keys."""
+        items = dict(data)
+        for key in self.key_iterator(items):
+            applied = self.pop_transform(items[key])
+            if applied[TraceKeys.DO_TRANSFORM]:
+                extra = applied[TraceKeys.EXTRA_INFO]
+                back: Any = invert(self._field(items[key], int(extra["seed"])))
+                items[key] = self._warp(items[key], back, extra["mode"])
+        return items
+
+    def _field(self, item: Tensor, seed: int) -> Tensor:
+        # Drawn on the CPU's generator and made where it is used: one field on every device.
+        return random_displacement(
+            1,
+            tuple(item.shape[1:]),
+            sigma=self.sigma,
+            displacement_std=self.displacement_std,
+            generator=torch.Generator().manual_seed(seed),
+            dtype=torch.float32,
+            device=item.device,
+        )
+
+    def _warp(self, item: Tensor, field: Tensor, mode: str) -> Tensor:
+        plain = item.as_tensor() if isinstance(item, MetaTensor) else item
+        warped = warp(plain[None], field, mode=mode, padding_mode=self.padding_mode)[0]
+        if not isinstance(item, MetaTensor):
+            return warped
+        return MetaTensor(warped, meta=item.meta, applied_operations=item.applied_operations)

@@ -1,0 +1,107 @@
+"""The operator among MONAI's transforms."""
+
+import numpy as np
+import pytest
+import torch
+from assertions import assert_bits_equal
+from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, set_track_meta
+from monai.transforms import Compose, RandFlipd
+
+import tcwarp
+from tcwarp.monai import RandElasticd
+
+
+def smooth(seed=0, shape=(1, 96, 80)):
+    noise = torch.rand(1, *shape, generator=torch.Generator().manual_seed(seed))
+    image = tcwarp.gaussian_smooth(noise, 6.0)[0]
+    return (image - image.min()) / (image.max() - image.min())
+
+
+def item(seed=0, shape=(1, 96, 80)):
+    image = smooth(seed, shape)
+    return {"image": image, "label": (image > 0.5).to(torch.uint8), "name": "x"}
+
+
+def elastic(**options):
+    options = {"sigma": 12.0, "displacement_std": 3.0, "prob": 1.0} | options
+    return RandElasticd(["image", "label"], mode=["cubic", "nearest"], **options)
+
+
+def inner(tensor, margin=16):
+    return tensor[(slice(None), *(slice(margin, -margin),) * (tensor.dim() - 1))]
+
+
+def test_image_and_label_move_alike_and_keep_their_types():
+    transform = elastic().set_random_state(3)
+    data = item()
+    moved = transform(data)
+    assert moved["name"] == "x"
+    assert isinstance(moved["image"], MetaTensor)
+    assert moved["label"].dtype == torch.uint8
+    agree = (moved["image"] > 0.5) == (moved["label"] > 0)
+    assert agree.float().mean() > 0.97
+    assert (moved["image"] - data["image"]).abs().mean() > 0.02
+    field = transform._field(data["image"], transform._seed)
+    expected = tcwarp.warp(data["label"][None], field, padding_mode="border")[0]
+    assert_bits_equal(moved["label"].as_tensor(), expected, "label")
+
+
+@pytest.mark.parametrize("shape", [(1, 96, 80), (2, 40, 44, 48)], ids=["2d", "3d"])
+def test_the_inverse_brings_back_what_did_not_leave(shape):
+    transform = elastic(sigma=10.0, displacement_std=2.0).set_random_state(1)
+    data = item(0, shape)
+    moved = transform(data)
+    assert moved["image"].applied_operations
+    back = transform.inverse(moved)
+    assert not back["image"].applied_operations
+    error = inner(back["image"] - data["image"], 8).abs()
+    assert error.max() < 0.02
+    assert inner(moved["image"] - data["image"], 8).abs().mean() > 10 * error.mean()
+    assert (inner(back["label"], 8) != inner(data["label"], 8)).float().mean() < 0.02
+
+
+def test_one_state_gives_one_result_and_prob_is_kept():
+    one, other = (elastic().set_random_state(5)(item())["image"] for _ in range(2))
+    assert torch.equal(one, other)
+    transform = elastic(prob=0.3).set_random_state(0)
+    data = item()
+    moved = sum(not torch.equal(transform(data)["image"], data["image"]) for _ in range(200))
+    assert 40 < moved < 80
+    still = elastic(prob=0.0)(data)
+    assert torch.equal(still["image"], data["image"])
+    never = elastic(prob=0.0)
+    assert torch.equal(never.inverse(never(data))["image"], data["image"])
+
+
+def test_it_composes_loads_and_undoes_with_others():
+    chain = Compose([RandFlipd(["image", "label"], prob=1.0, spatial_axis=0), elastic()])
+    chain.set_random_state(2)
+    loader = DataLoader(Dataset([item(k) for k in range(4)], chain), batch_size=2, num_workers=0)
+    for batch in loader:
+        for moved in decollate_batch(batch):
+            back = chain.inverse(moved)
+            original = smooth(0)
+            assert back["image"].shape == original.shape
+    data = item()
+    back = chain.inverse(chain(data))
+    assert inner(back["image"] - data["image"]).abs().max() < 0.05
+
+
+def test_arrays_and_plain_tensors_are_taken():
+    data = {name: np.asarray(v) for name, v in item().items() if name != "name"}
+    moved = elastic().set_random_state(0)(data)
+    assert moved["image"].shape == data["image"].shape
+    set_track_meta(False)
+    try:
+        plain = elastic().set_random_state(0)(item())["image"]
+        assert not isinstance(plain, MetaTensor)
+        assert torch.equal(plain, moved["image"].as_tensor())
+    finally:
+        set_track_meta(True)
+
+
+def test_missing_keys():
+    data = {"image": smooth()}
+    with pytest.raises(KeyError):
+        elastic()(data)
+    assert set(elastic(allow_missing_keys=True)(data)) == {"image"}
