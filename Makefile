@@ -12,7 +12,7 @@ NATIVE := $(wildcard csrc/*.h csrc/*.cuh csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc
 EMULATION := $(wildcard tests/emulation/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench lint format sanitize cuda-compile cuda-check clean
+.PHONY: help build demo test bench lint format docs sanitize cuda-compile cuda-check clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -58,6 +58,9 @@ format: $(VENV)/stamp.test  ## format Python, C++ and CUDA sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE) $(EMULATION)
+
+docs: $(VENV)/stamp.test  ## build the guides into build/site
+	$(BIN)/python -m mkdocs build
 
 # The library is built apart from the usual one. Leaks are Python's own; the runtimes of both sanitizers come first.
 SANITIZED := $(CURDIR)/build/sanitize/lib

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "examine", "findings"]
 
 PACKAGES = (
-    *("torch", "numpy", "scipy", "monai", "scikit-image"),
+    *("torch", "numpy", "scipy", "monai", "scikit-image", "pydicom", "nibabel", "highdicom"),
     *("matplotlib", "safetensors", "tensorboard", "click", "rich"),
 )
 # What float32 leaves of displacements and values of size 1 to 10 in the self-test.

@@ -97,8 +97,8 @@ def test_one_file_with_values(valued):
     _, disc, square = picture(1)
     target = data.target_batch([1])[0].numpy().astype(bool)
     assert np.array_equal(target[:2], [disc & ~square, square])
-    (valued / "classes.txt").write_text("1 a disc\n\n5 square\n7 never seen\n")
-    assert load(valued).classes == ("a disc", "square", "never seen")
+    (valued / "classes.txt").write_text("1 a disc\n\n5 square\n")
+    assert load(valued).classes == ("a disc", "square")
 
 
 def test_palettes_and_16_bits_are_values_too(valued):
@@ -257,6 +257,11 @@ def test_masks_without_any_class(valued):
     for number in range(6):
         save(valued / "masks" / f"scan{number}.png", np.zeros(SHAPES[number], "u1"))
     refused(valued, "all masks in", "are 0: no class is marked")
+
+
+def test_a_class_that_is_nowhere(valued):
+    (valued / "classes.txt").write_text("1 a disc\n5 square\n7 never seen\n")
+    refused(valued, "'never seen' is marked in no image", "mark it in one at least")
 
 
 def test_one_corrupt_file_is_named_and_the_rest_is_read_on_request(valued):

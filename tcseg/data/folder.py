@@ -80,6 +80,13 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
             problems.add(str(error))
     if not ids:
         raise DataError(f"folder: no image in {root / 'images'} can be read")
+    stacked = torch.stack(bits)
+    for c, name in enumerate(masks.classes):
+        if not (stacked >> c & 1).any():
+            problems.add(
+                f"folder: {name!r} is marked in no image; mark it in one at least, or take it out "
+                "of masks/ and classes.txt"
+            )
     channels = max(map(len, pixels))
     return Dataset(
         name="folder",
@@ -88,7 +95,7 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
         images=torch.from_numpy(
             np.stack([np.broadcast_to(p, (channels, size, size)) for p in pixels])
         ),
-        masks=torch.stack(bits),
+        masks=stacked,
         spacing=None,
         spacings=spacings,
         annotated=annotated,
