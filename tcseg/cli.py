@@ -459,6 +459,7 @@ def predict(
     type=click.Choice(["onnx", "torchscript"]),
     default="onnx",
     show_default=True,
+    help="Form of the file.",
 )
 @click.option(
     "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write."
@@ -511,7 +512,13 @@ def data() -> None:
 
 
 _data_options = (
-    click.option("--data", type=click.Choice(DATA_SETS), default="phantom", show_default=True),
+    click.option(
+        "--data",
+        type=click.Choice(DATA_SETS),
+        default="phantom",
+        show_default=True,
+        help="Data set.",
+    ),
     click.option("--root", help="Folder of the data set (jsrt: else TCSEG_JSRT_ROOT)."),
 )
 

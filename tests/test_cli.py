@@ -283,3 +283,48 @@ def test_doctor_works_where_the_extension_does_not(monkeypatch, tmp_path):
     assert result.exit_code == 1
     assert "ModuleNotFoundError" in result.stdout
     assert "no such folder" in result.stdout
+
+
+# Help for all, and completion.
+
+
+def commands(group=main, path=()):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+@pytest.mark.parametrize(("path", "command"), list(commands()), ids=lambda value: str(value))
+def test_every_command_explains_itself(path, command):
+    result = tcseg(*path, "--help")
+    assert result.exit_code == 0
+    assert command.help
+    assert "Examples:" in result.output or path == ("doctor",)
+    for option in command.params:
+        if option.param_type_name == "option":
+            assert option.help, f"{' '.join(path)} {option.name} has no help"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands_and_choices(shell):
+    environment = {**os.environ, "_TCSEG_COMPLETE": f"{shell}_source"}
+    source = subprocess.run(
+        [sys.executable, "-c", "from tcseg.cli import main; main(prog_name='tcseg')"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    ).stdout
+    assert "_TCSEG_COMPLETE" in source
+    environment |= {"_TCSEG_COMPLETE": "bash_complete", "COMP_CWORD": "3"}
+    environment["COMP_WORDS"] = "tcseg train --method sem"
+    found = subprocess.run(
+        [sys.executable, "-c", "from tcseg.cli import main; main(prog_name='tcseg')"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    ).stdout
+    assert {"plain,semitc", "plain,semitc+"} <= set(found.split())
