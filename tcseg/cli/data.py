@@ -1,0 +1,107 @@
+"""The commands below `tcseg data`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from tcseg.cli.options import (
+    examples,
+)
+from tcseg.config import DATA_SETS
+from tcseg.runs import RunError
+
+
+@click.group()
+def data() -> None:
+    """Look at a data set before training with it."""
+
+
+_data_options = (
+    click.option(
+        "--data",
+        type=click.Choice(DATA_SETS),
+        default="phantom",
+        show_default=True,
+        help="Data set.",
+    ),
+    click.option("--root", help="Folder of the data set (jsrt: else TCSEG_JSRT_ROOT)."),
+)
+
+
+def _data_option(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_data_options):
+        command = option(command)
+    return command
+
+
+@data.command(
+    epilog=examples(
+        "tcseg data check --data jsrt --root JSRT",
+        "tcseg data check --data jsrt --root JSRT --sheet sheet.png",
+    )
+)
+@_data_option
+@click.option("--size", default=256, show_default=True, help="Size to read at, in pixels.")
+@click.option("--split-file", type=click.Path(path_type=Path), help="File of splits to check, too.")
+@click.option(
+    "--sheet",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="PNG to draw a contact sheet to: images with the outlines of their masks.",
+)
+@click.pass_context
+def check(
+    ctx: click.Context,
+    data: str,
+    root: str | None,
+    size: int,
+    split_file: Path | None,
+    sheet: Path | None,
+) -> None:
+    """Say what a data set holds, what is missing, and how it would be divided.
+
+    The exit status is 1 if there is a problem.
+    """
+    from rich.console import Console
+
+    from tcseg.data import Problems, jsrt_root, load_dataset
+    from tcseg.data.check import SHEET_IMAGES, file_formats
+    from tcseg.data.check import check as check_dataset
+
+    problems = Problems(collect=True)
+    folder = jsrt_root(root) if data == "jsrt" else root or ""
+    dataset = load_dataset(data, root=root, size=size, problems=problems)
+    console = Console(highlight=False, soft_wrap=True)
+    fine = check_dataset(dataset, problems, file_formats(data, folder), split_file, console)
+    if sheet is not None and len(dataset):
+        from tcseg.pictures import save_contact_sheet
+
+        shown = list(range(0, len(dataset), max(1, len(dataset) // SHEET_IMAGES)))[:SHEET_IMAGES]
+        save_contact_sheet(sheet, dataset, shown, f"{data}: {len(shown)} of {len(dataset)} images")
+        console.print(f"Contact sheet: {sheet}", markup=False)
+    if not fine:
+        ctx.exit(1)
+
+
+@data.command(epilog=examples("tcseg data splits --data jsrt --root JSRT --out splits.json"))
+@_data_option
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="JSON file to write; to be used, changed or not, with --split-file.",
+)
+def splits(data: str, root: str | None, out: Path) -> None:
+    """Write the five splits, images by their ids.
+
+    The first n training images of a split are the n labelled ones, so that subsets are nested.
+    """
+    from tcseg.data import MIN_SIZE, load_dataset, make_split, save_splits
+
+    if out.exists():
+        raise RunError(f"{out} exists; choose another --out")
+    dataset = load_dataset(data, root=root, size=MIN_SIZE)
+    save_splits(out, dataset, [make_split(dataset, number) for number in range(5)])
+    click.echo(f"Written: {out}")

@@ -1,0 +1,136 @@
+"""What the commands share: how errors are told, and options made from `Config`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from tcseg.config import Config
+from tcseg.runs import RunError, RunFinished
+
+
+class Commands(click.Group):
+    """Commands whose expected errors are one line on stderr instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; tell an expected error in one line."""
+        try:
+            return super().invoke(ctx)
+        # Click's own: wrong usage, the end of --help, and `tcseg ... | head`.
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except RunFinished as error:
+            click.echo(error)
+        except KeyboardInterrupt:
+            click.echo("Stopped.", err=True)
+            ctx.exit(130)
+        except Exception as error:
+            message, status = _explain(error)
+            if not message or os.environ.get("TCSEG_DEBUG"):
+                raise
+            for line in message.splitlines():
+                click.echo(f"Error: {line}", err=True)
+            ctx.exit(status)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """Give the message and exit status of an expected error; no message for a bug."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}", 1
+    if isinstance(error, RunError | OSError):
+        return str(error), 1
+    if isinstance(error, ValueError):
+        return str(error), 2
+    if isinstance(error, ImportError):
+        return f"{error}; `tcseg doctor` says what is missing", 1
+    # Only now: the import takes seconds, unless the error is of this kind.
+    from tcseg.data import DataError
+
+    return (str(error), 1) if isinstance(error, DataError) else ("", 1)
+
+
+def config_options(
+    command: Callable[..., None], without: tuple[str, ...] = ()
+) -> Callable[..., None]:
+    """Add an option for each field of `Config`, but for some."""
+    for field in reversed(dataclasses.fields(Config)):
+        if field.name in without:
+            continue
+        choices, kind = field.metadata["choices"], field.metadata["kind"]
+        name = field.name.replace("_", "-")
+        command = click.option(
+            f"--{name}/--no-{name}" if kind is bool else f"--{name}",
+            type=click.Choice(choices) if choices else kind,
+            default=field.default,
+            show_default=field.default is not None,
+            help=field.metadata["help"],
+        )(command)
+    return command
+
+
+def read_config(
+    ctx: click.Context, file: Path | None, options: dict[str, Any], default: Config | None = None
+) -> Config:
+    """Options of a file, if one is given, overridden by those of the command line; checked."""
+    given = {
+        name: value
+        for name, value in options.items()
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    # Absolute, so that the run can be continued from another folder.
+    for name in ("root", "pretrained", "split_file"):
+        if name in given:
+            given[name] = str(Path(given[name]).absolute())
+    default = Config() if default is None else default
+    config = dataclasses.replace(default if file is None else Config.load(file), **given)
+    config.validate()
+    return config
+
+
+def grid_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add an option for each field of `Config` that a grid does not vary."""
+    varied = ("data", "method", "labelled", "validation_images", "split", "pretrained")
+    return config_options(command, without=varied)
+
+
+def preview_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say what the network is shown."""
+    used = ("data", "root", "size", "split", "split_file", "seed", "recipe", "displacement_std")
+    others = [f.name for f in dataclasses.fields(Config) if f.name not in used]
+    return config_options(command, without=tuple(others))
+
+
+config_file_option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML file of options, such as the config.toml of a run; options given here override it.",
+)
+
+
+class ListOf(click.ParamType[list[Any]]):
+    """Values with commas between, each once."""
+
+    name = "list"
+
+    def __init__(self, kind: type, choices: tuple[str, ...] = ()) -> None:
+        self.kind, self.choices = kind, choices
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[Any]:
+        """Split and check."""
+        if isinstance(value, list):
+            return value
+        kind = click.Choice(self.choices) if self.choices else self.kind
+        convert = click.types.convert_type(kind).convert
+        return list(dict.fromkeys(convert(part.strip(), param, ctx) for part in value.split(",")))
+
+
+def examples(*lines: str) -> str:
+    """Set examples below a help text; the control character keeps click from wrapping them."""
+    return "\n  ".join(("\b\nExamples:", *lines))

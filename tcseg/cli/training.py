@@ -1,0 +1,238 @@
+"""Commands that train and measure."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tcseg.cli.options import (
+    ListOf,
+    config_file_option,
+    config_options,
+    examples,
+    grid_options,
+    read_config,
+)
+from tcseg.config import METHODS, Config
+from tcseg.files import write_json
+from tcseg.runs import RunError, RunFolder
+
+
+@click.command(
+    epilog=examples(
+        "tcseg train --method baseline --size 128 --out baseline",
+        "tcseg train --method semitc --size 128 --pretrained baseline --out semitc",
+        "tcseg train --data jsrt --root JSRT --labelled 5 --out jsrt",
+        "tcseg train --out jsrt --resume",
+        "tcseg train --config jsrt/config.toml --seed 1 --out jsrt-1",
+    )
+)
+@config_options
+@config_file_option
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the run, made if it is missing.",
+)
+@click.option("--resume", is_flag=True, help="Continue the run in --out, with its own options.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and how long it takes.")
+@click.pass_context
+def train(
+    ctx: click.Context,
+    config_file: Path | None,
+    out: Path,
+    resume: bool,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Train a network; write weights, figures and pictures to a folder."""
+    if config_file is None and resume and (out / "config.toml").exists():
+        config_file = out / "config.toml"
+    config = read_config(ctx, config_file, options)
+    if dry_run:
+        from tcseg.train import rehearse
+
+        rehearse(config, out, resume)
+        return
+    try:
+        from tcseg.train import train as run_training
+
+        run_training(config, out, resume)
+    except KeyboardInterrupt:
+        if (out / "config.toml").exists() and not RunFolder(out).finished:
+            command = f"tcseg train --out {shlex.quote(str(out))} --resume"
+            click.echo(f"\nStopped. To go on from the last checkpoint: {command}", err=True)
+            ctx.exit(130)
+        raise
+
+
+@click.command(
+    epilog=examples("tcseg evaluate first", "tcseg evaluate first --on validation --postprocess")
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--on",
+    type=click.Choice(["test", "validation"]),
+    default="test",
+    show_default=True,
+    help="Part of the data set.",
+)
+@click.option(
+    "--postprocess",
+    is_flag=True,
+    help="Keep the largest component of each structure only, and fill its holes.",
+)
+@click.option("--root", help="Folder of the data set, where it is not the one trained with.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: str) -> None:
+    """Measure the network of the folder RUN; print a table, write RUN/evaluation-....json."""
+    folder = RunFolder(run)
+    config = folder.config()
+    config = dataclasses.replace(config, device=device, root=root or config.root)
+    config.validate()
+    folder.load_weights()  # or an error, before the slow imports
+
+    from rich.console import Console
+
+    from tcseg import evaluation
+    from tcseg.data import load_dataset, make_split, validation_subset
+    from tcseg.segmenter import load
+
+    segmenter = load(run, config.device)
+    dataset = load_dataset(config.data, root=config.root, size=config.size).to(segmenter.device)
+    if dataset.classes != segmenter.classes:
+        raise RunError(
+            f"{run} was trained for {', '.join(segmenter.classes)}; the data now have "
+            f"{', '.join(dataset.classes)}"
+        )
+    split = make_split(dataset, config.split, config.split_file)
+    validation = validation_subset(split, config.validation_images)
+    indices = split.test if on == "test" else validation
+    results = evaluation.evaluate(segmenter.network, dataset, indices, postprocess=postprocess)
+
+    name = f"evaluation-{on}{'-postprocessed' if postprocess else ''}.json"
+    write_json(run / name, {"on": on, "postprocess": postprocess, **results})
+    console = Console(highlight=False, markup=False, soft_wrap=True)  # paths stay as they are
+    processed = ", post-processed" if postprocess else ""
+    console.print(f"{run}: {len(indices)} {on} images{processed}")
+    console.print(evaluation.results_table({config.method: results}))
+    console.print(f"Details by image: {run / name}")
+
+
+@click.command(
+    epilog=examples(
+        "tcseg reproduce table1 --root JSRT --size 128 --labelled 5,10 --splits 0,1 --out grid",
+        "tcseg reproduce table1 --root JSRT --out full --workers 4 --minutes 30",
+        "tcseg reproduce table2 --root JSRT --out full",
+        "tcseg reproduce table1 --root JSRT --out full --merge other/full --minutes 0",
+    )
+)
+@click.argument("table", type=click.Choice(["table1", "table2"]))
+@click.option(
+    "--labelled",
+    type=ListOf(int),
+    help="Numbers of labelled images, commas between; those of the paper if not given.",
+)
+@click.option(
+    "--methods",
+    type=ListOf(str, METHODS),
+    help="Methods, commas between; those of the paper if not given.",
+)
+@click.option("--splits", type=ListOf(int), default="0,1,2,3,4", show_default=True, help="Splits.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Runs at one time."
+)
+@click.option(
+    "--minutes", type=float, default=math.inf, help="Stop after so long; 0 only makes the table."
+)
+@click.option(
+    "--merge",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Another such folder, whose results are taken over; may be given more than once.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the runs and tables, made if it is missing; what it has is not done again.",
+)
+@config_file_option
+@grid_options
+@click.option(
+    "--data",
+    type=click.Choice(["jsrt", "phantom"]),
+    default="jsrt",
+    show_default=True,
+    help="Data set.",
+)
+@click.pass_context
+def reproduce(
+    ctx: click.Context,
+    table: str,
+    config_file: Path | None,
+    out: Path,
+    labelled: list[int] | None,
+    methods: list[str] | None,
+    splits: list[int],
+    workers: int,
+    minutes: float,
+    merge: tuple[Path, ...],
+    **options: Any,
+) -> None:
+    """Train the grid behind TABLE of the paper; print it, and write it, beside the paper's.
+
+    The same command goes on where it was stopped. Each finished run leaves a small file in
+    OUT/results; folders of several machines are joined by --merge.
+    """
+    from tcseg.reproduce import reproduce as run_reproduce
+
+    complete = run_reproduce(
+        table,
+        read_config(ctx, config_file, options, Config(data="jsrt")),
+        out,
+        labelled=labelled,
+        methods=methods,
+        splits=splits,
+        workers=workers,
+        minutes=minutes,
+        merge=merge,
+    )
+    if not complete:
+        ctx.exit(1)
+
+
+@click.command(epilog=examples("tcseg demo --out demo"))
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the runs, made if it is missing; finished ones in it are shown again.",
+)
+@click.option("--size", default=64, show_default=True, help="Height and width of the phantoms.")
+@click.option("--pretrain-steps", default=300, show_default=True, help="Steps of pre-training.")
+@click.option("--steps", default=400, show_default=True, help="Steps of each method.")
+def demo(out: Path, size: int, pretrain_steps: int, steps: int) -> None:
+    """Show in minutes, without data, what unlabelled images add to 5 labelled ones."""
+    from tcseg.demo import demo as run_demo
+
+    run_demo(out, size=size, pretrain_steps=pretrain_steps, steps=steps)
+
+
+@click.command()
+@click.pass_context
+def doctor(ctx: click.Context) -> None:
+    """Say what is installed and what works: versions, devices, build, a test of the operator.
+
+    The exit status is 1 if something that training needs does not work.
+    """
+    from tcseg.doctor import examine
+
+    if not examine():
+        ctx.exit(1)

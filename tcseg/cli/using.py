@@ -1,0 +1,181 @@
+"""Commands that look at data and runs, and use what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tcseg.cli.options import (
+    config_file_option,
+    examples,
+    preview_options,
+    read_config,
+)
+from tcseg.runs import RunFolder
+
+
+@click.command(
+    epilog=examples(
+        "tcseg preview --out preview.png",
+        "tcseg preview --data folder --root mine --recipe paper --out preview.png",
+    )
+)
+@preview_options
+@click.option("--images", default=4, show_default=True, type=click.IntRange(1, 20), help="Rows.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="PNG file to write.",
+)
+@config_file_option
+@click.pass_context
+def preview(
+    ctx: click.Context, config_file: Path | None, images: int, out: Path, **options: Any
+) -> None:
+    """Draw what the network is shown: deformations, deformed images, aligned labels."""
+    config = read_config(ctx, config_file, options)
+
+    from tcseg.data import load_dataset, make_split
+    from tcseg.preview import preview as draw
+    from tcseg.transforms import recipe
+
+    dataset = load_dataset(config.data, root=config.root, size=config.size)
+    shown = make_split(dataset, config.split, config.split_file).train[:images]
+    transform = recipe(config.recipe, config.displacement_std)
+    title = f"{config.data}, recipe {config.recipe}"
+    agreement = draw(out, dataset, shown, transform, config.seed, title)
+    click.echo(f"{out}: labels aligned from one view to the other agree to IOU {agreement:.3f}")
+
+
+@click.command(
+    epilog=examples(
+        "tcseg predict runs/semitc image.png --out found",
+        "tcseg predict runs/semitc scans/ more/scan.dcm --out found --postprocess",
+    )
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write to, made if it is missing.",
+)
+@click.option(
+    "--postprocess",
+    is_flag=True,
+    help="Keep the largest component of each structure only, and fill its holes.",
+)
+@click.option(
+    "--consistency/--no-consistency",
+    default=True,
+    show_default=True,
+    help="Measure how much predictions disagree when the image is deformed.",
+)
+@click.option("--overlays/--no-overlays", default=True, show_default=True, help="Draw pictures.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.pass_context
+def predict(
+    ctx: click.Context,
+    run: Path,
+    inputs: tuple[Path, ...],
+    out: Path,
+    postprocess: bool,
+    consistency: bool,
+    overlays: bool,
+    device: str,
+) -> None:
+    """Segment INPUTS, files or folders, with the network of the folder RUN.
+
+    Writes a mask for each structure at the size of the image (PNG; NIfTI for NIfTI; DICOM-SEG for
+    DICOM), an overlay, and measurements.csv: areas (in mm2 where the file says how large a pixel
+    is), cardiothoracic ratio of chests, and consistency: how well predictions for deformed views
+    agree, from 0 to 1. Images with a low one are those to check, or to label next.
+
+    A file that cannot be read is named and skipped; the exit status is then 1.
+    """
+    RunFolder(run).load_weights()  # or an error, before the slow imports
+
+    from rich.console import Console
+
+    from tcseg.predict import predict as predict_files
+    from tcseg.segmenter import load
+
+    console = Console(highlight=False, soft_wrap=True)
+    problems = predict_files(
+        load(run, device),
+        inputs,
+        out,
+        postprocess=postprocess,
+        consistency=consistency,
+        overlays=overlays,
+        console=console,
+    )
+    console.print(f"Masks, overlays and measurements.csv: {out}", markup=False)
+    for problem in problems:
+        click.echo(f"Error: {problem}", err=True)
+    if problems:
+        ctx.exit(1)
+
+
+@click.command(
+    epilog=examples(
+        "tcseg export runs/semitc --format onnx --out semitc.onnx",
+        "tcseg export runs/semitc --format torchscript --out semitc.pt",
+    )
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["onnx", "torchscript"]),
+    default="onnx",
+    show_default=True,
+    help="Form of the file.",
+)
+@click.option(
+    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write."
+)
+def export(run: Path, form: Any, out: Path) -> None:
+    """Write the network of the folder RUN for other programs; run it there and compare.
+
+    ONNX needs the packages onnx, onnxscript and onnxruntime: pip install tcwarp[export].
+    """
+    RunFolder(run).load_weights()  # or an error, before the slow imports
+
+    from tcseg.export import export as write
+    from tcseg.segmenter import load
+
+    segmenter = load(run, "cpu")
+    difference = write(segmenter, out, form)
+    size, channels = segmenter.model.size, segmenter.model.channels
+    click.echo(
+        f"{out}: images (b, {channels}, {size}, {size}) in [0, 1] to probabilities of "
+        f"{', '.join(segmenter.classes)}, background; run and compared: equal to {difference:.1e}"
+    )
+
+
+@click.command(
+    epilog=examples(
+        "tcseg report runs/semitc --out semitc.html",
+        "tcseg report runs/baseline runs/semitc --out comparison.html",
+    )
+)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="HTML file."
+)
+@click.option("--root", help="Folder of the data set, where it is not the one trained with.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def report(runs: tuple[Path, ...], out: Path, root: str | None, device: str) -> None:
+    """Write finished RUNS as one HTML page: curves, tables, best and worst cases."""
+    for run in runs:
+        RunFolder(run).summary()  # or an error, before the slow imports
+
+    from tcseg.report import report as write
+
+    write(runs, out, root=root, device=device)
+    click.echo(f"Written: {out}")
