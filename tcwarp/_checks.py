@@ -1,5 +1,6 @@
 """Argument checks. Every message names function, argument, what was expected and what came."""
 
+import contextlib
 import math
 from collections.abc import Mapping
 from numbers import Real
@@ -106,19 +107,30 @@ def check_number(
     """Return a finite number as float; raise where it is none, or out of range."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond all floats
+        number = value = math.inf
     low = "positive and finite" if positive else "finite and not negative"
-    if not (number > 0 if positive else number >= 0) or number == float("inf"):
+    if not (number > 0 if positive else number >= 0) or number == math.inf:
         raise ValueError(f"{function}: {name} must be {low}, got {value}")
     if number > at_most:
         raise ValueError(f"{function}: {name} must be at most {at_most:g}, got {value}")
     return number
 
 
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which products keep their precision; there is none on device meta."""
+    if device.type == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def check_sigma(function: str, sigma: Any, dimensions: int) -> tuple[float, ...]:
     """Return one positive sigma per axis."""
-    sequence = isinstance(sigma, tuple | list | np.ndarray) and np.ndim(sigma) == 1
-    values = tuple(sigma) if sequence else (sigma,) * dimensions
+    if isinstance(sigma, np.ndarray):
+        sigma = sigma.tolist()
+    values = tuple(sigma) if isinstance(sigma, (tuple, list)) else (sigma,) * dimensions
     if len(values) != dimensions:
         raise ValueError(
             f"{function}: sigma must be one number or one per spatial axis ({dimensions}), "

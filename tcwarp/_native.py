@@ -139,18 +139,21 @@ def _vmap_over_samples(operator: Any) -> Any:
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         size = info.batch_size
+        samples = 0  # of one of those that are merged
 
         def merged(value: Any, dim: int | None) -> Any:
             if not isinstance(value, Tensor):
                 return value
+            nonlocal samples
             batched = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+            samples = batched.shape[1]
             return batched.flatten(0, 1)
 
         flat = [merged(value, dim) for value, dim in zip(arguments, in_dims, strict=True)]
         output = operator(*flat)
         # What `align` reports is of all samples together.
         first = output[0] if isinstance(output, tuple) else output
-        split = first.unflatten(0, (size, first.shape[0] // max(size, 1)))
+        split = first.reshape(size, samples, *first.shape[1:])
         return ((split, output[1]), (0, None)) if isinstance(output, tuple) else (split, 0)
 
     return rule

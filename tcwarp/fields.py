@@ -4,10 +4,11 @@ With reflecting borders a Gaussian is diagonal in the basis of the DCT-II, and a
 few modes: smoothing and drawing are products with thin matrices instead of wide convolutions.
 """
 
-import functools
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +24,11 @@ from ._checks import (
     check_sigma,
     check_tensor,
     lookup,
+    without_autocast,
 )
 
-T = TypeVar("T")
 BOUNDARIES = {"reflect": 0, "constant": 1}
+LARGEST_BATCH = 2**31
 LARGEST = 1e30  # pixels: far beyond any image, far below what single precision holds
 TRUNCATE = 8.0  # the kernel ends at this many sigma; SciPy's default of 4 moves results by 4e-4
 
@@ -66,42 +68,85 @@ def _modes(
     return basis, 2 * cosines - kernel[0]
 
 
-@functools.lru_cache(maxsize=64)
 def _smoothing_factor(
     length: int, sigma: float, boundary: str, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return (basis, basis * eigenvalues), whose product smooths along one axis."""
-    # Never inference tensors: they are kept and may meet autograd later.
-    with torch.inference_mode(False):
-        # Zeros outside are a mirror too far away to matter: padded on both sides by half the
-        # kernel, the data never meets its mirror image.
-        if boundary == "reflect":  # beyond a few lengths nothing but the mean is left
-            sigma = min(sigma, 8.0 * length)
-        sigma = min(sigma, 1e12)  # what is left of the image, 1e-24 of it, is 0
-        margin = 0 if boundary == "reflect" else (int(TRUNCATE * sigma + 0.5) + 1) // 2
-        whole = length + 2 * margin
-        count = _mode_count(whole, sigma, dtype)
-        basis, eigenvalues = _modes(whole, sigma, count, margin, margin + length)
-        return basis.to(device, dtype), (basis * eigenvalues).to(device, dtype)
+    # Zeros outside are a mirror too far away to matter: padded on both sides by half the kernel,
+    # the data never meets its mirror image.
+    if boundary == "reflect":  # beyond a few lengths nothing but the mean is left
+        sigma = min(sigma, 8.0 * length)
+    sigma = min(sigma, 1e12)  # what is left of the image, 1e-24 of it, is 0
+    margin = 0 if boundary == "reflect" else (int(TRUNCATE * sigma + 0.5) + 1) // 2
+    whole = length + 2 * margin
+    count = _mode_count(whole, sigma, dtype)
+    basis, eigenvalues = _modes(whole, sigma, count, margin, margin + length)
+    return basis.to(device, dtype), (basis * eigenvalues).to(device, dtype)
 
 
-@functools.lru_cache(maxsize=64)
 def _field_factor(
     length: int, sigma: float, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, Tensor]:
     """Return basis * eigenvalues and the mean over x of the variance it gives white noise."""
-    with torch.inference_mode(False):
-        # Beyond a few lengths nothing but the mean is left; the kernel stays short.
-        sigma = min(sigma, 8.0 * length)
-        basis, eigenvalues = _modes(length, sigma, _mode_count(length, sigma, dtype))
-        variance = float(eigenvalues.square().sum()) / length
-        return (basis * eigenvalues).to(device, dtype), variance
+    # Beyond a few lengths nothing but the mean is left; the kernel stays short.
+    sigma = min(sigma, 8.0 * length)
+    basis, eigenvalues = _modes(length, sigma, _mode_count(length, sigma, dtype))
+    variance = eigenvalues.square().sum() / length
+    return (basis * eigenvalues).to(device, dtype), variance
 
 
-def _cached(factor: Callable[..., T], *arguments: Any) -> T:
-    # A compiler traces into the function, and warns of caches that it passes by.
-    wrapped = factor.__wrapped__ if torch.compiler.is_compiling() else factor  # type: ignore[attr-defined]
-    return cast(T, wrapped(*arguments))
+class _Cache:
+    """The factors used last, up to so many bytes: they take longer to make than to use."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.bytes = most, 0
+        self.kept: OrderedDict[tuple[Any, ...], tuple[Tensor, Tensor]] = OrderedDict()
+        self.captured: list[tuple[Tensor, Tensor]] = []
+        self.lock = threading.Lock()
+
+    def get(
+        self, factor: Callable[..., tuple[Tensor, Tensor]], *arguments: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return factor(*arguments)."""
+        # A compiler traces into the function; in a fake mode tensors have no values to keep.
+        if torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor:
+            return factor(*arguments)
+        key = (factor, *arguments)
+        with self.lock:
+            value = self.kept.get(key)
+            if value is not None:
+                self.kept.move_to_end(key)
+        if value is None:
+            # Never inference tensors: they are kept and may meet autograd later.
+            with torch.inference_mode(False):
+                value = factor(*arguments)
+            self._keep(key, value)
+        if _is_capturing(value[0].device):
+            self.captured.append(value)  # the graph holds its address for good
+        return value
+
+    def _keep(self, key: tuple[Any, ...], value: tuple[Tensor, Tensor]) -> None:
+        size = _bytes_of(value)
+        if 4 * size > self.most:
+            return  # it would drive out all others
+        with self.lock:
+            if key not in self.kept:
+                self.kept[key] = value
+                self.bytes += size
+            while self.bytes > self.most:
+                _, dropped = self.kept.popitem(last=False)
+                self.bytes -= _bytes_of(dropped)
+
+
+_factors = _Cache(64 * 2**20)
+
+
+def _bytes_of(tensors: tuple[Tensor, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _plain(number: Any) -> Any:
@@ -118,15 +163,17 @@ def _convolve(tensor: Tensor, sigma: float, boundary: str, axis: int) -> Tensor:
     """Convolve one axis tap by tap."""
     half = _kernel(sigma)
     radius, length = len(half) - 1, tensor.shape[axis]
-    weight = torch.cat([half.flip(0), half[1:]]).to(tensor)
-    lines = tensor.movedim(axis, -1)
+    # On a GPU in double precision: in single, convolutions are rounded to ten bits by default.
+    working = torch.float64 if tensor.is_cuda else tensor.dtype
+    weight = torch.cat([half.flip(0), half[1:]]).to(tensor.device, working)
+    lines = tensor.movedim(axis, -1).to(working)
     if boundary == "reflect":
         position = torch.arange(-radius, length + radius, device=tensor.device) % (2 * length)
         lines = lines[..., torch.minimum(position, 2 * length - 1 - position)]
     else:
         lines = functional.pad(lines, (radius, radius))
     flat = functional.conv1d(lines.reshape(-1, 1, length + 2 * radius), weight[None, None])
-    return flat.reshape(*lines.shape[:-1], length).movedim(-1, axis)
+    return flat.reshape(*lines.shape[:-1], length).movedim(-1, axis).to(tensor.dtype)
 
 
 def gaussian_smooth(
@@ -175,7 +222,7 @@ def gaussian_smooth(
     if input.numel() == 0:
         return input.clone()
     dtype = input.dtype if input.element_size() >= 4 else torch.float32
-    with torch.autocast(input.device.type, enabled=False):
+    with without_autocast(input.device):
         output = input.to(dtype)
         for axis, one in enumerate(sigmas, start=2):
             length = input.shape[axis]
@@ -184,7 +231,7 @@ def gaussian_smooth(
             if 20 * one * one < length:
                 output = _convolve(output, one, boundary, axis)
             else:
-                basis, scaled = _cached(
+                basis, scaled = _factors.get(
                     _smoothing_factor, length, one, boundary, dtype, input.device
                 )
                 output = _along(_along(output, basis.mT, axis), scaled, axis)
@@ -265,6 +312,8 @@ def random_displacement(
         raise TypeError(f"{name}: batch must be an int, got {type(batch).__name__}")
     if batch < 0:
         raise ValueError(f"{name}: batch must not be negative, got {batch}")
+    if batch > LARGEST_BATCH:
+        raise ValueError(f"{name}: batch must be at most 2**31, got {batch:g}")
     lengths = tuple(size) if isinstance(size, Sequence | np.ndarray) else ()
     lengths = tuple(_plain(n) for n in lengths)
     integers = all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in lengths)
@@ -284,7 +333,7 @@ def random_displacement(
         raise TypeError(
             f"{name}: generator must be a torch.Generator, got {type(generator).__name__}"
         )
-    dtype = dtype or torch.get_default_dtype()
+    dtype = torch.get_default_dtype() if dtype is None else dtype
     if dtype not in FLOATING:
         raise TypeError(f"{name}: dtype must be a floating dtype, got {dtype}")
     if device is None:
@@ -292,30 +341,38 @@ def random_displacement(
         device = torch.empty(0).device if generator is None else generator.device
     try:
         device = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"{name}: device must be one that torch has, got {device!r}") from error
     check_device(name, "device", device)
+    if str(device) == "cuda":  # which one is part of what is cached
+        device = torch.device("cuda", torch.cuda.current_device())
     if batch == 0 or 0 in size:
         return torch.zeros((batch, len(size), *size), dtype=dtype, device=device)
 
     drawn_on = torch.device("cpu") if generator is None else generator.device
+    if drawn_on.type == "cpu" and _is_capturing(device):
+        raise RuntimeError(
+            f"{name}: in a CUDA graph, generator must be one of the GPU, registered with the graph "
+            "(CUDAGraph.register_generator_state), got one of the CPU"
+        )
     seed = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=drawn_on)
     working = torch.float64 if dtype == torch.float64 else torch.float32
-    factors, variance = [], 1.0
+    factors, variances = [], []
     for length, one in zip(size, sigmas, strict=True):
-        factor, axis_variance = _cached(_field_factor, length, one, working, device)
+        factor, variance = _factors.get(_field_factor, length, one, working, device)
         factors.append(factor)
-        variance *= axis_variance
-    scale = magnitude / math.sqrt(3)
+        variances.append(variance)
+    scale: float | Tensor = magnitude / math.sqrt(3)
     if displacement_std is not None:
-        scale = displacement_std / math.sqrt(variance)
+        # A tensor of no dimension on the CPU: its value is not looked at, nor waited for.
+        scale = displacement_std / torch.stack(variances).prod().sqrt()
     field: Tensor = ops.tcwarp.field_coefficients(
         seed.to(device, non_blocking=True),
         batch,
         [factor.shape[1] for factor in factors],
         identity_probability,
     )
-    with torch.autocast(device.type, enabled=False):
+    with without_autocast(device):
         field = (field * scale).to(working)
         for axis, factor in enumerate(factors, start=2):
             field = _along(field, factor, axis)

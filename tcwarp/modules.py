@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_sigma, check_tensor, lookup
+from ._checks import check_number, check_sigma, check_tensor, lookup
 from ._native import MODES, PADDING_MODES
 from .fields import random_displacement
 from .warping import warp
@@ -77,7 +77,11 @@ class RandomElastic(nn.Module):
                 f"got {', '.join(unknown)}"
             )
         sigma = field.get("sigma", 1.0)
-        check_sigma("RandomElastic", sigma, np.size(sigma))
+        several = isinstance(sigma, (tuple, list, np.ndarray)) and len(sigma) == 3
+        check_sigma("RandomElastic", sigma, 3 if several else 2)
+        for name in ("magnitude", "displacement_std", "identity_probability"):
+            if field.get(name) is not None:
+                check_number("RandomElastic", name, field[name])
         self.mode = mode
         self.padding_mode = padding_mode
         self.field = field
@@ -96,6 +100,12 @@ class RandomElastic(nn.Module):
                 "RandomElastic: every argument must have shape (N, C, H, W) or (N, C, D, H, W), "
                 f"got {tuple(image.shape)}"
             )
+        for tensor in tensors[1:]:
+            if (tensor.shape[0], tensor.shape[2:]) != (image.shape[0], image.shape[2:]):
+                raise ValueError(
+                    "RandomElastic: all arguments must have the batch and the spatial size of the "
+                    f"first, {tuple(image.shape)}, got {tuple(tensor.shape)}"
+                )
         displacement = random_displacement(
             image.shape[0],
             image.shape[2:],

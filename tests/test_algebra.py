@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -248,6 +249,28 @@ def test_fields_far_from_folding_are_inverted_at_every_pixel():
     assert len(sound) > 200
     _, residual = tcwarp.invert(sound, return_residual=True)
     assert residual.max() < 1e-3
+
+
+@pytest.mark.parametrize("size", [(8, 9), (8, 9, 10)])
+def test_no_fold_goes_unnoticed(size):
+    """Also of cells that no solution comes by: every cell that turns over is met at a corner."""
+    folds = 0
+    for seed in range(60):
+        field = tcwarp.random_displacement(
+            *(1, size),
+            sigma=1.5,
+            displacement_std=0.3 + 0.01 * seed,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        smallest = tcwarp.jacobian_determinant(field).min().item()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tcwarp.invert(field)
+        warned = any("folds" in str(warning.message) for warning in caught)
+        # Central differences average cells: where they turn over, a cell does.
+        assert warned or smallest > 0, seed
+        folds += smallest <= 0
+    assert 5 < folds < 60
 
 
 def test_folding_is_reported(device):

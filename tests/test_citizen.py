@@ -4,6 +4,7 @@ import multiprocessing
 import re
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,18 @@ def test_a_warp_allocates_its_result_only(mode):
         assert field.nbytes <= other <= field.nbytes + buffer + SMALL
 
 
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_channels_last_gradients_are_not_copied(mode):
+    image = torch.rand(1, 16, 64, 64).contiguous(memory_format=torch.channels_last)
+    gradient, field = image.clone(), torch.rand(1, 2, 64, 64)
+    code = tcwarp._native.MODES[mode]
+    needed = allocated(
+        lambda: torch.ops.tcwarp.warp_backward_displacement(gradient, image, field, code, 0)
+    )
+    coefficients = image.nbytes if mode == "cubic" else 0
+    assert needed <= field.nbytes + coefficients + SMALL
+
+
 def test_alignment_allocates_its_result_only():
     field = tcwarp.random_displacement(2, (128, 128), sigma=30.0)
     for function in (lambda: tcwarp.align(field, field), lambda: tcwarp.invert(field)):
@@ -122,6 +135,12 @@ def test_vmap(device, mode):
     shared = torch.vmap(warp, in_dims=(1, None), out_dims=1)(images.movedim(0, 1), fields[0])
     expected = torch.stack([warp(image, fields[0]) for image in images], dim=1)
     assert_close(shared, expected, "vmap of warp", atol=0)
+
+
+def test_vmap_over_nothing():
+    field = torch.zeros(3, 2, 8, 8)
+    images = torch.rand(0, 3, 2, 8, 8)
+    assert torch.vmap(lambda image: tcwarp.warp(image, field))(images).shape == images.shape
 
 
 def test_vmap_of_valid_mask(device):
@@ -170,6 +189,75 @@ def test_everything_compiles_into_one_graph_of_any_size():
             outputs.append(version(image))
         for eager, other in zip(*outputs, strict=True):
             assert_close(other, eager, "compiled function", atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_an_anisotropic_sigma_compiles(backend):
+    def function(image):
+        field = tcwarp.random_displacement(2, (16, 20), sigma=(3.0, 5.0), displacement_std=1.0)
+        return tcwarp.gaussian_smooth(image, (3.0, 5.0)), tcwarp.gaussian_smooth(field, [2.0, 1.0])
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend=backend)
+    image = torch.rand(2, 1, 16, 20)
+    outputs = []
+    for version in (function, compiled):
+        torch.manual_seed(7)
+        outputs.append(version(image))
+    for eager, other in zip(*outputs, strict=True):
+        assert_close(other, eager, "compiled function", atol=1e-5)
+
+
+def test_a_fake_mode_leaves_nothing_behind():
+    from torch._subclasses import FakeTensorMode
+
+    def functions():
+        yield tcwarp.gaussian_smooth(torch.zeros(1, 1, 33, 43), 9.0)
+        yield tcwarp.random_displacement(1, (33, 43), sigma=9.0, displacement_std=1.0)
+
+    for _ in range(2):  # before anything is kept, and after
+        with FakeTensorMode():
+            shapes = [tensor.shape for tensor in functions()]
+        assert [tensor.shape for tensor in functions()] == shapes
+    assert all(tensor.isfinite().all() for tensor in functions())
+
+
+def test_meta_tensors_have_shapes():
+    field = tcwarp.random_displacement(2, (8, 9), device="meta")
+    assert (field.shape, field.device.type) == ((2, 2, 8, 9), "meta")
+    assert tcwarp.gaussian_smooth(field, 2.0).shape == field.shape
+
+
+def test_what_is_kept_for_later_is_bounded():
+    from tcwarp.fields import _factors
+
+    noise = torch.rand(1, 1, 1024, 1024)
+    for k in range(12):  # each of some 8 MiB and more
+        tcwarp.gaussian_smooth(noise, 7.5 + k / 100)
+    assert sum(t.nbytes for pair in _factors.kept.values() for t in pair) == _factors.bytes
+    assert 0 < _factors.bytes <= 64 * 2**20
+
+
+def test_threads_with_small_stacks(small=128 * 1024):
+    def work():
+        field = torch.rand(1, 3, 24, 24, 24, dtype=torch.float64)
+        for mode in ("nearest", "linear", "cubic"):
+            image = torch.rand(1, 2, 24, 24, 24, dtype=torch.float64, requires_grad=True)
+            moving = field.clone().requires_grad_(mode != "nearest")
+            tcwarp.warp(image, moving, mode=mode).sum().backward()
+        done.append(True)
+
+    done: list[bool] = []
+    before, threads = threading.stack_size(small), torch.get_num_threads()
+    torch.set_num_threads(1)  # so that this very thread does the work
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    finally:
+        threading.stack_size(before)
+        torch.set_num_threads(threads)
+    assert done
 
 
 # -------------------------------------------------------------------------------- large tensors

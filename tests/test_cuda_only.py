@@ -65,6 +65,22 @@ def test_graph_draws_anew_at_each_replay():
     assert first.isfinite().all()
 
 
+def test_a_graph_needs_a_generator_of_the_gpu():
+    with (
+        pytest.raises(RuntimeError, match="generator must be one of the GPU"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        tcwarp.random_displacement(1, (32, 32), sigma=5.0, device="cuda")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
+def test_the_current_device_is_where_fields_are_drawn():
+    for index in (0, 1, 0):
+        with torch.cuda.device(index):
+            field = tcwarp.random_displacement(1, (48, 40), sigma=7.0, device="cuda")
+        assert field.device.index == index
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_side_stream(mode):
     image, field = inputs()

@@ -255,6 +255,9 @@ def test_batch_and_size():
             tcwarp.random_displacement(value, (4, 5))
     with raises(ValueError, f"{name}: batch must not be negative", "got -1"):
         tcwarp.random_displacement(-1, (4, 5))
+    for value in (2**62, 10**30):
+        with raises(ValueError, f"{name}: batch must be at most 2**31", "got"):
+            tcwarp.random_displacement(value, (4, 5))
     for value in (4, (4,), (1, 2, 3, 4), (4, -5)):
         with raises(ValueError, f"{name}: size must be 2 or 3 lengths", "got"):
             tcwarp.random_displacement(1, value)
@@ -265,12 +268,31 @@ def test_batch_and_size():
             tcwarp.random_displacement(1, value)
 
 
+def test_numbers_beyond_all_floats():
+    for option in ("sigma", "magnitude", "displacement_std"):
+        with raises(ValueError, f"random_displacement: {option} must be", "finite", "got inf"):
+            tcwarp.random_displacement(1, (4, 5), **{option: 10**400})
+
+
 def test_dtype_and_device_of_a_field():
+    for value in (3.5, [1], "gpu"):
+        with raises(ValueError, "random_displacement: device must be one that torch has", "got"):
+            tcwarp.random_displacement(1, (4, 5), device=value)
+    with raises(TypeError, "random_displacement: dtype must be a floating dtype", "got 0"):
+        tcwarp.random_displacement(1, (4, 5), dtype=0)
     with raises(TypeError, "random_displacement: dtype must be a floating dtype", "torch.int32"):
         tcwarp.random_displacement(1, (4, 5), dtype=torch.int32)
     if not torch.cuda.is_available():
         with raises(RuntimeError, "random_displacement: device", "CUDA operators"):
             tcwarp.random_displacement(1, (4, 5), device="cuda")
+
+
+def test_random_elastic_names_itself():
+    for option, value in (("magnitude", -1), ("displacement_std", -1), ("sigma", (1, 2, 3, 4))):
+        with raises(ValueError, f"RandomElastic: {option} must be", "got"):
+            tcwarp.RandomElastic(**{option: value})
+    with raises(ValueError, "RandomElastic: all arguments must have the batch and the spatial"):
+        tcwarp.RandomElastic(sigma=2.0)(IMAGE, torch.zeros(2, 1, 3, 3))
 
 
 def test_random_elastic_refuses_what_is_no_tensor():

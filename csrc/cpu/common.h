@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <new>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -35,6 +37,29 @@ constexpr int64_t kCubicTile = 1 << 10;
 #else
 #define TCWARP_INLINE
 #endif
+
+// Room for one T that the calling thread keeps: up to a mebibyte, more than the
+// stacks of some threads (musl gives 128 KiB) and too much to allocate for
+// every tile. One at a time; not initialised.
+template <typename T>
+T& scratch() {
+  static_assert(std::is_trivially_default_constructible_v<T>);
+  struct Area {
+    void* data = nullptr;
+    std::size_t size = 0;
+    ~Area() { std::free(data); }
+  };
+  thread_local Area area;
+  constexpr std::size_t line = 64;
+  constexpr std::size_t needed = (sizeof(T) + line - 1) / line * line;
+  if (area.size < needed) {
+    std::free(area.data);
+    area.data = std::aligned_alloc(line, needed);
+    area.size = area.data == nullptr ? 0 : needed;
+    if (area.data == nullptr) throw std::bad_alloc();
+  }
+  return *static_cast<T*>(area.data);
+}
 
 // Calls body(i) for i in [0, count) and asks ahead for the memory at
 // address(i): a warp reads nearly a stream, but not nearly enough for the

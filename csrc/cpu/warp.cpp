@@ -43,7 +43,7 @@ void warp_nearest(const V* input, const Field<D, T>& field,
                   const Layout& layout, V* output) {
   parallel_over_tiles(layout, kNearestTile, layout.channels,
                       [&](int64_t n, int64_t begin, int64_t end) {
-                        alignas(64) Index index[kNearestTile];
+                        auto& index = scratch<Index[kNearestTile]>();
                         const V* const source = input + layout.sample_offset(n);
                         V* const target = output + layout.sample_offset(n);
                         nearest_sources<padding>(field, n, begin, end, index);
@@ -165,11 +165,15 @@ void warp_interpolated(const V* input, const S* values,
                        const Field<D, T>& field, const Layout& layout,
                        V* output) {
   using Taps = Stencil<mode, D, SumOf<V>, Index>;
+  struct Tile {
+    Taps stencil;
+    SumOf<V> initial[Taps::kTile];
+    Index whole[Taps::kTile];
+  };
   parallel_over_tiles(
       layout, Taps::kTile, layout.channels * Taps::kCorners,
       [&](int64_t n, int64_t begin, int64_t end) {
-        Taps stencil;
-        SumOf<V> initial[Taps::kTile];
+        auto& [stencil, initial, whole] = scratch<Tile>();
         const int64_t sample = layout.sample_offset(n), count = end - begin;
         const int64_t first = sample + begin * layout.pixel_stride;
         fill_stencil<padding>(field, n, begin, end, -1, stencil);
@@ -185,7 +189,6 @@ void warp_interpolated(const V* input, const S* values,
           }
         }
         if constexpr (mode == Mode::kCubic) {
-          Index whole[Taps::kTile];
           nearest_sources<padding, true>(field, n, begin, end, whole);
           for (int64_t c = 0; c < layout.channels; ++c) {
             const int64_t plane = c * layout.channel_stride;

@@ -29,6 +29,25 @@ void scatter(const V* gradient, From from, const Index* index, S* target, To to,
   });
 }
 
+// The same for channels [first, last) of a tile, channels last.
+template <typename V, typename S, typename Index>
+TCWARP_MULTIVERSION void scatter_pixels(const V* gradient, int64_t channels,
+                                        int64_t first, int64_t last,
+                                        const Index* index, S* target,
+                                        int64_t count) {
+  const auto at = [=](int64_t i) TCWARP_INLINE {
+    return target + (index[i] < 0 ? 0 : index[i]) * channels;
+  };
+  for_each_prefetched(count, at, [=](int64_t i) TCWARP_INLINE {
+    if (index[i] < 0) return;
+    S* const pixel = at(i);
+    const V* const values = gradient + i * channels;
+    for (int64_t k = first; k < last; ++k) {
+      pixel[k] += static_cast<S>(values[k]);
+    }
+  });
+}
+
 template <Mode mode, int D, typename V, typename S, typename W, typename Index>
 void scatter_weighted(const V* gradient, int64_t from,
                       const Stencil<mode, D, W, Index>& stencil, S* target,
@@ -77,10 +96,13 @@ void sum_channels(const Layout& layout, V* output, const Add& add) {
     V* const target = output + layout.sample_offset(n);
     const int64_t plane = layout.channel_stride;
     if constexpr (std::is_same_v<V, S>) {
-      for (int64_t c = begin; c < end; ++c) {
+      if (plane == 1) {  // channels last
         for (int64_t i = 0; i < layout.pixels; ++i) {
-          target[c * plane + i * stride] = 0;
+          std::fill(target + i * stride + begin, target + i * stride + end,
+                    V(0));
         }
+      } else {
+        std::fill(target + begin * plane, target + end * plane, V(0));
       }
       add(n, begin, end, Sums<S, decltype(stride)>{target, plane, stride},
           stride);
@@ -109,11 +131,16 @@ template <Padding padding, bool whole_only, typename Index, int D, typename V,
 void add_nearest(const V* gradient, const Field<D, T>& field,
                  const Layout& layout, int64_t n, int64_t first, int64_t last,
                  const AnySums& sums, Stride stride) {
-  alignas(64) Index index[kNearestTile];
+  auto& index = scratch<Index[kNearestTile]>();
   const V* const source = gradient + layout.sample_offset(n);
   for (int64_t begin = 0; begin < field.pixels; begin += kNearestTile) {
     const int64_t end = std::min(begin + kNearestTile, field.pixels);
     nearest_sources<padding, whole_only>(field, n, begin, end, index);
+    if (sums.pixel_stride != 1 && stride != 1) {
+      scatter_pixels(source + begin * stride, stride, first, last, index,
+                     sums.data, end - begin);
+      continue;
+    }
     for (int64_t c = first; c < last; ++c) {
       scatter(source + c * layout.channel_stride + begin * stride, stride,
               index, sums.data + c * sums.channel_stride, sums.pixel_stride,
@@ -143,7 +170,7 @@ void backward_interpolated(const V* gradient, const Field<D, T>& field,
       layout, output,
       [&](int64_t n, int64_t first, int64_t last, const auto& sums,
           auto stride) {
-        Taps stencil;
+        Taps& stencil = scratch<Taps>();
         const V* const source = gradient + layout.sample_offset(n);
         for (int64_t begin = 0; begin < field.pixels; begin += Taps::kTile) {
           const int64_t end = std::min(begin + Taps::kTile, field.pixels);
@@ -239,11 +266,14 @@ void backward_displacement(const V* gradient, const S* values,
                            const Field<D, T>& field, const Layout& layout,
                            T* output) {
   using Taps = Stencil<mode, D, SumOf<V>, Index>;
+  struct Tile {
+    Taps stencil;
+    SumOf<V> sum[Taps::kTile];
+  };
   parallel_over_tiles(
       layout, Taps::kTile, layout.channels * D * Taps::kCorners,
       [&](int64_t n, int64_t begin, int64_t end) {
-        Taps stencil;
-        SumOf<V> sum[Taps::kTile];
+        auto& [stencil, sum] = scratch<Tile>();
         const int64_t count = end - begin;
         const S* const source = values + layout.sample_offset(n);
         const V* const from =

@@ -246,6 +246,10 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
   const Tensor gradient = with_layout_of(gradient_, input);
   Tensor output = torch::stable::empty_like(displacement);
   if (output.numel() == 0) return output;
+  if (input.numel() == 0) {  // no channels: nothing to launch a kernel for
+    torch::stable::zero_(output);
+    return output;
+  }
   THO_DISPATCH_V2(
       input.scalar_type(), "warp_backward_displacement", AT_WRAP(([&] {
         const auto* const source = input.const_data_ptr<scalar_t>();

@@ -95,6 +95,44 @@ TCWARP_HOST_DEVICE T newton_step(T (&m)[D][D], const T (&residual)[D],
   }
 }
 
+// One minus the smallest determinant of the map at a pixel, over the cells of
+// pixels that meet there: the map is multilinear in each, so that in 2-D no
+// point of a cell folds more than one of its corners.
+template <int D, typename T>
+TCWARP_HOST_DEVICE T fold_at(const T* field, const int32_t (&size)[D],
+                             const int32_t (&at)[D]) {
+  int64_t step[D], here = 0, pixels = 1;
+  for (int k = D - 1; k >= 0; --k) {
+    step[k] = pixels;
+    here += at[k] * pixels;
+    pixels *= size[k];
+  }
+  // Differences to the neighbours before (0) and behind (1) along each axis;
+  // at a border both are that to the one there is.
+  T slope[D][2][D];
+  for (int k = 0; k < D; ++k) {
+    for (int side = 0; side < 2; ++side) {
+      const bool behind = side == 1 ? at[k] + 1 < size[k] : at[k] == 0;
+      const int64_t low = here - (behind ? 0 : step[k]);
+      for (int c = 0; c < D; ++c) {
+        slope[k][side][c] = size[k] == 1 ? T(0)
+                                         : field[c * pixels + low + step[k]] -
+                                               field[c * pixels + low];
+      }
+    }
+  }
+  T fold = 0;
+  for (int cell = 0; cell < 1 << D; ++cell) {
+    T m[D][D], none[D] = {}, step_unused[D];
+    for (int k = 0; k < D; ++k) {
+      for (int c = 0; c < D; ++c) m[c][k] = slope[k][cell >> k & 1][c];
+    }
+    const T determinant = newton_step<D>(m, none, step_unused);
+    if (T(1) - determinant > fold) fold = T(1) - determinant;
+  }
+  return fold;
+}
+
 // Offset a with a + u(x + a) = target, i.e. where phi = id + u takes the pixel
 // x + target from. Newton's method: a step that does not bring the residual
 // down is halved, and after some halvings, or where the map is close to
@@ -160,7 +198,8 @@ TCWARP_HOST_DEVICE void solve_offset(const T* field, const int32_t (&size)[D],
   // Not solved in vain where nothing is finite. There NaN is left: outside the
   // image for every warp.
   const bool found = is_finite(left);
-  report.add({found ? left : T(0), fold});
+  const T own = fold_at<D>(field, size, at);
+  report.add({found ? left : T(0), own > fold ? own : fold});
   for (int k = 0; k < D; ++k) offset[k] = found ? best[k] : T(NAN);
 }
 

@@ -87,7 +87,10 @@ inline int64_t widen_channels(Layout& layout, int64_t width, const void* a,
 
 // A copy of `tensor` where its layout is not that of `like`, a dense tensor.
 inline Tensor with_layout_of(const Tensor& tensor, const Tensor& like) {
-  if (tensor.is_contiguous() && like.is_contiguous()) return tensor;
+  const bool planes = tensor.is_contiguous() && like.is_contiguous();
+  const bool last = !like.is_contiguous() && !tensor.is_contiguous() &&
+                    is_channels_last(tensor);
+  if (planes || last) return tensor;
   Tensor copy = torch::stable::empty_like(like);
   torch::stable::copy_(copy, tensor);
   return copy;

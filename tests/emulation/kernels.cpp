@@ -29,6 +29,11 @@ namespace tcwarp::cuda {
 template <typename Kernel, typename... Arguments>
 void launch(const torch::stable::Tensor&, dim3 blocks, int threads,
             Kernel kernel, const Arguments&... arguments) {
+  // What a GPU refuses to launch.
+  STD_TORCH_CHECK(blocks.x >= 1 && blocks.y >= 1 && blocks.z >= 1 &&
+                      blocks.x <= 2147483647u && blocks.y <= 65535u &&
+                      blocks.z <= 65535u && threads >= 1 && threads <= 1024,
+                  "launch: invalid configuration");
   gridDim = blocks;
   const std::function<void()> body = [&] { kernel(arguments...); };
   for (unsigned z = 0; z < blocks.z; ++z) {
