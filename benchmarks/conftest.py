@@ -93,6 +93,9 @@ def compare(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Comp
         row = Row(work, peer, own, other, len(own_times), at_least)
         benchmark.extra_info.update(peer=peer, peer_ms=row.peer_ms, ratio=row.ratio)
         request.config.stash[ROWS].append(row)
+        assert at_least is None or row.ratio >= at_least, (
+            f"{work}: {row.ratio:.2f} times as fast as {peer}, to reach {at_least:g}"
+        )
         return row
 
     return run

@@ -102,7 +102,7 @@ class Trainer:
         # What trains is the same network, in several processes wrapped to average gradients.
         self.model = distributed.parallel(self.network)
         if config.compile:
-            self.network.compile()
+            self.network.compile(dynamic=False)
         self.teacher: AveragedModel | None = None
         # On the device beforehand: a copy in the loop would wait for it.
         self.pools = [torch.tensor(p, device=self.device) for p in (self.labelled, self.unlabelled)]

@@ -517,3 +517,24 @@ def test_jsrt_trains_to_the_end(tmp_path):
     summary = train(config, tmp_path / "run", False)
     assert summary["data"] == "jsrt"
     assert math.isfinite(summary["test"]["miou"])
+
+
+class Plain(torch.nn.Sequential):
+    """A network that is quickly compiled."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__(
+            torch.nn.Conv2d(in_channels, 8, 3, padding=1),
+            torch.nn.BatchNorm2d(8),
+            torch.nn.Conv2d(8, out_channels, 3, padding=1),
+        )
+
+
+def test_a_compiled_network_trains_to_nearly_the_same(tmp_path):
+    compiled = dataclasses.replace(TINY, compile=True, steps=2, network=f"{__name__}.Plain")
+    summary = train(compiled, tmp_path / "run", False)
+    plain = train(dataclasses.replace(compiled, compile=False), tmp_path / "plain", False)
+    assert summary["test"]["miou"] == pytest.approx(plain["test"]["miou"], abs=0.05)
+    # Its weights are those of the network itself: other commands know nothing of compilation.
+    one, other = (RunFolder(tmp_path / name).load_weights() for name in ("run", "plain"))
+    assert one.keys() == other.keys()
