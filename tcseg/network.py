@@ -82,11 +82,11 @@ def build_network(
             features=(16, 16, 32, 64, 128, 16),
             norm="batch",
         )
-        for module in unet.modules():
-            if isinstance(module, UpCat):
+        for part in unet.modules():
+            if isinstance(part, UpCat):
                 # Sizes are multiples of 16: nothing is odd, and the padding by nothing that this
                 # leaves out costs a copy, and fails compiled with channels last (torch 2.13).
-                module.is_pad = False
+                part.is_pad = False
         return Segmentation(unet, dtype)
     module, _, attribute = name.rpartition(".")
     try:
