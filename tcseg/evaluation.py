@@ -173,7 +173,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> 
     table = Table(title=escape(title) or None, title_justify="left")
     table.add_column("structure")
     for name in results:
-        table.add_column(f"{name}\nIOU %", justify="right")
+        table.add_column(f"{escape(name)}\nIOU %", justify="right")
         table.add_column("\nMACD mm", justify="right")
     structures = list(next(iter(results.values()))["iou"])
     for structure in structures:
@@ -181,7 +181,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> 
         for result in results.values():
             cells.append(_percent(result["iou"][structure], result["iou_std"][structure]))
             cells.append(_millimetres(result["macd_mm"][structure], result["missed"][structure]))
-        table.add_row(structure, *cells, end_section=structure == structures[-1])
+        table.add_row(escape(structure), *cells, end_section=structure == structures[-1])
     cells = []
     for result in results.values():
         distances = [d for d in result["macd_mm"].values() if d is not None and np.isfinite(d)]
@@ -220,10 +220,10 @@ def _measure(
     """Measure one image: masks (C + 1, H, W)."""
     pairs = {
         name: (metrics.postprocess(a) if postprocess else a, b)
-        for name, a, b in zip(classes, predicted, true, strict=False)
+        for name, a, b in zip(classes, predicted[:-1], true[:-1], strict=True)
     }
     for name, parts in JOINED.items():
-        if set(parts) <= set(classes):
+        if set(parts) <= set(classes) and name not in classes:
             one, other = (pairs[part] for part in parts)
             pairs[name] = (one[0] | other[0], one[1] | other[1])
     overlaps = {name: metrics.iou(a, b) for name, (a, b) in pairs.items()}

@@ -39,6 +39,10 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview |
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        # Of the file that was asked for, not of the one beside it.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

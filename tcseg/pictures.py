@@ -225,10 +225,12 @@ def save_grid(
         for axes, panel in zip(line, panels, strict=False):
             _draw(axes, panel)
     for axes, heading in zip(grid[0], headings, strict=False):
-        axes.set_title(heading, color=TEXT, fontsize=10, pad=5)
+        axes.set_title(heading, color=TEXT, fontsize=10, pad=5, parse_math=False)
     # Placed in inches from the edges, so that the number of rows does not matter.
-    figure.text(0.5, 1 - 0.3 / height, title, color=TEXT, fontsize=12, ha="center", va="center")
-    figure.legend(
+    # Names are shown as they are: a $ in one is no mathematics.
+    middle = {"ha": "center", "va": "center", "parse_math": False}
+    figure.text(0.5, 1 - 0.3 / height, title, fontdict=middle | {"color": TEXT, "size": 12})
+    key = figure.legend(
         handles=[
             Patch(color=colour, label=name) for colour, name in zip(COLOURS, classes, strict=False)
         ],
@@ -241,6 +243,8 @@ def save_grid(
         handlelength=1,
         columnspacing=1.2,
     )
+    for text in key.get_texts():
+        text.set_parse_math(False)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110, facecolor=BACKGROUND)
     write_atomically(path, content.getbuffer())
@@ -282,4 +286,4 @@ def _draw(axes: Any, panel: Panel) -> None:
     if panel.note:
         box = {"facecolor": BACKGROUND, "alpha": 0.6, "edgecolor": "none", "pad": 2}
         corner = {"x": 0.03, "y": 0.03, "transform": axes.transAxes, "va": "bottom"}
-        axes.text(s=panel.note, color=TEXT, fontsize=8, bbox=box, **corner)
+        axes.text(s=panel.note, color=TEXT, fontsize=8, bbox=box, parse_math=False, **corner)

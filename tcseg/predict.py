@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import io
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,15 @@ from rich.console import Console
 from rich.progress import track
 
 from tcseg.data.dataset import DataError
-from tcseg.data.images import DICOM, NIFTI, Picture, is_image, read_pictures, stem, suffix
+from tcseg.data.images import (
+    NIFTI,
+    Picture,
+    is_dicom,
+    is_image,
+    read_pictures,
+    stem,
+    suffix,
+)
 from tcseg.files import write_atomically
 from tcseg.metrics import cardiothoracic_ratio
 from tcseg.metrics import postprocess as postprocessed
@@ -72,10 +82,13 @@ def predict(
         written.
     """
     files = _files(inputs)
-    table = out / "measurements.csv"
+    if out.resolve() in {path.resolve().parent for path in files}:
+        raise RunError(f"{out} holds the images themselves; choose another --out")
+    # Under a name of its own until it is whole, so that an earlier table is not lost.
+    table, partial = out / "measurements.csv", out / "measurements.csv.partial"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = open(table, "w", encoding="utf-8", newline="")  # noqa: SIM115 (closed below)
+        file = open(partial, "w", encoding="utf-8", newline="")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise RunError(
             f"{out}: cannot be written ({error.strerror}); choose another --out"
@@ -87,26 +100,32 @@ def predict(
         for done, path in enumerate(track(files, "Segmenting", console=console, transient=True)):
             try:
                 writer = _Writer(path, out, segmenter.classes)
+                measured = []
                 for picture, prediction in _pairs(segmenter, path, consistency):
                     masks = prediction.masks
                     if postprocess:
                         masks = np.stack([postprocessed(mask) for mask in masks])
                     writer.add(picture, masks)
                     if overlays:
-                        _save_overlay(_target(out, picture, "overlay.png"), picture, masks)
-                    rows.writerow(_measure(picture, masks, prediction, segmenter.classes))
-                writer.close()
+                        _save_overlay(out / "overlays" / f"{_stem(picture)}.png", picture, masks)
+                    measured.append(_measure(picture, masks, prediction, segmenter.classes))
+                problems += writer.close()
+                rows.writerows(measured)
                 file.flush()
             except DataError as error:
                 problems.append(str(error))
-            except (
-                OSError
-            ) as error:  # of writing, for reading has its own: the next would fail, too
+            except OSError as error:  # of writing, for reading has its own
+                if error.errno == errno.ENAMETOOLONG:
+                    problems.append(
+                        f"{path}: its name is too long for files made from it; shorten it"
+                    )
+                    continue
                 problems.append(
                     f"{out}: cannot be written ({error.strerror}); {len(files) - done} of "
                     f"{len(files)} files are not done"
                 )
                 break
+    os.replace(partial, table)
     return problems
 
 
@@ -142,8 +161,8 @@ def _pairs(
         yield from zip(chunk, predictions, strict=True)
 
 
-def _target(out: Path, picture: Picture, ending: str) -> Path:
-    return out / f"{picture.name.replace('/', '-')}-{ending}"
+def _stem(picture: Picture) -> str:
+    return picture.name.replace("/", "-")
 
 
 # ---- label maps -----------------------------------------------------------------------------
@@ -152,59 +171,77 @@ def _target(out: Path, picture: Picture, ending: str) -> Path:
 class _Writer:
     """Writes the masks of one file in the format that suits it.
 
-    PNG, one for each structure, since structures may overlap; NIfTI for NIfTI, one volume for
-    each structure; DICOM-SEG for DICOM, all structures in one file.
+    A folder for each structure, since structures may overlap, as ``masks/`` of the training data:
+    PNG, NIfTI for NIfTI. All structures in one file in ``segmentations/`` for DICOM.
     """
 
     def __init__(self, path: Path, out: Path, classes: Sequence[str]) -> None:
         self.path, self.out, self.classes = path, out, classes
-        self.kind = suffix(path)
+        self.folders = [out / name for name in _folder_names(classes)]
+        self.whole = suffix(path) in NIFTI or is_dicom(path)
         self.planes: list[NDArray[np.bool_]] = []
+        self.names: list[str] = []
 
     def add(self, picture: Picture, masks: NDArray[np.bool_]) -> None:
         """Take the masks (C, H, W) of the next plane."""
-        if self.kind in NIFTI or self.kind in DICOM:
+        if self.whole:
             self.planes.append(masks)
-            return
-        for name, mask in zip(self.classes, masks, strict=True):
-            path = _target(self.out, picture, f"{_file_name(name)}.png")
-            _save_png(path, mask.astype(np.uint8) * 255)
+            self.names.append(_stem(picture))
+        else:
+            self._save_masks(_stem(picture), masks)
 
-    def close(self) -> None:
-        """Write what has to be written as a whole."""
-        if self.kind in NIFTI:
+    def close(self) -> list[str]:
+        """Write what has to be written as a whole; return what did not go as it should."""
+        if suffix(self.path) in NIFTI:
             self._save_nifti()
-        elif self.kind in DICOM:
-            self._save_dicom()
+        elif self.whole:
+            return self._save_dicom()
+        return []
+
+    def _save_masks(self, name: str, masks: NDArray[np.bool_]) -> None:
+        for folder, mask in zip(self.folders, masks, strict=True):
+            _write_png(folder / f"{name}.png", mask.astype(np.uint8) * 255)
 
     def _save_nifti(self) -> None:
         import nibabel
 
         source: Any = nibabel.load(self.path)
         volume = np.stack(self.planes, axis=-1)[:, ::-1]  # (C, H, W, planes), as it was read
-        for name, mask in zip(self.classes, volume, strict=True):
+        for folder, mask in zip(self.folders, volume, strict=True):
             values = mask.transpose(1, 0, 2).reshape(source.shape).astype(np.uint8)
             image = nibabel.Nifti1Image(values, source.affine)
             image.header.set_zooms(source.header.get_zooms()[: values.ndim])
-            path = self.out / f"{stem(self.path)}-{_file_name(name)}.nii.gz"
-            write_atomically(path, gzip.compress(image.to_bytes()))
+            _write(folder / f"{stem(self.path)}.nii.gz", gzip.compress(image.to_bytes()))
 
-    def _save_dicom(self) -> None:
+    def _save_dicom(self) -> list[str]:
         import pydicom
 
         source = pydicom.dcmread(self.path)
-        path = self.out / f"{stem(self.path)}-segmentation.dcm"
         try:
             segmentation = _dicom_segmentation(source, np.stack(self.planes), self.classes)
         # highdicom refuses sources that lack what the standard asks for, each in its own way.
         except Exception as error:
-            raise DataError(
-                f"{self.path}: no DICOM segmentation can be made for it ({error}); save it as PNG "
-                "to get masks"
-            ) from error
+            for name, masks in zip(self.names, self.planes, strict=True):
+                self._save_masks(name, masks)
+            reason = " ".join(str(error).split())
+            return [f"{self.path}: no DICOM segmentation can be made ({reason}); its masks are PNG"]
         content = io.BytesIO()
         segmentation.save_as(content)
-        write_atomically(path, content.getbuffer())
+        _write(self.out / "segmentations" / f"{stem(self.path)}.dcm", content.getbuffer())
+        return []
+
+
+def _folder_names(structures: Sequence[str]) -> list[str]:
+    """Return a folder for each structure: its name without what does not belong into one."""
+    names: list[str] = []
+    for structure in structures:
+        plain = "".join(c if c.isalnum() or c in "-_ " else "_" for c in structure).strip() or "_"
+        taken = {*(name.lower() for name in names), "overlays", "segmentations"}
+        name, number = plain, 2
+        while name.lower() in taken:
+            name, number = f"{plain}_{number}", number + 1
+        names.append(name)
+    return names
 
 
 def _dicom_segmentation(source: Any, planes: NDArray[np.bool_], classes: Sequence[str]) -> Any:
@@ -244,15 +281,15 @@ def _dicom_segmentation(source: Any, planes: NDArray[np.bool_], classes: Sequenc
     )
 
 
-def _file_name(structure: str) -> str:
-    """Return the name of a structure without what does not belong into a file name."""
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in structure)
+def _write(path: Path, content: bytes | memoryview) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, content)
 
 
-def _save_png(path: Path, values: NDArray[np.uint8]) -> None:
+def _write_png(path: Path, values: NDArray[np.uint8]) -> None:
     content = io.BytesIO()
     Image.fromarray(values).save(content, format="png")
-    write_atomically(path, content.getbuffer())
+    _write(path, content.getbuffer())
 
 
 # ---- overlays and measurements --------------------------------------------------------------
@@ -262,7 +299,7 @@ def _save_overlay(path: Path, picture: Picture, masks: NDArray[np.bool_]) -> Non
     """Draw outlines on an image, at its own size."""
     from tcseg.pictures import outlined
 
-    _save_png(path, outlined(picture.pixels, masks))
+    _write_png(path, outlined(picture.pixels, masks))
 
 
 def _columns(classes: Sequence[str]) -> list[str]:

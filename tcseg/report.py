@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tcseg.data import DataError, load_dataset, make_split
+from tcseg.data import DataError, load_dataset, read_splits
 from tcseg.evaluation import evaluate, predict
 from tcseg.files import write_atomically
 from tcseg.pictures import COLOURS, outlined
@@ -26,6 +26,10 @@ from tcseg.segmenter import load
 
 __all__ = ["report"]
 
+SUMMARY = (
+    *("method", "data", "labelled", "size", "recipe", "pretrain_steps", "steps", "seed"),
+    *("seconds", "pretrained_test", "test"),
+)
 CASES = 3  # best ones, and as many worst
 CASE_SIZE = 256  # pixels of an image, at least
 
@@ -73,6 +77,12 @@ def report(
     shown = []
     for name, folder in zip(names, folders, strict=True):
         run = _Run(name, folder.summary(), folder.metrics.rows())
+        missing = [key for key in SUMMARY if key not in run.summary]
+        if missing:
+            raise RunError(
+                f"{folder.path / 'summary.json'} has no {missing[0]!r}: it is of an older version; "
+                "delete it, and write it again with tcseg train --resume"
+            )
         try:
             _add_cases(run, folder, root, device)
         except (DataError, RunError, ValueError) as error:
@@ -108,7 +118,9 @@ def _add_cases(run: _Run, folder: RunFolder, root: str | None, device: str) -> N
     config = replace(config, root=root or config.root)
     segmenter = load(folder.path, device)
     dataset = load_dataset(config.data, root=config.root, size=config.size).to(segmenter.device)
-    test = make_split(dataset, config.split, config.split_file).test
+    segmenter.check(dataset, folder.path)
+    folder.split_record()  # or a clear error
+    test = read_splits(folder.path / "split.json", dataset)[0].test
     rows = evaluate(segmenter.network, dataset, test)["images"]
     order = sorted(range(len(rows)), key=lambda i: -rows[i]["miou"])
     run.key = list(zip(dataset.classes, COLOURS, strict=False))
@@ -154,7 +166,8 @@ def _curves(runs: Sequence[_Run]) -> str:
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
     if loss.lines:
-        loss.legend(fontsize=8)
+        for text in loss.legend(fontsize=8).get_texts():
+            text.set_parse_math(False)
     content = io.BytesIO()
     figure.savefig(content, format="svg")
     return _embedded("image/svg+xml", content.getvalue())

@@ -14,8 +14,9 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from tcseg import tables
 from tcseg.config import MAY_DIFFER_ON_RESUME, Config
-from tcseg.data import MIN_SIZE, labelled_subset, load_dataset, make_split, validation_subset
+from tcseg.data import labelled_subset, load_dataset, make_split, validation_subset
 from tcseg.data.splits import TRAINING_IMAGES
 from tcseg.files import write_json
 from tcseg.methods import METHODS
@@ -135,7 +136,7 @@ class Results:
         options = dataclasses.asdict(cell.config(self.base, self.folder))
         options = {k: v for k, v in options.items() if k not in ("root", "pretrained")}
         write_json(self._path(cell), {"options": options, "summary": summary})
-        self.finished[cell] = summary
+        self.finished[cell] = self._read(self._path(cell))[1]["summary"]  # nan is null there
 
     def _path(self, cell: Cell) -> Path:
         return self.folder / "results" / f"{cell.name}.json"
@@ -148,11 +149,15 @@ class Results:
             cell = Cell(
                 content["options"]["labelled"], options.validation_images, options.split, method
             )
-            content["summary"]["test"]["miou"] + content["summary"]["test_postprocessed"]["miou"]
+            summary = content["summary"]
+            for part in ("test", "test_postprocessed", "validation", "pretrained_test"):
+                float(summary[part]["miou"])
+            for part in ("best_step", "seconds", "validation_images"):
+                float(summary[part])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"{path}: broken, or not a result of tcseg reproduce ({error!r}); delete it: a run "
-                "that is finished is not trained again"
+                "that is finished in this folder is not trained again, one merged is merged again"
             ) from error
         ignored = _NOT_COMPARED if method == PRETRAINING else set(_NOT_COMPARED) - {"steps"}
         differences = self.base.differences(options, tuple(ignored))
@@ -178,9 +183,20 @@ def _begin_worker(base: Config, threads: int, messages: Any, stopping: Any) -> N
     import torch
 
     global _dataset, _messages, _stopping
+    threading.Thread(target=_end_with_parent, args=(stopping,), daemon=True).start()
     torch.set_num_threads(threads)
     _dataset = load_dataset(base.data, root=base.root, size=base.size)
     _messages, _stopping = messages, stopping
+
+
+def _end_with_parent(stopping: Any) -> None:
+    """Stop, and end, this process where the one that started it was killed."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(1)
+    stopping.set()
+    time.sleep(30)  # for a checkpoint
+    os._exit(1)
 
 
 def _train_cell(cell: Cell, base: Config, folder: Path) -> dict[str, Any]:
@@ -188,7 +204,7 @@ def _train_cell(cell: Cell, base: Config, folder: Path) -> dict[str, Any]:
     from tcseg.train import train
 
     config, out = cell.config(base, folder), folder / "runs" / cell.name
-    resume = (out / "checkpoint.pt").exists() or RunFolder(out).finished
+    resume = RunFolder(out).begun
 
     def show(step: int, loss: float, miou: float) -> None:
         _messages.put((cell, step))
@@ -200,6 +216,18 @@ def _train_cell(cell: Cell, base: Config, folder: Path) -> dict[str, Any]:
     if cell.method != PRETRAINING:  # the one that others start from
         (out / "checkpoint.pt").unlink(missing_ok=True)
     return summary
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # ---- the grid -------------------------------------------------------------------------------
@@ -311,7 +339,8 @@ class _Grid:
         ready = [c for c in self.waiting if c == c.pretraining or c.pretraining not in pending]
         for cell in ready[: self.workers - len(self.running)]:
             self.waiting.remove(cell)
-            future = pool.submit(_train_cell, cell, self.results.base, self.results.folder)
+            with _without_interrupts():  # processes that are started now inherit it
+                future = pool.submit(_train_cell, cell, self.results.base, self.results.folder)
             self.running[future] = cell
             self.bars[cell] = self.progress.add_task(cell.name, total=self._steps(cell))
 
@@ -395,6 +424,8 @@ def reproduce(
     methods = list(methods or TABLE_METHODS[table])
     labelled = list(labelled or TABLE_LABELLED[table])
     cells = grid(table, labelled, methods, splits)
+    if base.steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {base.steps}")
     for cell in cells:
         cell.config(base, out).validate()
     if minutes > 0:
@@ -444,7 +475,7 @@ def grid(
 
 def _check_data(base: Config, cells: Sequence[Cell]) -> None:
     """Find out before any training whether the data set has all that is asked for."""
-    dataset = load_dataset(base.data, root=base.root, size=MIN_SIZE)
+    dataset = load_dataset(base.data, root=base.root, size=base.size)
     for cell in cells:
         split = make_split(dataset, cell.split, base.split_file)
         labelled_subset(split, cell.labelled)

@@ -265,6 +265,41 @@ class RunFolder:
             raise RunError(f"{path}: not a summary of tcseg (it has no test results); {_AGAIN}")
         return summary
 
+    def record_split(self, record: Mapping[str, Any], resume: bool) -> None:
+        """Write ``split.json``, which images the run trains and tests on; or compare with it.
+
+        Raises
+        ------
+        RunError
+            If a run that goes on had other ones: its figures would be of images it has learnt.
+        """
+        path = self.path / "split.json"
+        if not (resume and path.exists()):
+            write_json(path, record)
+        elif self.split_record() != record:
+            raise RunError(
+                f"{self.path}: images, masks or structures of the data are others than when the "
+                f"run began ({path}); start a new run with another --out"
+            )
+
+    def split_record(self) -> dict[str, Any]:
+        """Read ``split.json``."""
+        path = self.path / "split.json"
+        try:
+            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RunError(f"{self.path} has no split.json: it is of an older version") from error
+        except ValueError as error:
+            raise RunError(f"{path}: broken ({error})") from error
+        return record
+
+    @property
+    def begun(self) -> bool:
+        """Whether a training has left more than its options."""
+        if not (self.path / "config.toml").exists():
+            return False
+        return any(p.name[0] != "." and p.name != "config.toml" for p in self.path.iterdir())
+
     def close(self) -> None:
         """Flush and close the TensorBoard events."""
         if self._writer is not None:

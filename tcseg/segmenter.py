@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -76,7 +77,15 @@ class Model:
         path = run / "model.json"
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**values | {"classes": tuple(values["classes"])})
+            for name, kind in (
+                ("network", str),
+                ("precision", str),
+                ("channels", int),
+                ("size", int),
+            ):
+                if type(values[name]) is not kind:
+                    raise TypeError(f"{name} must be {kind.__name__}, got {values[name]!r}")
+            return cls(**values | {"classes": tuple(map(str, values["classes"]))})
         except FileNotFoundError as error:
             RunFolder(run).config()  # a folder that is no run says so
             raise RunError(
@@ -105,7 +114,8 @@ class Prediction:
         What the masks are thresholded from, at one half.
     consistency : float or None
         Mean IOU of the predictions for deformed views of the image, brought to agree, with each
-        other: 1 if deformation changes nothing. None if it was not asked for.
+        other: 1 if deformation changes nothing. None if nothing was found, or if it was not asked
+        for.
     """
 
     masks: NDArray[np.bool_]
@@ -134,6 +144,19 @@ class Segmenter:
     def __init__(self, network: nn.Module, model: Model, device: torch.device) -> None:
         self.network = network.to(device).eval()
         self.model, self.device = model, device
+
+    def check(self, dataset: Dataset, run: Path) -> None:
+        """Raise RunError unless a data set is of the kind that the run was trained on."""
+        if dataset.classes != self.classes:
+            raise RunError(
+                f"{run} was trained for {', '.join(self.classes)}; the data now have "
+                f"{', '.join(dataset.classes)}"
+            )
+        if dataset.images.shape[1] != self.model.channels:
+            raise RunError(
+                f"{run} was trained on images of {self.model.channels} channels; the data now have "
+                f"{dataset.images.shape[1]}"
+            )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -213,7 +236,7 @@ class Segmenter:
             probabilities = place.restore(square)
             yield Prediction(probabilities > 0.5, probabilities, score)
 
-    def _consistency(self, images: Tensor) -> list[float]:
+    def _consistency(self, images: Tensor) -> list[float | None]:
         """Return the mean IOU of predictions under pairs of deformations, for each image."""
         generator = Generator(self.device).manual_seed(0)
         size = (images.shape[-2], images.shape[-1])
@@ -224,9 +247,10 @@ class Segmenter:
             one = align(t1, t2, one)
             union = (one | other).sum(dim=(2, 3))
             shared = (one & other).sum(dim=(2, 3))
-            iou = torch.where(union == 0, 1.0, shared / union.clamp(min=1))
-            scores.append(iou.mean(dim=1))
-        return [float(score) for score in torch.stack(scores).mean(dim=0).cpu()]
+            # What is found in neither view says nothing; found in none, there is no score.
+            scores.append(torch.where(union == 0, torch.nan, shared / union.clamp(min=1)))
+        means = torch.cat(scores, dim=1).nanmean(dim=1).tolist()
+        return [None if math.isnan(mean) else mean for mean in means]
 
 
 def load(run: str | os.PathLike[str], device: str = "auto") -> Segmenter:

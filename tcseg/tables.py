@@ -173,7 +173,8 @@ def _table2_row(method: str, count: int, results: Summaries) -> list[str]:
                 test = summary["test_postprocessed"]
                 part = test if name in test[figure] else test["joined"]
                 values.append((part[figure][name], part[f"{figure}_std"][name]))
-            known = np.array([v for v in values if None not in v], dtype=float)
+            pairs = np.array(values, dtype=float)  # None becomes nan
+            known = pairs[np.isfinite(pairs).all(axis=1)]
             mean, deviation = scale * known.mean(axis=0) if len(known) else (None, None)
             row.append(_plus_minus(mean, deviation, digits))
     return row

@@ -21,12 +21,12 @@ from rich.progress import (
 
 from tcseg import distributed
 from tcseg.config import Config, resolve_device
-from tcseg.data import Dataset
+from tcseg.data import Dataset, split_record
 from tcseg.evaluation import evaluate, predict, results_table, validation_miou
 from tcseg.pictures import save_panel
 from tcseg.runs import RunFolder
 from tcseg.segmenter import Model
-from tcseg.trainer import Trainer, picture_cases
+from tcseg.trainer import SUPERVISED, Trainer, picture_cases
 
 REHEARSED_STEPS = 5
 
@@ -79,6 +79,8 @@ def train(
         console = Console(quiet=show is not None or not writes)
         with distributed.first_of_all(lambda: RunFolder.create(out, config, resume=resume)) as run:
             trainer = Trainer(config, run, device, dataset)
+            if writes:
+                run.record_split(split_record(trainer.dataset, trainer.split), resume)
             _start(trainer, resume)
             _describe(trainer, console)
             if show is None:
@@ -132,11 +134,15 @@ def rehearse(config: Config, out: Path, resume: bool) -> None:
         begun = time.perf_counter()
         validation_miou(trainer.network, trainer.dataset, trainer.validation)
         validation = time.perf_counter() - begun
-        seconds = trainer.time_steps(REHEARSED_STEPS)
-        total = left * seconds + left / config.validate_every * validation
+        of_method = min(left, config.steps)
+        phases = ((SUPERVISED, left - of_method), (trainer.method, of_method))
+        total = left / config.validate_every * validation
+        for method, steps in phases:
+            if steps:
+                total += steps * trainer.time_steps(method, REHEARSED_STEPS)
         checkpoints = 6 * sum(p.nbytes for p in trainer.network.parameters()) / 2**20
         console.print(
-            f"{left} steps of {seconds:.3g} s, about {datetime.timedelta(seconds=round(total))} "
+            f"{left} steps, about {datetime.timedelta(seconds=round(total))} "
             f"with validation; memory {_peak_mib(trainer.device):.0f} MiB; files in {out} of up to "
             f"{checkpoints:.0f} MiB. Nothing was written.",
             highlight=False,
@@ -209,7 +215,7 @@ def _finish(trainer: Trainer, console: Console, show_results: bool) -> dict[str,
         title = f"{len(split.test)} test images, {state.seconds:.0f} s of training"
         console.print(results_table({"pre-trained": pretrained, config.method: test}, title))
         where = f"Weights, figures and pictures: {run.path}"
-        console.print(where, highlight=False, soft_wrap=True)
+        console.print(where, highlight=False, soft_wrap=True, markup=False)
     return summary
 
 

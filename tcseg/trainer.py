@@ -20,6 +20,7 @@ from tcseg.data import (
     labelled_subset,
     load_dataset,
     make_split,
+    split_record,
     validation_subset,
 )
 from tcseg.evaluation import predict, validation_miou
@@ -181,9 +182,10 @@ class Trainer:
             "consistency": objective.consistency.detach(),
         }
 
-    def time_steps(self, count: int) -> float:
+    def time_steps(self, method: Method, count: int) -> float:
         """Do a few steps, which are lost; return the median time of one in seconds."""
-        method = self.method if self.state.step >= self.config.pretrain_steps else SUPERVISED
+        if method.target == "teacher" and self.teacher is None:
+            self._make_teacher()
         self.network.train()
         times = []
         for _ in range(count + 1):
@@ -302,9 +304,15 @@ class Trainer:
 
     def _check_finite(self, loss: float) -> None:
         if loss != loss or abs(loss) == float("inf"):
+            kept = (self.run.path / "checkpoint.pt").exists()
+            way = (
+                f"the last checkpoint in {self.run.path} is from before"
+                if kept
+                else "nothing is kept"
+            )
             raise RunError(
-                f"the loss became {loss} before step {self.state.step}; the last checkpoint in "
-                f"{self.run.path} is from before. Try a lower --learning-rate"
+                f"the loss became {loss} before step {self.state.step}; {way}. Try a lower "
+                "--learning-rate"
             )
 
     def save(self) -> None:
@@ -362,6 +370,12 @@ class Trainer:
             raise RunError(
                 f"--pretrained {path}: its pre-training had other options "
                 f"({'; '.join(differences)}); use the same, or leave out --pretrained"
+            )
+        mine = split_record(self.dataset, self.split)
+        if RunFolder(path).split_record() != mine:
+            raise RunError(
+                f"--pretrained {path}: its pre-training was of other images, masks or structures "
+                f"({path / 'split.json'}); leave out --pretrained"
             )
         checkpoint = load_checkpoint(path / "checkpoint.pt")
         if not checkpoint.get("pretrained"):

@@ -54,7 +54,7 @@ def write_dicom(path, values, **attributes):
     data.StudyDate = data.StudyTime = data.StudyID = data.ReferringPhysicianName = ""
     data.Modality, data.SeriesNumber, data.InstanceNumber = "DX", 1, 1
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.Rows, data.Columns = values.shape
+    data.Rows, data.Columns = values.shape[-2:]
     data.BitsAllocated = data.BitsStored = 16
     data.HighBit, data.PixelRepresentation = 15, 0
     for name, value in attributes.items():

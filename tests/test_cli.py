@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from tcseg.cli import main
 from tcseg.config import Config
-from tcseg.data import DataError, load_dataset, make_split
+from tcseg.data import DataError, load_dataset, make_split, split_record
 from tcseg.evaluation import evaluate
 from tcseg.runs import RunError, RunFolder
 from tcseg.segmenter import Model
@@ -223,6 +223,7 @@ def test_evaluate_prints_a_table_and_writes_json(network_module, phantom, tmp_pa
     network = Thresholds(len(phantom.classes))
     run.save_weights(network.state_dict())
     Model.of(run.config(), phantom).save(run.path)
+    run.record_split(split_record(phantom, make_split(phantom, 1)), resume=False)
     expected = evaluate(network, phantom, make_split(phantom, 1).validation)
     result = tcseg("evaluate", run.path, "--on", "validation", "--device", "cpu")
     assert result.exit_code == 0, result.output

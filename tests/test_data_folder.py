@@ -1,18 +1,21 @@
 """Folders of one's own images and masks: every layout understood, every muddle named."""
 
 import dataclasses
+import json
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from made_up import write_dicom
 from PIL import Image
 
+from tcseg.cli import main
 from tcseg.config import Config
 from tcseg.data import DataError, Problems, load_dataset, make_split, save_splits
 from tcseg.methods import METHODS
-from tcseg.runs import RunFolder
+from tcseg.runs import RunError, RunFolder
 from tcseg.segmenter import Model
 from tcseg.train import train
 
@@ -192,6 +195,85 @@ def test_a_folder_trains_and_its_network_knows_its_classes(by_class, tmp_path):
         train(few, tmp_path / "other", False)
 
 
+def test_masks_added_later_do_not_turn_training_images_into_test_images(by_class, tmp_path):
+    config = Config(
+        data="folder", root=str(by_class), size=32, batch_size=4, pretrain_steps=2, steps=2
+    )
+    train(config, tmp_path / "run", False)
+    record = RunFolder(tmp_path / "run").split_record()["splits"][0]
+    assert record["unlabelled"] == ["scan6", "scan7"]
+    for number in (6, 7):
+        save(by_class / "masks" / "disc" / f"scan{number}.png", picture(number)[1])
+    assert sorted(make_split(load(by_class), 0).test) != [
+        load(by_class).ids.index(record["test"][0])
+    ]
+    result = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    measured = json.loads((tmp_path / "run" / "evaluation-test.json").read_text())
+    assert [row["id"] for row in measured["images"]] == record["test"]
+    # Training does not go on with other images, nor from a pre-training on others.
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.raises(RunError, match="are others than when the run began"):
+        train(config, tmp_path / "run", True)
+    shared = dataclasses.replace(config, pretrained=str(tmp_path / "run"))
+    with pytest.raises(RunError, match="was of other images, masks or structures"):
+        train(shared, tmp_path / "other", False)
+
+
+@pytest.mark.parametrize("change", ["class", "colour"])
+def test_a_run_is_not_measured_on_data_of_another_kind(by_class, tmp_path, change):
+    config = Config(
+        data="folder", root=str(by_class), size=32, batch_size=4, pretrain_steps=2, steps=2
+    )
+    train(config, tmp_path / "run", False)
+    if change == "class":
+        save(by_class / "masks" / "another" / "scan0.png", picture(0)[1])
+    else:
+        save(
+            by_class / "images" / "scan0.png",
+            np.stack([picture(0)[0]] * 2 + [picture(0)[0] // 2], -1),
+        )
+    result = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run")])
+    assert (result.exit_code, "the data now have" in result.stderr) == (1, True)
+    page = str(tmp_path / "report.html")
+    assert CliRunner().invoke(main, ["report", str(tmp_path / "run"), "--out", page]).exit_code == 0
+    assert "No cases can be shown" in (tmp_path / "report.html").read_text()
+
+
+def test_planes_of_one_file_stay_together(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    rng = np.random.default_rng(0)
+    for name in "abcdef":
+        for part, high in (("images", 200), ("masks", 2)):
+            volume = rng.integers(0, high, (16, 16, 4)).astype("u1")
+            nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / part / f"{name}.nii")
+    data = load(tmp_path, size=32)
+    split = make_split(data, 0)
+    parts = [{data.ids[i][0] for i in part} for part in (split.train, split.validation, split.test)]
+    assert list(map(len, parts)) == [4, 1, 1]
+    assert len(set.union(*parts)) == 6
+    assert len(split.train) == 16
+
+
+def test_values_of_masks_by_class_all_count(by_class):
+    _, disc, square = picture(1)
+    save(by_class / "masks" / "disc" / "scan1.png", (disc + 2 * (disc & square)).astype("u1"))
+    assert np.array_equal(load(by_class).target_batch([1])[0, 0].numpy().astype(bool), disc)
+
+
+def test_gif_masks_and_files_that_are_no_images(by_class):
+    Image.open(by_class / "masks" / "disc" / "scan0.png").save(by_class / "masks/disc/scan0.gif")
+    before = load(by_class).target_batch([0])
+    (by_class / "masks" / "disc" / "scan0.png").unlink()
+    assert torch.equal(load(by_class).target_batch([0]), before)
+    (by_class / "images" / "notes.txt").write_text("x")
+    result = CliRunner().invoke(
+        main, ["data", "check", "--data", "folder", "--root", str(by_class)]
+    )
+    assert "not read, as no images: 1 of .txt" in result.output
+
+
 # ---- muddles --------------------------------------------------------------------------------
 
 
@@ -289,5 +371,5 @@ def test_names_of_classes_that_cannot_be_used(valued, text):
 def test_one_mask_is_not_enough(valued):
     for number in range(1, 6):
         (valued / "masks" / f"scan{number}.png").unlink()
-    with pytest.raises(DataError, match="1 image with masks; two are needed"):
+    with pytest.raises(DataError, match="1 image file with masks; two are needed"):
         make_split(load(valued), 0)

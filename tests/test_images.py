@@ -99,6 +99,30 @@ def test_the_window_of_a_dicom_file_is_applied(tmp_path):
     assert abs(pixels[values == 100].mean() - 0.5) < 0.03
 
 
+def test_frames_are_planes_on_one_scale(tmp_path):
+    frames = np.stack([GREY, GREY // 2, GREY // 4]).astype(np.uint16)
+    write_dicom(tmp_path / "a.dcm", frames, NumberOfFrames=3)
+    pictures = list(read_pictures(tmp_path / "a.dcm"))
+    assert [p.name for p in pictures] == ["a/000", "a/001", "a/002"]
+    first, second, _ = (p.pixels for p in pictures)
+    assert second.mean() == pytest.approx(first.mean() / 2, rel=0.05)
+
+
+def test_a_narrow_image_in_a_wide_window_stays_narrow(tmp_path):
+    values = np.full((20, 30), 2000, np.uint16)
+    values[:10] = 2100
+    write_dicom(tmp_path / "a.dcm", values, WindowCenter=2048, WindowWidth=4096)
+    assert np.ptp(only(tmp_path / "a.dcm").pixels) == pytest.approx(100 / 4095, abs=0.005)
+
+
+def test_dicom_is_known_by_its_content_or_its_name(tmp_path):
+    write_dicom(tmp_path / "1.2.840.5", GREY.astype(np.uint16))
+    assert is_image(tmp_path / "1.2.840.5")
+    assert only(tmp_path / "1.2.840.5").name == "1.2.840.5"
+    (tmp_path / "bad.dcm").write_bytes(b"hello")
+    assert is_image(tmp_path / "bad.dcm")  # to be named as one that cannot be read
+
+
 def test_the_spacing_of_projection_radiographs(tmp_path):
     write_dicom(tmp_path / "a.dcm", GREY.astype(np.uint16), ImagerPixelSpacing=[0.2, 0.2])
     assert only(tmp_path / "a.dcm").spacing == (0.2, 0.2)

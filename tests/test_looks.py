@@ -85,7 +85,7 @@ def test_a_rehearsal_says_what_a_run_takes_and_writes_nothing(tmp_path):
     out = tmp_path / "run"
     result = command("train", "--size", 32, "--batch-size", 4, "--dry-run", "--out", out)
     assert result.exit_code == 0, result.output
-    assert re.search(r"2000 steps of [\d.e-]+ s, about 0:\d\d:\d\d with validation", result.output)
+    assert re.search(r"2000 steps, about 0:\d\d:\d\d with validation", result.output)
     assert "Nothing was written." in result.output
     assert not out.exists()
     bad = command("train", "--size", 32, "--labelled", 101, "--dry-run", "--out", out)
@@ -102,8 +102,30 @@ def test_a_rehearsal_of_a_run_that_goes_on(run, tmp_path):
     (out / "summary.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     result = command("train", "--dry-run", "--resume", "--out", out)
-    assert "0 steps of" in result.output, result.output
+    assert "0 steps, about" in result.output, result.output
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    """A $ is no mathematics, brackets are no markup: neither costs a run its end."""
+    phantom = load_dataset("phantom", size=32)
+    for i in range(8):
+        for part in ("images", "masks"):
+            (tmp_path / "data $x_{[/b]" / part).mkdir(parents=True, exist_ok=True)
+        root = tmp_path / "data $x_{[/b]"
+        Image.fromarray(phantom.images[i, 0].numpy()).save(root / "images" / f"a$x_{{{i}.png")
+        mask = (phantom.masks[i] > 0).to(torch.uint8).numpy()
+        Image.fromarray(mask).save(root / "masks" / f"a$x_{{{i}.png")
+    (root / "classes.txt").write_text("\ufeff1 lung [/red] $y_{\r\n", encoding="utf-8")
+    config = dataclasses.replace(TINY, data="folder", root=str(root))
+    summary = train(config, tmp_path / "run [/i] $z_{", False)
+    assert set(summary["test"]["iou"]) == {"lung [/red] $y_{"}
+    out = tmp_path / "run [/i] $z_{"
+    assert command("evaluate", out).exit_code == 0
+    assert command("report", out, "--out", tmp_path / "r.html").exit_code == 0
+    sheet = ("--sheet", tmp_path / "s.png")
+    assert command("data", "check", "--data", "folder", "--root", root, *sheet).exit_code == 0
+    assert command("predict", out, root / "images", "--out", tmp_path / "found").exit_code == 0
 
 
 # ---- export ---------------------------------------------------------------------------------
@@ -187,6 +209,28 @@ def test_a_report_without_the_data_says_so(run, tmp_path):
     config.save(out / "config.toml")
     assert command("report", out, "--out", tmp_path / "report.html").exit_code == 0
     assert "No cases can be shown: folder: no folder" in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_of_an_older_version_is_refused(run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    summary = json.loads((out / "summary.json").read_text())
+    del summary["seed"]
+    (out / "summary.json").write_text(json.dumps(summary))
+    result = command("report", out, "--out", tmp_path / "report.html")
+    assert (result.exit_code, "has no 'seed'" in result.stderr) == (1, True)
+
+
+def test_files_are_not_written_into_folders_that_are_not_there(run, tmp_path):
+    for line in (
+        ("report", run),
+        ("export", run),
+        ("preview",),
+        ("data", "splits"),
+    ):
+        result = command(*line, "--out", tmp_path / "missing" / "x")
+        assert result.exit_code == 2
+        assert f"there is no folder {tmp_path / 'missing'}; make it first" in result.stderr
 
 
 def test_a_report_on_what_is_no_finished_run_is_refused(tmp_path):

@@ -167,9 +167,9 @@ def test_png(segmenter, tmp_path):
     (tmp_path / "in" / "notes.txt").write_text("not an image")
     out = tmp_path / "new" / "out"
     assert predict(segmenter, [tmp_path / "in"], out, console=QUIET) == []
-    for name, expected in zip(("left_lung", "right_lung", "heart"), masks, strict=True):
-        assert np.array_equal(mask(out / f"a-{name}.png"), expected)
-    overlay = np.asarray(Image.open(out / "a-overlay.png"))
+    for name, expected in zip(CLASSES, masks, strict=True):
+        assert np.array_equal(mask(out / name / "a.png"), expected)
+    overlay = np.asarray(Image.open(out / "overlays" / "a.png"))
     assert overlay.shape == (96, 64, 3)
     changed = (overlay != image[..., None]).any(-1)
     assert changed.any()
@@ -185,8 +185,7 @@ def test_png(segmenter, tmp_path):
     assert float(first["cardiothoracic ratio"]) == pytest.approx(16 / 48, rel=1e-4)
     assert 0 < float(first["consistency"]) <= 1
     assert second["height"] == "64"
-    names = {path.name for path in out.iterdir()}
-    assert len(names) == 2 * 4 + 1
+    assert {path.name for path in out.iterdir()} == {*CLASSES, "overlays", "measurements.csv"}
 
 
 def test_nifti_in_nifti_out(segmenter, tmp_path):
@@ -195,7 +194,7 @@ def test_nifti_in_nifti_out(segmenter, tmp_path):
     affine = np.array([[0, 2.0, 0, 5], [1.5, 0, 0, -3], [0, 0, 4, 0], [0, 0, 0, 1]])
     nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "ct.nii.gz")
     assert predict(segmenter, [tmp_path / "ct.nii.gz"], tmp_path / "out", console=QUIET) == []
-    found = nibabel.load(tmp_path / "out" / "ct-heart.nii.gz")
+    found = nibabel.load(tmp_path / "out" / "heart" / "ct.nii.gz")
     np.testing.assert_allclose(found.affine, affine)
     assert found.get_data_dtype() == np.uint8
     assert np.array_equal(np.asarray(found.dataobj) > 0, values == 204)
@@ -210,7 +209,7 @@ def test_dicom_in_dicom_seg_out(segmenter, tmp_path):
     image, masks = chest()
     write_dicom(tmp_path / "a.dcm", image.astype("u2"), PixelSpacing=[0.5, 0.5])
     assert predict(segmenter, [tmp_path / "a.dcm"], tmp_path / "out", console=QUIET) == []
-    found = pydicom.dcmread(tmp_path / "out" / "a-segmentation.dcm")
+    found = pydicom.dcmread(tmp_path / "out" / "segmentations" / "a.dcm")
     assert [s.SegmentLabel for s in found.SegmentSequence] == list(CLASSES)
     assert found.PatientID == "phantom"
     source = pydicom.dcmread(tmp_path / "a.dcm")
@@ -230,10 +229,10 @@ def test_postprocessing_is_applied(segmenter, tmp_path):
     options = {"console": QUIET, "consistency": False, "overlays": False}
     predict(segmenter, [tmp_path / "a.png"], tmp_path / "raw", **options)
     predict(segmenter, [tmp_path / "a.png"], tmp_path / "clean", postprocess=True, **options)
-    assert mask(tmp_path / "raw" / "a-heart.png").sum() == masks[2].sum() + 1
-    assert np.array_equal(mask(tmp_path / "clean" / "a-heart.png"), masks[2])
+    assert mask(tmp_path / "raw" / "heart" / "a.png").sum() == masks[2].sum() + 1
+    assert np.array_equal(mask(tmp_path / "clean" / "heart" / "a.png"), masks[2])
     assert table(tmp_path / "raw")[0]["consistency"] == ""
-    assert not (tmp_path / "raw" / "a-overlay.png").exists()
+    assert not (tmp_path / "raw" / "overlays").exists()
 
 
 def test_one_bad_file_is_named_and_the_others_are_done(segmenter, tmp_path):
@@ -252,7 +251,7 @@ def test_a_full_disk_costs_no_finished_work(segmenter, tmp_path):
     write = tcseg.predict.write_atomically
 
     def full(path, content):
-        if path.name.startswith("c-"):
+        if path.name == "c.png":
             raise OSError(28, "No space left on device", str(path))
         write(path, content)
 
@@ -263,7 +262,7 @@ def test_a_full_disk_costs_no_finished_work(segmenter, tmp_path):
     assert problem.startswith(f"{tmp_path / 'out'}: cannot be written (No space left on device); ")
     assert problem.endswith("2 of 4 files are not done")
     assert len(table(tmp_path / "out")) == 2
-    assert (tmp_path / "out" / "b-heart.png").exists()
+    assert (tmp_path / "out" / "heart" / "b.png").exists()
 
 
 def test_what_cannot_be_done_is_said_before_anything_is(segmenter, tmp_path):
@@ -282,6 +281,58 @@ def test_what_cannot_be_done_is_said_before_anything_is(segmenter, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         predict(segmenter, [tmp_path / "a.png"], tmp_path / "file", console=QUIET)
+
+
+def test_images_are_not_written_over(segmenter, tmp_path):
+    Image.fromarray(chest()[0]).save(tmp_path / "a.png")
+    with pytest.raises(RunError, match="holds the images themselves"):
+        predict(segmenter, [tmp_path], tmp_path, console=QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_structures_of_any_name_have_folders_of_their_own(tmp_path):
+    classes = ("left lung", "left/lung", "left_lung", "../../overlays", "Overlays")
+    model = Model("unet", "float32", classes, channels=1, size=96)
+
+    class Five(Boxes):
+        def forward(self, images):
+            return super().forward(images)[:, [0, 1, 2, 0, 1, 3]]
+
+    segmenter = Segmenter(Five(), model, torch.device("cpu"))
+    (tmp_path / "in").mkdir()
+    Image.fromarray(chest()[0]).save(tmp_path / "in" / "a.png")
+    assert predict(segmenter, [tmp_path / "in"], tmp_path / "out", console=QUIET) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
+    folders = [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+    assert len(folders) == 6
+    assert all([path.name for path in folder.iterdir()] == ["a.png"] for folder in folders)
+
+
+def test_a_name_too_long_stops_no_others(segmenter, tmp_path):
+    for name in ("a", "b" * 245, "c"):
+        Image.fromarray(chest()[0]).save(tmp_path / f"{name}.png")
+    (problem,) = predict(segmenter, [tmp_path], tmp_path / "out", console=QUIET)
+    assert "its name is too long" in problem
+    assert len(table(tmp_path / "out")) == 2
+
+
+def test_dicom_that_cannot_have_a_segmentation_gets_png(segmenter, tmp_path):
+    image, masks = chest()
+    write_dicom(tmp_path / "a.dcm", image.astype("u2"))
+    data = pydicom.dcmread(tmp_path / "a.dcm")
+    del data.StudyInstanceUID
+    data.save_as(tmp_path / "a.dcm")
+    (problem,) = predict(segmenter, [tmp_path / "a.dcm"], tmp_path / "out", console=QUIET)
+    assert "no DICOM segmentation can be made" in problem
+    assert np.array_equal(mask(tmp_path / "out" / "heart" / "a.png"), masks[2])
+    assert len(table(tmp_path / "out")) == 1
+
+
+def test_nothing_found_has_no_consistency(segmenter, tmp_path):
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "black.png")
+    predict(segmenter, [tmp_path], tmp_path / "out", console=QUIET)
+    (row,) = table(tmp_path / "out")
+    assert (row["consistency"], row["heart pixels"]) == ("", "0")
 
 
 def test_memory_does_not_grow_with_the_number_of_files(segmenter, tmp_path):

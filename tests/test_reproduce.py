@@ -110,6 +110,37 @@ def test_ctrl_c_stops_after_a_checkpoint(tmp_path):
     assert metrics.with_name("checkpoint.pt").exists()
 
 
+def test_a_run_killed_before_its_first_checkpoint_goes_on(finished, tmp_path):
+    out = copied(finished, tmp_path / "grid")
+    run = out / "runs" / "l5-s0-pretraining"
+    run.mkdir(parents=True)
+    Cell(5, None, 0, "pretraining").config(TINY, out).save(run / "config.toml")
+    (run / "metrics.csv").write_text("step,loss\n1,0.5\n")
+    assert reproduce("table1", TINY, out, **(PART | {"methods": ["baseline"]}))
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    command = [sys.executable, "-m", "tcseg", "reproduce", "table1", "--data", "phantom"]
+    command += ["--size", "32", "--batch-size", "4", "--pretrain-steps", "100000", "--splits", "0"]
+    command += ["--labelled", "5", "--methods", "baseline", "--device", "cpu"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "grid")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    run = tmp_path / "grid" / "runs" / "l5-s0-pretraining"
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    # The worker leaves the folder's lock when its training has stopped.
+    while (run / ".lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not (run / ".lock").exists()
+    assert (run / "checkpoint.pt").exists()
+
+
 def test_results_of_other_machines_are_merged(finished, tmp_path, capsys):
     out = tmp_path / "here"
     assert reproduce("table1", TINY, out, minutes=0, merge=[finished], **PART)
@@ -167,6 +198,7 @@ def test_without_pretraining_nothing_that_needs_it_starts(tmp_path):
     ("arguments", "message"),
     [
         (["--labelled", "101"], "101 labelled images asked for, but the training set has 100"),
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--labelled", "0"], "--labelled must be at least 1, got 0"),
         (["--splits", "-1"], "--split must be at least 0, got -1"),
         (["--labelled", "5;10"], "'5;10' is not a valid integer"),
@@ -213,11 +245,15 @@ def summary(miou, validation_images=24, joined=0.5):
     part = {"iou": {"heart": joined}, "iou_std": {"heart": 0.1}}
     part |= {"macd_mm": {"heart": 1.0}, "macd_mm_std": {"heart": 0.25}}
     both = {"iou": {"lungs": 0.9, "clavicles": 0.6}, "iou_std": {"lungs": 0.02, "clavicles": 0.2}}
-    both |= {"macd_mm": {"lungs": 2.0, "clavicles": None}}
+    both |= {"macd_mm": {"lungs": 2.0, "clavicles": None}}  # nan, as it is written
     both |= {"macd_mm_std": {"lungs": 0.5, "clavicles": None}}
     return {
         "validation_images": validation_images,
+        "best_step": 1,
+        "seconds": 2.0,
         "test": {"miou": miou},
+        "validation": {"miou": miou},
+        "pretrained_test": {"miou": miou},
         "test_postprocessed": {"miou": miou, **part, "joined": both},
     }
 
@@ -274,5 +310,5 @@ def test_results_are_written_whole(tmp_path):
     cell = Cell(5, None, 0, "semitc+")
     results.add(cell, summary(0.5))
     again = Results(tmp_path / "grid", TINY)
-    assert again.finished == {cell: summary(0.5)}
+    assert again.finished == results.finished == {cell: summary(0.5)}
     Console(quiet=True).print(tables.table1(again.finished, ["semitc+"], [5], True).rich())

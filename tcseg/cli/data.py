@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from tcseg.cli.options import (
+    FileToWrite,
     examples,
 )
 from tcseg.config import DATA_SETS
@@ -48,7 +49,7 @@ def _data_option(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--split-file", type=click.Path(path_type=Path), help="File of splits to check, too.")
 @click.option(
     "--sheet",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FileToWrite(),
     help="PNG to draw a contact sheet to: images with the outlines of their masks.",
 )
 @click.pass_context
@@ -90,7 +91,7 @@ def check(
 @click.option(
     "--out",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FileToWrite(),
     help="JSON file to write; to be used, changed or not, with --split-file.",
 )
 def splits(data: str, root: str | None, out: Path) -> None:
@@ -98,10 +99,11 @@ def splits(data: str, root: str | None, out: Path) -> None:
 
     The first n training images of a split are the n labelled ones, so that subsets are nested.
     """
-    from tcseg.data import MIN_SIZE, load_dataset, make_split, save_splits
+    from tcseg.data import Problems, load_dataset, make_split, save_splits
 
     if out.exists():
         raise RunError(f"{out} exists; choose another --out")
-    dataset = load_dataset(data, root=root, size=MIN_SIZE)
+    # What is wrong, `tcseg data check` says; the images that are left have their split.
+    dataset = load_dataset(data, root=root, size=256, problems=Problems(collect=True))
     save_splits(out, dataset, [make_split(dataset, number) for number in range(5)])
     click.echo(f"Written: {out}")

@@ -86,7 +86,7 @@ def read_config(
     # Absolute, so that the run can be continued from another folder.
     for name in ("root", "pretrained", "split_file"):
         if name in given:
-            given[name] = str(Path(given[name]).absolute())
+            given[name] = str(Path(given[name]).expanduser().absolute())
     default = Config() if default is None else default
     config = dataclasses.replace(default if file is None else Config.load(file), **given)
     config.validate()
@@ -112,6 +112,23 @@ config_file_option = click.option(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="TOML file of options, such as the config.toml of a run; options given here override it.",
 )
+
+
+class FileToWrite(click.Path):
+    """A file in a folder that exists and can be written to: found out before any work."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Check the folder."""
+        path: Any = super().convert(value, param, ctx)
+        folder = Path(path).absolute().parent
+        if not folder.is_dir():
+            self.fail(f"there is no folder {folder}; make it first", param, ctx)
+        if not os.access(folder, os.W_OK):
+            self.fail(f"{folder} is read-only", param, ctx)
+        return path
 
 
 class ListOf(click.ParamType[list[Any]]):

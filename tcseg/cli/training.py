@@ -20,7 +20,7 @@ from tcseg.cli.options import (
 )
 from tcseg.config import METHODS, Config
 from tcseg.files import write_json
-from tcseg.runs import RunError, RunFolder
+from tcseg.runs import RunFolder
 
 
 @click.command(
@@ -101,27 +101,25 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
     from rich.console import Console
 
     from tcseg import evaluation
-    from tcseg.data import load_dataset, make_split, validation_subset
+    from tcseg.data import load_dataset, read_splits, validation_subset
     from tcseg.segmenter import load
 
     segmenter = load(run, config.device)
     dataset = load_dataset(config.data, root=config.root, size=config.size).to(segmenter.device)
-    if dataset.classes != segmenter.classes:
-        raise RunError(
-            f"{run} was trained for {', '.join(segmenter.classes)}; the data now have "
-            f"{', '.join(dataset.classes)}"
-        )
-    split = make_split(dataset, config.split, config.split_file)
+    segmenter.check(dataset, run)
+    # Of the run, not of the data as they are now: more masks would shuffle them otherwise.
+    folder.split_record()  # or a clear error
+    (split,) = read_splits(run / "split.json", dataset)
     validation = validation_subset(split, config.validation_images)
     indices = split.test if on == "test" else validation
     results = evaluation.evaluate(segmenter.network, dataset, indices, postprocess=postprocess)
 
-    name = f"evaluation-{on}{'-postprocessed' if postprocess else ''}.json"
-    write_json(run / name, {"on": on, "postprocess": postprocess, **results})
     console = Console(highlight=False, markup=False, soft_wrap=True)  # paths stay as they are
     processed = ", post-processed" if postprocess else ""
     console.print(f"{run}: {len(indices)} {on} images{processed}")
     console.print(evaluation.results_table({config.method: results}))
+    name = f"evaluation-{on}{'-postprocessed' if postprocess else ''}.json"
+    write_json(run / name, {"on": on, "postprocess": postprocess, **results})
     console.print(f"Details by image: {run / name}")
 
 

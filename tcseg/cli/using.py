@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from tcseg.cli.options import (
+    FileToWrite,
     config_file_option,
     examples,
     preview_options,
@@ -27,7 +28,7 @@ from tcseg.runs import RunFolder
 @click.option(
     "--out",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FileToWrite(),
     help="PNG file to write.",
 )
 @config_file_option
@@ -90,10 +91,11 @@ def predict(
 ) -> None:
     """Segment INPUTS, files or folders, with the network of the folder RUN.
 
-    Writes a mask for each structure at the size of the image (PNG; NIfTI for NIfTI; DICOM-SEG for
-    DICOM), an overlay, and measurements.csv: areas (in mm2 where the file says how large a pixel
-    is), cardiothoracic ratio of chests, and consistency: how well predictions for deformed views
-    agree, from 0 to 1. Images with a low one are those to check, or to label next.
+    Writes a mask for each structure at the size of the image, a folder for each (PNG; NIfTI for
+    NIfTI; DICOM-SEG for DICOM), an overlay, and measurements.csv: areas (in mm2 where the file says
+    how large a pixel is), cardiothoracic ratio of chests, and consistency: how well predictions for
+    deformed views agree, from 0 to 1, empty where nothing was found. Images with a low one, or
+    none, are those to check, or to label next.
 
     A file that cannot be read is named and skipped; the exit status is then 1.
     """
@@ -136,9 +138,7 @@ def predict(
     show_default=True,
     help="Form of the file.",
 )
-@click.option(
-    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write."
-)
+@click.option("--out", required=True, type=FileToWrite(), help="File to write.")
 def export(run: Path, form: Any, out: Path) -> None:
     """Write the network of the folder RUN for other programs; run it there and compare.
 
@@ -165,9 +165,7 @@ def export(run: Path, form: Any, out: Path) -> None:
     )
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="HTML file."
-)
+@click.option("--out", required=True, type=FileToWrite(), help="HTML file.")
 @click.option("--root", help="Folder of the data set, where it is not the one trained with.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def report(runs: tuple[Path, ...], out: Path, root: str | None, device: str) -> None:

@@ -6,7 +6,15 @@ import os
 from pathlib import Path
 
 from .dataset import CLASSES, DataError, Dataset, Problems, pack_masks, unpack_masks
-from .splits import Split, labelled_subset, make_split, save_splits, validation_subset
+from .splits import (
+    Split,
+    labelled_subset,
+    make_split,
+    read_splits,
+    save_splits,
+    split_record,
+    validation_subset,
+)
 
 __all__ = [
     "CLASSES",
@@ -18,7 +26,9 @@ __all__ = [
     "load_dataset",
     "make_split",
     "pack_masks",
+    "read_splits",
     "save_splits",
+    "split_record",
     "unpack_masks",
     "validation_subset",
 ]

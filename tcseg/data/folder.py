@@ -1,9 +1,9 @@
 """A folder of one's own images: ``images/`` and ``masks/``, matched by name.
 
 Masks are either files that hold one value per class (0 is background), ``masks/NAME.png``, or one
-folder for each class with files that are not 0 where the class is, ``masks/CLASS/NAME.png``; then
-classes may overlap. Images without a mask are unlabelled. A file ``classes.txt`` in the folder may
-name the values, a line each: ``1 liver``.
+folder for each class with files that are white (or not 0) where it is, ``masks/CLASS/NAME.png``;
+then classes may overlap. Images without a mask are unlabelled. A file ``classes.txt`` in the
+folder may name the values, a line each: ``1 liver``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .images import (
     PLAIN,
     Picture,
     Placement,
+    is_dicom,
     is_image,
     read_pictures,
     read_volume,
@@ -84,8 +85,8 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
     for c, name in enumerate(masks.classes):
         if not (stacked >> c & 1).any():
             problems.add(
-                f"folder: {name!r} is marked in no image; mark it in one at least, or take it out "
-                "of masks/ and classes.txt"
+                f"folder: {name!r} is marked in no image at {size} x {size} pixels; mark it in one "
+                "at least, take it out of masks/ and classes.txt, or use a larger --size"
             )
     channels = max(map(len, pixels))
     return Dataset(
@@ -103,9 +104,14 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
 
 
 def formats(root: str | Path) -> dict[str, Counter[str]]:
-    """Count the image files by format."""
-    files = _image_files(Path(root).expanduser(), Problems(collect=True))
-    return {"images": Counter(suffix(path).lstrip(".").upper() or "DICOM" for path in files)}
+    """Count the image files by format, and what in their folder is none."""
+    root = Path(root).expanduser()
+    files = _image_files(root, Problems(collect=True))
+    counts = {"images": Counter(suffix(path).lstrip(".").upper() or "DICOM" for path in files)}
+    others = [p for p in (root / "images").iterdir() if p.name[0] != "." and not is_image(p)]
+    if others:
+        counts["not read, as no images"] = Counter(path.suffix or path.name for path in others)
+    return counts
 
 
 def _image_files(root: Path, problems: Problems) -> list[Path]:
@@ -196,8 +202,9 @@ class _ByClass(_Masks):
                 planes.append(np.zeros(shape, bool))
             else:
                 plane = _plane(path, picture)
-                # Edges may be smoothed: half of the largest value is the outline.
-                planes.append(plane > plane.max() / 2)
+                # White on black may have smoothed edges, whose outline is at one half; of other
+                # values each that is not 0 is inside.
+                planes.append(plane > (plane.max() / 2 if plane.max() > 128 else 0))
         return _pack(planes, place)
 
 
@@ -258,7 +265,7 @@ def _class_names(path: Path) -> dict[int, str]:
         return {}
     names: dict[int, str] = {}
     try:
-        for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
+        for line in filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())):
             value, name = line.split(maxsplit=1)
             names[int(value)] = name
     except (OSError, ValueError) as error:
@@ -291,7 +298,7 @@ def _planes(path: Path) -> Iterator[NDArray[np.int64]]:
         if suffix(path) in NIFTI:
             yield from (_whole(plane, path) for plane in read_volume(path)[0])
             return
-        if suffix(path) not in PLAIN:
+        if is_dicom(path):
             import pydicom
 
             values = pydicom.dcmread(path).pixel_array

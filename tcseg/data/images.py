@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 
 from .dataset import DataError
 
-PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-DICOM = (".dcm", ".dicom", "")  # archives give them no suffix
+PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+DICOM = (".dcm", ".dicom")
 NIFTI = (".nii", ".nii.gz")
 # Beyond these fractions of the pixels, values of more than 8 bits are cut off: a few hot pixels, a
 # burnt-in label or metal would leave the rest in a tenth of the range.
@@ -53,9 +53,9 @@ class Picture:
 
 
 def suffix(path: Path) -> str:
-    """Return the suffix in small letters, ``.nii.gz`` as one."""
-    name = path.name.lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
+    """Return the suffix in small letters, ``.nii.gz`` as one; a number is none."""
+    name, last = path.name.lower(), path.suffix.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else "" if last[1:].isdecimal() else last
 
 
 def stem(path: Path) -> str:
@@ -67,14 +67,22 @@ def is_image(path: Path) -> bool:
     """Whether a file looks like one that `read_pictures` takes: by its name, DICOM by content."""
     if path.name.startswith(".") or not path.is_file():
         return False
-    kind = suffix(path)
-    if kind not in DICOM:
-        return kind in PLAIN or kind in NIFTI
+    if suffix(path) in (*PLAIN, *DICOM, *NIFTI):
+        return True
+    return _has_dicom_mark(path)  # archives name them by number, or give them no suffix
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is to be read as DICOM."""
+    return suffix(path) in DICOM or (suffix(path) not in (*PLAIN, *NIFTI) and _has_dicom_mark(path))
+
+
+def _has_dicom_mark(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
-        return True  # so that it is named where it cannot be read
+        return False
 
 
 def read_pictures(path: Path) -> Iterator[Picture]:
@@ -89,10 +97,10 @@ def read_pictures(path: Path) -> Iterator[Picture]:
     try:
         if kind in NIFTI:
             yield from _read_nifti(path)
-        elif kind in DICOM:
-            yield from _read_dicom(path)
         elif kind in PLAIN:
             yield from _read_plain(path)
+        elif is_dicom(path):
+            yield from _read_dicom(path)
         else:
             raise DataError(f"{path}: {kind!r} is no image format that is known")
     except DataError:
@@ -166,35 +174,50 @@ def _read_plain(path: Path) -> Iterator[Picture]:
 
 def _read_dicom(path: Path) -> Iterator[Picture]:
     import pydicom
-    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels.processing import apply_modality_lut
 
     data = pydicom.dcmread(path)
-    frames = data.pixel_array
-    photometric = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
     count = int(data.get("NumberOfFrames", 1) or 1)
-    colour = int(data.get("SamplesPerPixel", 1)) > 1
-    if count == 1:
-        frames = frames.reshape(1, *frames.shape[-3 if colour else -2 :])
-    for plane in range(count):
-        values = frames[plane]
-        if not colour:
-            # The window that the file asks for, if any, is what a reader would see.
-            values = apply_voi_lut(apply_modality_lut(values, data), data)
-            values = values.astype(np.float64)
-            if "WindowWidth" in data or "VOILUTSequence" in data:
-                values = _unit(values)
-            if photometric == "MONOCHROME1":
-                values = values.max() - values
+    frames = data.pixel_array if count > 1 else data.pixel_array[None]
+    spacing = _dicom_spacing(data)
+    if int(data.get("SamplesPerPixel", 1)) > 1:
+        levels = [as_pixels(frame) for frame in frames]
+    else:
+        values = _windowed(apply_modality_lut(frames, data), data)
+        # One scale for all frames.
+        rows = as_pixels(values.reshape(-1, values.shape[-1]))[0]
+        if str(data.get("PhotometricInterpretation")) == "MONOCHROME1":
+            rows = 1 - rows
+        levels = [frame[None] for frame in rows.reshape(frames.shape)]
+    for plane, pixels in enumerate(levels):
         name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
-        pixels = as_pixels(values)
-        yield Picture(name, pixels, _dicom_spacing(data), path, None if count == 1 else plane)
+        yield Picture(name, pixels, spacing, path, None if count == 1 else plane)
 
 
-def _unit(values: NDArray[np.float64]) -> NDArray[Any]:
-    # A window was applied: its ends are the ends, no tails are cut off. As 8 bits, they stay.
-    low, high = values.min(), values.max()
-    scale = 255 / (high - low) if high > low else 0.0
-    return np.asarray(np.rint((values - low) * scale), np.uint8)
+def _windowed(values: NDArray[Any], data: Any) -> NDArray[Any]:
+    """Apply the window that the file asks for, if any: what a reader would see.
+
+    As 8 bits then, whose ends stay the ends.
+    """
+    from pydicom.pixels.processing import apply_voi_lut
+
+    if "VOILUTSequence" in data:
+        seen = apply_voi_lut(values, data).astype(np.float64)
+        levels = (seen - seen.min()) / max(seen.max() - seen.min(), 1e-12)
+    elif "WindowWidth" in data and "WindowCenter" in data:
+        centre, width = (_first(data[name].value) for name in ("WindowCenter", "WindowWidth"))
+        if not width > 1:
+            return values
+        # DICOM PS3.3 C.11.2.1.2
+        levels = (values.astype(np.float64) - (centre - 0.5)) / (width - 1) + 0.5
+    else:
+        return values
+    return np.asarray(np.rint(levels.clip(0, 1) * 255), np.uint8)
+
+
+def _first(value: Any) -> float:
+    """Return the first of several windows, or the only one."""
+    return float(value if isinstance(value, (int, float, str)) else np.atleast_1d(value)[0])
 
 
 def _dicom_spacing(data: Any) -> tuple[float, float] | None:

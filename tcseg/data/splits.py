@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,9 +43,9 @@ def make_split(dataset: Dataset, split: int, file: str | os.PathLike[str] | None
     Phantom: the same 100 training, 20 validation and 40 test images for every split; the split
     number only shuffles the training images, and so draws other labelled ones.
 
-    Folder: the images with masks, shuffled by the split number; a fifth of them validates (one at
-    least), a fifth is the test set, the others train. Below five the validation images are the
-    test set as well.
+    Folder: the files with masks, shuffled by the split number, planes of one file together; a fifth
+    of them validates (one at least), a fifth is the test set, the others train. Below five the
+    validation images are the test set as well.
 
     Parameters
     ----------
@@ -101,16 +102,19 @@ def _jsrt_split(dataset: Dataset, split: int) -> Split:
 
 
 def _folder_split(dataset: Dataset, split: int) -> Split:
-    known = _annotated(dataset)
-    if len(known) < 2:
+    # Planes of one file stay together: they are too alike to be tested on each other.
+    files: dict[str, list[int]] = {}
+    for index in _annotated(dataset):
+        files.setdefault(dataset.ids[index].rsplit("/", 1)[0], []).append(index)
+    if len(files) < 2:
         raise DataError(
-            f"folder: {len(known)} image with masks; two are needed at least, one to train and one "
-            "to choose the network"
+            f"folder: {len(files)} image file with masks; two are needed at least, one to train "
+            "and one to choose the network"
         )
-    order = np.random.default_rng([split, len(dataset)]).permutation(known).tolist()
-    fifth = len(known) // 5
-    test, rest = order[:fifth], order[fifth:]
-    validation, train = rest[: max(1, fifth)], rest[max(1, fifth) :]
+    order = np.random.default_rng([split, len(dataset)]).permutation(sorted(files))
+    fifth = len(files) // 5
+    parts = np.split(order, [fifth, fifth + max(1, fifth)])
+    test, validation, train = ([i for name in part for i in files[name]] for part in parts)
     return Split(train, validation, test or validation, _unlabelled(dataset))
 
 
@@ -162,17 +166,24 @@ def validation_subset(split: Split, count: int | None) -> list[int]:
 _PARTS = ("train", "validation", "test")
 
 
+def split_record(dataset: Dataset, split: Split) -> dict[str, Any]:
+    """Return what a run has to remember of its data: ids of a split, and the structures."""
+    parts = {**_named(dataset, split), "unlabelled": [dataset.ids[i] for i in split.unlabelled]}
+    return {"data": dataset.name, "classes": list(dataset.classes), "splits": [parts]}
+
+
+def _named(dataset: Dataset, split: Split) -> dict[str, list[str]]:
+    return {part: [dataset.ids[i] for i in getattr(split, part)] for part in _PARTS}
+
+
 def save_splits(path: str | os.PathLike[str], dataset: Dataset, splits: list[Split]) -> None:
     """Write splits as JSON, images by their ids.
 
     The file is ``{"data": name, "splits": [{"train": [...], "validation": [...], "test": [...]},
     ...]}``, in the order of `Split`: the first n training ids are the labelled ones.
     """
-
-    def named(split: Split) -> dict[str, list[str]]:
-        return {part: [dataset.ids[i] for i in getattr(split, part)] for part in _PARTS}
-
-    write_json(path, {"data": dataset.name, "splits": [named(split) for split in splits]})
+    named = [_named(dataset, split) for split in splits]
+    write_json(path, {"data": dataset.name, "splits": named})
 
 
 def read_splits(path: str | os.PathLike[str], dataset: Dataset) -> list[Split]:
