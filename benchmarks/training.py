@@ -128,6 +128,7 @@ def memory_mib(trainer: Trainer) -> dict[str, float]:
 
 def measure(config: Config, rounds: int) -> dict[str, Any]:
     """Return times in milliseconds and memory in MiB of a training with these options."""
+    torch._dynamo.reset()  # what was compiled before counts towards a limit
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, RunFolder(folder))
         parts = Parts(trainer)

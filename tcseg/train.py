@@ -79,9 +79,9 @@ def train(
         console = Console(quiet=show is not None or not writes)
         with distributed.first_of_all(lambda: RunFolder.create(out, config, resume=resume)) as run:
             trainer = Trainer(config, run, device, dataset)
+            _start(trainer, resume)
             if writes:
                 run.record_split(split_record(trainer.dataset, trainer.split), resume)
-            _start(trainer, resume)
             _describe(trainer, console)
             if show is None:
                 _fit(trainer, console, stop)

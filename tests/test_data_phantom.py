@@ -135,5 +135,5 @@ def test_sizes_out_of_range_are_refused(size):
 
 
 def test_unknown_data_set_is_refused():
-    with pytest.raises(DataError, match="unknown data set 'montgomery'; expected phantom or jsrt"):
+    with pytest.raises(DataError, match="'montgomery'; expected phantom, jsrt or folder"):
         load_dataset("montgomery")
