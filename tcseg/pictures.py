@@ -13,15 +13,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from PIL import Image
 from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 from tcseg.data import Dataset
+from tcseg.data.images import png
 from tcseg.files import write_atomically
 from tcseg.metrics import iou
 
-__all__ = ["Panel", "outlined", "save_contact_sheet", "save_grid", "save_panel", "save_progress"]
+__all__ = [
+    "Panel",
+    "outlined",
+    "save_contact_sheet",
+    "save_grid",
+    "save_panel",
+    "save_progress",
+    "side_by_side",
+]
 
 # One colour for each of at most 8 structures: bright on grey, apart for colour-blind eyes too.
 COLOURS = (
@@ -141,23 +149,14 @@ def save_progress(
     predictions
         bool (b, C + 1, H, W), background last.
     """
-    factor = -(-PROGRESS_SIZE // dataset.images.shape[-1])
-
-    def enlarged(values: np.ndarray) -> np.ndarray:
-        return values.repeat(factor, axis=-2).repeat(factor, axis=-1)
-
-    rows = []
     images = dataset.image_batch(indices).cpu().numpy()
     truths = dataset.target_batch(indices)[:, :-1].cpu().numpy().astype(bool)
     found = predictions[:, :-1].cpu().numpy()
-    for image, *both in zip(images, truths, found, strict=True):
-        picture = enlarged(image)
-        nothing = np.zeros((0, *picture.shape[1:]), bool)
-        masks = (nothing, *map(enlarged, both))
-        rows.append(np.concatenate([outlined(picture, m) for m in masks], axis=1))
-    content = io.BytesIO()
-    Image.fromarray(np.concatenate(rows)).save(content, format="png")
-    write_atomically(path, content.getbuffer())
+    rows = [
+        side_by_side(image, (None, truth, mask), PROGRESS_SIZE)
+        for image, truth, mask in zip(images, truths, found, strict=True)
+    ]
+    write_atomically(path, png(np.concatenate(rows)))
 
 
 @dataclass(frozen=True)
@@ -271,6 +270,36 @@ def outlined(pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
         edge = mask & ~binary_erosion(mask, iterations=thickness, border_value=1)
         picture[edge] = 255 * np.array(to_rgb(colour))
     return np.asarray(picture.clip(0, 255) + 0.5, dtype=np.uint8)
+
+
+def side_by_side(
+    image: np.ndarray, masks: Sequence[np.ndarray | None], at_least: int
+) -> np.ndarray:
+    """Draw an image once for each set of masks, from left to right, enlarged by whole pixels.
+
+    Parameters
+    ----------
+    image
+        float (C, H, W) in [0, 1], C 1 or 3.
+    masks
+        bool (K, H, W) each; None for none.
+    at_least
+        Width of one image in the picture, in pixels.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 (H', W', 3).
+    """
+    factor = -(-at_least // image.shape[-1])
+
+    def enlarged(values: np.ndarray) -> np.ndarray:
+        return values.repeat(factor, axis=-2).repeat(factor, axis=-1)
+
+    nothing = np.zeros((0, *image.shape[1:]), bool)
+    large = enlarged(image)
+    sides = [outlined(large, enlarged(nothing if m is None else m)) for m in masks]
+    return np.concatenate(sides, axis=1)
 
 
 def _draw(axes: Any, panel: Panel) -> None:

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from tcseg.data.dataset import DataError
+from tcseg.data.dataset import DataError, reason
 from tcseg.data.images import (
     NIFTI,
     Picture,
     is_dicom,
     is_image,
+    png,
     read_pictures,
     stem,
     suffix,
@@ -200,7 +200,7 @@ class _Writer:
 
     def _save_masks(self, name: str, masks: NDArray[np.bool_]) -> None:
         for folder, mask in zip(self.folders, masks, strict=True):
-            _write_png(folder / f"{name}.png", mask.astype(np.uint8) * 255)
+            _write(folder / f"{name}.png", png(mask.astype(np.uint8) * 255))
 
     def _save_nifti(self) -> None:
         import nibabel
@@ -223,8 +223,8 @@ class _Writer:
         except Exception as error:
             for name, masks in zip(self.names, self.planes, strict=True):
                 self._save_masks(name, masks)
-            reason = " ".join(str(error).split())
-            return [f"{self.path}: no DICOM segmentation can be made ({reason}); its masks are PNG"]
+            why = f"no DICOM segmentation can be made ({reason(error)})"
+            return [f"{self.path}: {why}; its masks are PNG"]
         content = io.BytesIO()
         segmentation.save_as(content)
         _write(self.out / "segmentations" / f"{stem(self.path)}.dcm", content.getbuffer())
@@ -286,12 +286,6 @@ def _write(path: Path, content: bytes | memoryview) -> None:
     write_atomically(path, content)
 
 
-def _write_png(path: Path, values: NDArray[np.uint8]) -> None:
-    content = io.BytesIO()
-    Image.fromarray(values).save(content, format="png")
-    _write(path, content.getbuffer())
-
-
 # ---- overlays and measurements --------------------------------------------------------------
 
 
@@ -299,7 +293,7 @@ def _save_overlay(path: Path, picture: Picture, masks: NDArray[np.bool_]) -> Non
     """Draw outlines on an image, at its own size."""
     from tcseg.pictures import outlined
 
-    _write_png(path, outlined(picture.pixels, masks))
+    _write(path, png(outlined(picture.pixels, masks)))
 
 
 def _columns(classes: Sequence[str]) -> list[str]:

@@ -6,23 +6,22 @@ import base64
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
-from tcseg.data import DataError, load_dataset, read_splits
+from tcseg.data import DataError
+from tcseg.data.images import png
 from tcseg.evaluation import evaluate, predict
 from tcseg.files import write_atomically
-from tcseg.pictures import COLOURS, outlined
+from tcseg.pictures import COLOURS, side_by_side
 from tcseg.runs import RunError, RunFolder
-from tcseg.segmenter import load
+from tcseg.segmenter import load_with_data
 
 __all__ = ["report"]
 
@@ -114,13 +113,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _add_cases(run: _Run, folder: RunFolder, root: str | None, device: str) -> None:
-    config = folder.config()
-    config = replace(config, root=root or config.root)
-    segmenter = load(folder.path, device)
-    dataset = load_dataset(config.data, root=config.root, size=config.size).to(segmenter.device)
-    segmenter.check(dataset, folder.path)
-    folder.split_record()  # or a clear error
-    test = read_splits(folder.path / "split.json", dataset)[0].test
+    segmenter, dataset, split = load_with_data(folder.path, device, root)
+    test = split.test
     rows = evaluate(segmenter.network, dataset, test)["images"]
     order = sorted(range(len(rows)), key=lambda i: -rows[i]["miou"])
     run.key = list(zip(dataset.classes, COLOURS, strict=False))
@@ -134,20 +128,13 @@ def _add_cases(run: _Run, folder: RunFolder, root: str | None, device: str) -> N
             {
                 "name": rows[i]["id"],
                 "miou": rows[i]["miou"],
-                "picture": _picture(image, [true, predicted]),
+                "picture": _embedded(
+                    "image/png", png(side_by_side(image, (true, predicted), CASE_SIZE))
+                ),
             }
             for i, image, true, predicted in zip(chosen, images, truth, found, strict=True)
         ]
         run.cases.append((heading, cases))
-
-
-def _picture(image: np.ndarray, masks: Sequence[np.ndarray]) -> str:
-    factor = -(-CASE_SIZE // image.shape[-1])
-    large = image.repeat(factor, 1).repeat(factor, 2)
-    sides = [outlined(large, m.repeat(factor, 1).repeat(factor, 2)) for m in masks]
-    content = io.BytesIO()
-    Image.fromarray(np.concatenate(sides, axis=1)).save(content, format="png", optimize=True)
-    return _embedded("image/png", content.getvalue())
 
 
 def _curves(runs: Sequence[_Run]) -> str:

@@ -264,12 +264,12 @@ def run_grid(
     todo = [cell for cell in cells if cell not in results.finished]
     if not todo or minutes <= 0:
         return {}
-    begun = sorted({cell.pretraining for cell in todo} - results.finished.keys())
     # Pre-training that another machine has done is done again here: its weights stayed there.
-    begun += [
+    begun = [
         cell
-        for cell in sorted({c.pretraining for c in todo} - set(begun))
-        if not (results.folder / "runs" / cell.name / "checkpoint.pt").exists()
+        for cell in sorted({cell.pretraining for cell in todo})
+        if cell not in results.finished
+        or not (results.folder / "runs" / cell.name / "checkpoint.pt").exists()
     ]
     deadline = time.time() + 60 * minutes
     return _Grid([*begun, *todo], results, workers, deadline, console).run()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from tcseg.config import resolve_device
+from tcseg.data import Dataset, Split, load_dataset, read_splits
 from tcseg.data.images import Placement, as_pixels
 from tcseg.files import write_json
 from tcseg.network import build_network
@@ -24,9 +25,8 @@ from tcseg.transforms import Elastic, align
 
 if TYPE_CHECKING:
     from tcseg.config import Config
-    from tcseg.data import Dataset
 
-__all__ = ["Model", "Prediction", "Segmenter", "load"]
+__all__ = ["Model", "Prediction", "Segmenter", "load", "load_weights", "load_with_data"]
 
 # Pairs of deformed views of an image that its consistency is measured on, and their deformation.
 PAIRS = 4
@@ -278,7 +278,41 @@ def load(run: str | os.PathLike[str], device: str = "auto") -> Segmenter:
     return Segmenter(network, model, resolve_device(device))
 
 
-def load_weights(network: nn.Module, weights: Mapping[str, Tensor], run: Path, name: str) -> None:
+def load_with_data(
+    run: Path, device: str, root: str | None = None
+) -> tuple[Segmenter, Dataset, Split]:
+    """Load the network of a run with its data, on one device, and the split it was trained on.
+
+    The split is that of the run, not one of the data as they are now: masks added later would turn
+    training images into test images.
+
+    Parameters
+    ----------
+    run, device
+        As for `load`.
+    root
+        Folder of the data, where it is not the one trained with.
+
+    Raises
+    ------
+    RunError, ValueError
+        As `load`; also if the data are of another kind than the run's.
+    DataError
+        If the data cannot be read, or lack an image of the split.
+    """
+    folder = RunFolder(run)
+    config = folder.config()
+    segmenter = load(run, device)
+    dataset = load_dataset(config.data, root=root or config.root, size=config.size)
+    segmenter.check(dataset, run)
+    folder.split_record()  # or a clear error
+    (split,) = read_splits(run / "split.json", dataset)
+    return segmenter, dataset.to(segmenter.device), split
+
+
+def load_weights(
+    network: nn.Module, weights: Mapping[str, Tensor], run: Path | str, name: str
+) -> None:
     """Put weights into a network; a RunError names the run if they do not fit."""
     try:
         network.load_state_dict(weights)

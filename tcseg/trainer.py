@@ -29,6 +29,7 @@ from tcseg.methods import METHODS, Method
 from tcseg.network import build_network
 from tcseg.pictures import save_progress
 from tcseg.runs import RunError, RunFolder, RunStopped, load_checkpoint
+from tcseg.segmenter import load_weights
 from tcseg.siamese import siamese_objective
 from tcseg.transforms import Transform, recipe
 
@@ -380,13 +381,8 @@ class Trainer:
         checkpoint = load_checkpoint(path / "checkpoint.pt")
         if not checkpoint.get("pretrained"):
             raise RunError(f"--pretrained {path}: its pre-training is not finished")
-        try:
-            self.network.load_state_dict(checkpoint["pretrained"])
-        except RuntimeError as error:
-            raise RunError(
-                f"--pretrained {path}: its weights do not fit network {self.config.network!r}; "
-                "was its code changed?"
-            ) from error
+        weights = checkpoint["pretrained"]
+        load_weights(self.network, weights, f"--pretrained {path}", self.config.network)
         self.state.best = checkpoint["pretrained"]
         self.state.step = self.config.pretrain_steps
 

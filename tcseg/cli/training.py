@@ -92,24 +92,17 @@ def train(
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: str) -> None:
     """Measure the network of the folder RUN; print a table, write RUN/evaluation-....json."""
-    folder = RunFolder(run)
-    config = folder.config()
+    config = RunFolder(run).config()
     config = dataclasses.replace(config, device=device, root=root or config.root)
     config.validate()
-    folder.load_weights()  # or an error, before the slow imports
 
     from rich.console import Console
 
     from tcseg import evaluation
-    from tcseg.data import load_dataset, read_splits, validation_subset
-    from tcseg.segmenter import load
+    from tcseg.data import validation_subset
+    from tcseg.segmenter import load_with_data
 
-    segmenter = load(run, config.device)
-    dataset = load_dataset(config.data, root=config.root, size=config.size).to(segmenter.device)
-    segmenter.check(dataset, run)
-    # Of the run, not of the data as they are now: more masks would shuffle them otherwise.
-    folder.split_record()  # or a clear error
-    (split,) = read_splits(run / "split.json", dataset)
+    segmenter, dataset, split = load_with_data(run, config.device, config.root)
     validation = validation_subset(split, config.validation_images)
     indices = split.test if on == "test" else validation
     results = evaluation.evaluate(segmenter.network, dataset, indices, postprocess=postprocess)

@@ -99,8 +99,6 @@ def predict(
 
     A file that cannot be read is named and skipped; the exit status is then 1.
     """
-    RunFolder(run).load_weights()  # or an error, before the slow imports
-
     from rich.console import Console
 
     from tcseg.predict import predict as predict_files
@@ -144,8 +142,6 @@ def export(run: Path, form: Any, out: Path) -> None:
 
     ONNX needs the packages onnx, onnxscript and onnxruntime: pip install tcwarp[export].
     """
-    RunFolder(run).load_weights()  # or an error, before the slow imports
-
     from tcseg.export import export as write
     from tcseg.segmenter import load
 

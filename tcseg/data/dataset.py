@@ -17,6 +17,11 @@ class DataError(Exception):
     """Data that are missing, damaged or unfit for the request; the message is one clear line."""
 
 
+def reason(error: Exception) -> str:
+    """Return what an error says, on one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class Problems:
     """What is wrong with a data set: the first fault raises, or all are collected.
 

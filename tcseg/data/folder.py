@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from .dataset import DataError, Dataset, Problems, pack_masks
+from .dataset import DataError, Dataset, Problems, pack_masks, reason
 from .images import (
     NIFTI,
     PLAIN,
@@ -323,8 +323,7 @@ def _planes(path: Path) -> Iterator[NDArray[np.int64]]:
     except DataError:
         raise
     except Exception as error:  # decoders of damaged files raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"folder: {path} cannot be read ({reason})") from error
+        raise DataError(f"folder: {path} cannot be read ({reason(error)})") from error
 
 
 def _whole(values: NDArray[np.generic], path: Path) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ volume, a multi-frame DICOM or TIFF file) is read plane by plane.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from .dataset import DataError
+from .dataset import DataError, reason
 
 PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 DICOM = (".dcm", ".dicom")
@@ -109,8 +110,14 @@ def read_pictures(path: Path) -> Iterator[Picture]:
         raise DataError(f"{path}: cannot be read, {error}") from error
     # Decoders of damaged files raise almost anything.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: cannot be read ({reason})") from error
+        raise DataError(f"{path}: cannot be read ({reason(error)})") from error
+
+
+def png(values: NDArray[np.uint8]) -> bytes:
+    """Encode (H, W) or (H, W, 3)."""
+    content = io.BytesIO()
+    Image.fromarray(values).save(content, format="png")
+    return content.getvalue()
 
 
 def as_pixels(values: NDArray[Any]) -> Pixels:
