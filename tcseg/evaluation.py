@@ -49,7 +49,7 @@ def predict(
     batches = [masks for _, masks in _predictions(network, dataset, indices, batch_size)]
     if not batches:
         shape = (0, len(dataset.classes) + 1, *dataset.images.shape[-2:])
-        return torch.zeros(shape, dtype=torch.bool, device=dataset.images.device)
+        return torch.zeros(shape, dtype=torch.bool, device=dataset.device)
     return torch.cat(batches)
 
 
@@ -73,7 +73,7 @@ def validation_miou(
     if len(indices) == 0:
         raise ValueError("validation_miou: indices must name at least one image, got none")
     classes = len(dataset.classes)
-    total = torch.zeros((), dtype=torch.float64, device=dataset.images.device)
+    total = torch.zeros((), dtype=torch.float64, device=dataset.device)
     for batch, masks in _predictions(network, dataset, indices, batch_size):
         predicted = masks[:, :classes]
         truth = dataset.target_batch(batch)[:, :classes].bool()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import errno
-import gzip
-import io
 import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,20 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from tcseg.data.dataset import DataError, reason
-from tcseg.data.images import (
-    NIFTI,
-    Picture,
-    is_dicom,
-    is_image,
-    png,
-    read_pictures,
-    stem,
-    suffix,
-)
-from tcseg.files import write_atomically
+from tcseg.data.dataset import DataError
+from tcseg.data.images import Picture, Placement, is_image, png, read_pictures, stem
+from tcseg.label_maps import LabelWriter, plane_name, write_into
 from tcseg.metrics import cardiothoracic_ratio
-from tcseg.metrics import postprocess as postprocessed
+from tcseg.metrics import postprocess as postprocess_mask
+from tcseg.pictures import outlined
 from tcseg.runs import RunError
-from tcseg.segmenter import Prediction, Segmenter
+from tcseg.segmenter import Model, Prediction, Segmenter
 
 __all__ = ["predict"]
 
 BATCH = 8
+# From this on it is remarked: augmentation does not go so far.
+OTHER_SCALE = 1.5
 RATIO = "cardiothoracic ratio"
 CHEST = {"heart", "left lung", "right lung"}
 
@@ -49,6 +43,7 @@ def predict(
     postprocess: bool = False,
     consistency: bool = True,
     overlays: bool = True,
+    spacing: float | None = None,
     console: Console,
 ) -> list[str]:
     """Segment files; write what is found in each, and a table of measurements.
@@ -67,8 +62,10 @@ def predict(
         Whether to measure how much predictions change under deformation.
     overlays : bool
         Whether to draw pictures of images with outlines.
+    spacing : float, optional
+        Height and width of a pixel in mm, of images whose files do not say.
     console : Console
-        For the progress.
+        For the progress, and for a remark on images of another scale than the training data.
 
     Returns
     -------
@@ -94,21 +91,27 @@ def predict(
             f"{out}: cannot be written ({error.strerror}); choose another --out"
         ) from error
     problems: list[str] = []
+    values = segmenter.model.values
+    scales: list[tuple[float, Path]] = []
     with file:
         rows = csv.DictWriter(file, _columns(segmenter.classes), lineterminator="\n")
         rows.writeheader()
         for done, path in enumerate(track(files, "Segmenting", console=console, transient=True)):
             try:
-                writer = _Writer(path, out, segmenter.classes)
+                writer = LabelWriter(path, out, segmenter.classes, values)
                 measured = []
                 for picture, prediction in _pairs(segmenter, path, consistency):
+                    if picture.spacing is None and spacing is not None:
+                        picture = replace(picture, spacing=(spacing, spacing))
                     masks = prediction.masks
                     if postprocess:
-                        masks = np.stack([postprocessed(mask) for mask in masks])
+                        masks = _postprocessed(masks, disjoint=values is not None)
                     writer.add(picture, masks)
                     if overlays:
-                        _save_overlay(out / "overlays" / f"{_stem(picture)}.png", picture, masks)
+                        overlay = out / "overlays" / f"{plane_name(picture)}.png"
+                        write_into(overlay, png(outlined(picture.pixels, masks)))
                     measured.append(_measure(picture, masks, prediction, segmenter.classes))
+                    scales.append((_scale(segmenter.model, picture), path))
                 problems += writer.close()
                 rows.writerows(measured)
                 file.flush()
@@ -126,6 +129,7 @@ def predict(
                 )
                 break
     os.replace(partial, table)
+    _tell_scales(scales, console)
     return problems
 
 
@@ -161,145 +165,43 @@ def _pairs(
         yield from zip(chunk, predictions, strict=True)
 
 
-def _stem(picture: Picture) -> str:
-    return picture.name.replace("/", "-")
-
-
-# ---- label maps -----------------------------------------------------------------------------
-
-
-class _Writer:
-    """Writes the masks of one file in the format that suits it.
-
-    A folder for each structure, since structures may overlap, as ``masks/`` of the training data:
-    PNG, NIfTI for NIfTI. All structures in one file in ``segmentations/`` for DICOM.
-    """
-
-    def __init__(self, path: Path, out: Path, classes: Sequence[str]) -> None:
-        self.path, self.out, self.classes = path, out, classes
-        self.folders = [out / name for name in _folder_names(classes)]
-        self.whole = suffix(path) in NIFTI or is_dicom(path)
-        self.planes: list[NDArray[np.bool_]] = []
-        self.names: list[str] = []
-
-    def add(self, picture: Picture, masks: NDArray[np.bool_]) -> None:
-        """Take the masks (C, H, W) of the next plane."""
-        if self.whole:
-            self.planes.append(masks)
-            self.names.append(_stem(picture))
-        else:
-            self._save_masks(_stem(picture), masks)
-
-    def close(self) -> list[str]:
-        """Write what has to be written as a whole; return what did not go as it should."""
-        if suffix(self.path) in NIFTI:
-            self._save_nifti()
-        elif self.whole:
-            return self._save_dicom()
-        return []
-
-    def _save_masks(self, name: str, masks: NDArray[np.bool_]) -> None:
-        for folder, mask in zip(self.folders, masks, strict=True):
-            _write(folder / f"{name}.png", png(mask.astype(np.uint8) * 255))
-
-    def _save_nifti(self) -> None:
-        import nibabel
-
-        source: Any = nibabel.load(self.path)
-        volume = np.stack(self.planes, axis=-1)[:, ::-1]  # (C, H, W, planes), as it was read
-        for folder, mask in zip(self.folders, volume, strict=True):
-            values = mask.transpose(1, 0, 2).reshape(source.shape).astype(np.uint8)
-            image = nibabel.Nifti1Image(values, source.affine)
-            image.header.set_zooms(source.header.get_zooms()[: values.ndim])
-            _write(folder / f"{stem(self.path)}.nii.gz", gzip.compress(image.to_bytes()))
-
-    def _save_dicom(self) -> list[str]:
-        import pydicom
-
-        source = pydicom.dcmread(self.path)
-        try:
-            segmentation = _dicom_segmentation(source, np.stack(self.planes), self.classes)
-        # highdicom refuses sources that lack what the standard asks for, each in its own way.
-        except Exception as error:
-            for name, masks in zip(self.names, self.planes, strict=True):
-                self._save_masks(name, masks)
-            why = f"no DICOM segmentation can be made ({reason(error)})"
-            return [f"{self.path}: {why}; its masks are PNG"]
-        content = io.BytesIO()
-        segmentation.save_as(content)
-        _write(self.out / "segmentations" / f"{stem(self.path)}.dcm", content.getbuffer())
-        return []
-
-
-def _folder_names(structures: Sequence[str]) -> list[str]:
-    """Return a folder for each structure: its name without what does not belong into one."""
-    names: list[str] = []
-    for structure in structures:
-        plain = "".join(c if c.isalnum() or c in "-_ " else "_" for c in structure).strip() or "_"
-        taken = {*(name.lower() for name in names), "overlays", "segmentations"}
-        name, number = plain, 2
-        while name.lower() in taken:
-            name, number = f"{plain}_{number}", number + 1
-        names.append(name)
-    return names
-
-
-def _dicom_segmentation(source: Any, planes: NDArray[np.bool_], classes: Sequence[str]) -> Any:
-    from importlib.metadata import version
-
-    import highdicom
-    from pydicom.sr.codedict import codes
-
-    algorithm = highdicom.AlgorithmIdentificationSequence(
-        name="tcseg", version=version("tcwarp"), family=codes.DCM.ArtificialIntelligence
-    )
-    segments = [
-        highdicom.seg.SegmentDescription(
-            segment_number=number,
-            segment_label=name,
-            segmented_property_category=codes.SCT.Organ,
-            segmented_property_type=codes.SCT.Organ,
-            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=algorithm,
-        )
-        for number, name in enumerate(classes, 1)
-    ]
-    return highdicom.seg.Segmentation(
-        source_images=[source],
-        pixel_array=planes.transpose(0, 2, 3, 1).astype(np.uint8),
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=segments,
-        series_instance_uid=highdicom.UID(),
-        series_number=100,
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        manufacturer="tcseg",
-        manufacturer_model_name="tcseg",
-        software_versions=version("tcwarp"),
-        device_serial_number="0",
-        omit_empty_frames=False,
-    )
-
-
-def _write(path: Path, content: bytes | memoryview) -> None:
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, content)
-
-
 # ---- overlays and measurements --------------------------------------------------------------
 
 
-def _save_overlay(path: Path, picture: Picture, masks: NDArray[np.bool_]) -> None:
-    """Draw outlines on an image, at its own size."""
-    from tcseg.pictures import outlined
+def _postprocessed(masks: NDArray[np.bool_], disjoint: bool) -> NDArray[np.bool_]:
+    """Keep the largest component of each structure, and fill its holes; disjoint ones stay so."""
+    processed = np.stack([postprocess_mask(mask) for mask in masks])
+    if disjoint:  # the hole of one may be another
+        processed &= masks | ~masks.any(axis=0)
+        processed &= np.cumsum(processed, axis=0) == 1
+    return processed
 
-    _write(path, png(outlined(picture.pixels, masks)))
+
+def _scale(model: Model, picture: Picture) -> float:
+    """Return the size of a pixel for the network against that in training; 1 if not known."""
+    height, width = picture.pixels.shape[1:]
+    spacing = Placement.of((height, width), model.size).spacing(picture.spacing)
+    if spacing is None or model.spacing is None:
+        return 1.0
+    return math.sqrt(math.prod(spacing) / math.prod(model.spacing))
+
+
+def _tell_scales(scales: Sequence[tuple[float, Path]], console: Console) -> None:
+    other = [(scale, path) for scale, path in scales if not 1 / OTHER_SCALE < scale < OTHER_SCALE]
+    if other:
+        scale, path = other[0]
+        console.print(
+            f"Remark: {len(other)} of {len(scales)} images show things at another scale than the "
+            f"training data (the pixels of {path}, fitted to the network, are {scale:.2g} times as "
+            "large): look at their overlays",
+            markup=False,
+        )
 
 
 def _columns(classes: Sequence[str]) -> list[str]:
     areas = [f"{name} {unit}" for name in classes for unit in ("pixels", "mm2")]
     ratio = [RATIO] if set(classes) >= CHEST else []
-    return ["file", "plane", "height", "width", "consistency", *areas, *ratio]
+    return ["file", "plane", "height", "width", "mm at", "consistency", *areas, *ratio]
 
 
 def _measure(
@@ -308,6 +210,8 @@ def _measure(
     height, width = masks.shape[1:]
     row: dict[str, Any] = {"file": str(picture.path), "plane": picture.plane}
     row |= {"height": height, "width": width, "consistency": prediction.consistency}
+    if picture.spacing is not None:
+        row["mm at"] = "detector" if picture.at_detector else "patient"
     by_name = dict(zip(classes, masks, strict=True))
     for name, mask in by_name.items():
         count = int(np.count_nonzero(mask))

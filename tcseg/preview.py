@@ -51,7 +51,7 @@ def preview(
         interpolation rounds twice on one way, once on the other.
     """
     generator = torch.Generator().manual_seed(seed)
-    images, labels = dataset.image_batch(indices), dataset.masks[list(indices), None]
+    images, labels = dataset.image_batch(indices), dataset.mask_batch(indices)
     size = (images.shape[-2], images.shape[-1])
     t1, t2 = (transform.draw(len(indices), size, generator) for _ in range(2))
     classes = len(dataset.classes)

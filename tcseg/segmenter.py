@@ -19,6 +19,7 @@ from tcseg.config import resolve_device
 from tcseg.data import Dataset, Split, load_dataset, read_splits
 from tcseg.data.images import Placement, as_pixels
 from tcseg.files import write_json
+from tcseg.label_maps import MOST
 from tcseg.network import build_network
 from tcseg.runs import RunError, RunFolder
 from tcseg.transforms import Elastic, align
@@ -47,6 +48,12 @@ class Model:
         Of the images: 1, or 3 for colour.
     size
         Height and width that images are fitted into.
+    values
+        Number that stands for each structure in the masks of the training data, where these held
+        one for each pixel, and those found do so too; None where structures may overlap.
+    spacing
+        Height and width in mm of a pixel of that size: the median over the training data; None
+        where it is not known.
     """
 
     network: str
@@ -54,12 +61,21 @@ class Model:
     classes: tuple[str, ...]
     channels: int
     size: int
+    values: tuple[int, ...] | None = None
+    spacing: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, config: Config, dataset: Dataset) -> Model:
         """Describe the network of a training."""
-        channels = dataset.images.shape[1]
-        return cls(config.network, config.precision, dataset.classes, channels, config.size)
+        return cls(
+            network=config.network,
+            precision=config.precision,
+            classes=dataset.classes,
+            channels=dataset.images.shape[1],
+            size=config.size,
+            values=dataset.values if max(dataset.values or (0,)) <= MOST else None,
+            spacing=_median_spacing(dataset),
+        )
 
     def save(self, run: Path) -> None:
         """Write ``model.json``."""
@@ -85,7 +101,20 @@ class Model:
             ):
                 if type(values[name]) is not kind:
                     raise TypeError(f"{name} must be {kind.__name__}, got {values[name]!r}")
-            return cls(**values | {"classes": tuple(map(str, values["classes"]))})
+            values["classes"] = tuple(map(str, values["classes"]))
+            numbers, spacing = values.get("values"), values.get("spacing")
+            if numbers is not None:
+                values["values"] = numbers = tuple(map(int, numbers))
+                if (
+                    len(numbers) != len(values["classes"])
+                    or min(numbers) < 1
+                    or max(numbers) > MOST
+                ):
+                    raise ValueError(f"values must be one of 1 to {MOST} for each class")
+            if spacing is not None:
+                height, width = map(float, spacing)
+                values["spacing"] = (height, width)
+            return cls(**values)
         except FileNotFoundError as error:
             RunFolder(run).config()  # a folder that is no run says so
             raise RunError(
@@ -102,6 +131,15 @@ class Model:
         )
 
 
+def _median_spacing(dataset: Dataset) -> tuple[float, float] | None:
+    spacings = [dataset.spacing_of(index) for index in range(len(dataset))]
+    known = [np.broadcast_to(spacing, 2) for spacing in spacings if spacing is not None]
+    if not known:
+        return None
+    height, width = np.median(known, axis=0).tolist()
+    return height, width
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What is found in one image.
@@ -109,7 +147,8 @@ class Prediction:
     Attributes
     ----------
     masks : bool (C, H, W)
-        One mask for each structure, of the size of the image; they may overlap.
+        One mask for each structure, of the size of the image. They may overlap, unless the masks of
+        the training data held one value for each pixel.
     probabilities : float32 (C, H, W)
         What the masks are thresholded from, at one half.
     consistency : float or None
@@ -234,7 +273,11 @@ class Segmenter:
         squares = answers.float().cpu().numpy()
         for place, square, score in zip(places, squares, agreement, strict=True):
             probabilities = place.restore(square)
-            yield Prediction(probabilities > 0.5, probabilities, score)
+            masks = probabilities > 0.5
+            if self.model.values is not None:  # a pixel has one value
+                best = probabilities.argmax(axis=0)
+                masks &= best == np.arange(len(masks)).reshape(-1, 1, 1)
+            yield Prediction(masks, probabilities, score)
 
     def _consistency(self, images: Tensor) -> list[float | None]:
         """Return the mean IOU of predictions under pairs of deformations, for each image."""
@@ -317,5 +360,11 @@ def load_weights(
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        message = f"{run}: its weights do not fit network {name!r}; was its code changed?"
-        raise RunError(message) from error
+        mine = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        theirs = {key: tuple(value.shape) for key, value in weights.items()}
+        key = next(key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key))
+        raise RunError(
+            f"{run}: its weights do not fit network {name!r} ({key}: {theirs.get(key, 'missing')}, "
+            f"the network has {mine.get(key, 'none')}); was its code changed, or has the data "
+            "another number of channels or structures?"
+        ) from error

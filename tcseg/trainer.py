@@ -142,7 +142,7 @@ class Trainer:
             rows = distributed.share(size, count, self.device)
             indices, count = indices[rows], count // processes
             transform = distributed.Rows(transform, rows, size)
-        labels = self.dataset.masks[indices[:count], None]
+        labels = self.dataset.mask_batch(indices[:count])
         return self.dataset.image_batch(indices), labels, transform
 
     def _sample(self, pool: Tensor, count: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The commands: help at once, one line for each expected error, and what they print."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -175,6 +176,8 @@ def test_wrong_usage_is_one_clear_line_and_status_2(
         (ValueError("one\ntwo"), "Error: one\nError: two\n", 2),
         (PermissionError(13, "Permission denied", "a/b"), "Error: a/b: Permission denied\n", 1),
         (OSError("disk on fire"), "Error: disk on fire\n", 1),
+        (OSError(28, "Full", "a/b"), "Error: a/b: Full; make room and try again\n", 1),
+        (OSError(28, "Full"), "Error: Full; make room and try again\n", 1),
         (ImportError("no tcwarp"), "Error: no tcwarp; `tcseg doctor` says what is missing\n", 1),
     ],
 )
@@ -216,6 +219,29 @@ def test_resuming_a_finished_run_changes_nothing_and_succeeds(train, tmp_path):
 
 
 # Evaluation.
+
+
+def test_a_disk_that_fills_up_costs_nothing(tmp_path, monkeypatch):
+    """Neither the checkpoint there is nor the way on."""
+    options = ["--size", 32, "--batch-size", 2, "--pretrain-steps", 2, "--steps", 1]
+    command = ["train", *options, "--validate-every", 3, "--checkpoint-every", 1]
+    synchronize, writes = os.fsync, itertools.count()
+
+    def full(descriptor):
+        if os.path.getsize(descriptor) > 2**20 and next(writes) == 1:  # the second checkpoint
+            raise OSError(28, "No space left on device")
+        synchronize(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    run = tmp_path / "run"
+    result = tcseg(*command, "--out", run)
+    assert result.exit_code == 1
+    assert f"To go on from the last checkpoint: tcseg train --out {run} --resume\n" in result.stderr
+    wanted = f"Error: {run / 'checkpoint.pt'}: No space left on device; make room and try again\n"
+    assert result.stderr.endswith(wanted)
+    assert RunFolder(run).load_checkpoint()["step"] == 1
+    assert tcseg("train", "--out", run, "--resume").exit_code == 0
+    assert RunFolder(run).finished
 
 
 def test_evaluate_prints_a_table_and_writes_json(network_module, phantom, tmp_path):

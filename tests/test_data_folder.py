@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import nibabel
 import numpy as np
@@ -77,6 +78,7 @@ def refused(root, *words):
 def test_a_folder_for_each_class(by_class):
     data = load(by_class)
     assert data.classes == ("disc", "square")
+    assert data.values is None
     assert data.ids == [f"scan{number}" for number in range(8)]
     assert data.annotated == list(range(6))
     assert data.images.shape == (8, 1, 64, 64)
@@ -102,6 +104,7 @@ def test_one_file_with_values(valued):
     assert np.array_equal(target[:2], [disc & ~square, square])
     (valued / "classes.txt").write_text("1 a disc\n\n5 square\n")
     assert load(valued).classes == ("a disc", "square")
+    assert load(valued).values == (1, 5)
 
 
 def test_palettes_and_16_bits_are_values_too(valued):
@@ -193,6 +196,33 @@ def test_a_folder_trains_and_its_network_knows_its_classes(by_class, tmp_path):
     few = dataclasses.replace(config, labelled=5)
     with pytest.raises(DataError, match="5 labelled images asked for, but the training set has 4"):
         train(few, tmp_path / "other", False)
+
+
+def test_values_and_spacing_travel_with_the_run(valued, tmp_path):
+    for path in sorted((valued / "images").iterdir()):
+        values = np.asarray(Image.open(path)).astype("u2")
+        write_dicom(path.with_suffix(".dcm"), values, PixelSpacing=[0.5, 0.25])
+        path.unlink()
+    config = Config(
+        data="folder", root=str(valued), size=32, batch_size=4, pretrain_steps=1, steps=1
+    )
+    train(config, tmp_path / "run", False)
+    model = Model.load(tmp_path / "run")
+    assert model.values == (1, 5)
+    spacings = load(valued, size=32).spacings
+    assert model.spacing == pytest.approx(np.median(spacings, axis=0))
+    # What is found can be masks of the next training.
+    command = ["predict", str(tmp_path / "run"), str(tmp_path / "more"), "--out"]
+    (tmp_path / "more").mkdir()
+    save(tmp_path / "more" / "scan9.png", picture(7)[0])
+    result = CliRunner().invoke(main, [*command, str(tmp_path / "found")])
+    assert result.exit_code == 0, result.output
+    found = np.asarray(Image.open(tmp_path / "found" / "labels" / "scan9.png"))
+    assert found.shape == SHAPES[7]
+    assert set(np.unique(found)) <= {0, 1, 5}
+    shutil.copy(tmp_path / "more" / "scan9.png", valued / "images")
+    shutil.copy(tmp_path / "found" / "labels" / "scan9.png", valued / "masks")
+    assert "scan9" in [load(valued).ids[i] for i in load(valued).annotated]
 
 
 def test_masks_added_later_do_not_turn_training_images_into_test_images(by_class, tmp_path):

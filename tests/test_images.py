@@ -1,12 +1,16 @@
 """Reading images of every kind, and fitting them into a square and back."""
 
+import warnings
+
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import write_dicom
 from PIL import Image
+from pydicom import Dataset
 
 from tcseg.data import DataError
 from tcseg.data.images import Placement, as_pixels, is_image, read_pictures, stem
@@ -123,9 +127,102 @@ def test_dicom_is_known_by_its_content_or_its_name(tmp_path):
     assert is_image(tmp_path / "bad.dcm")  # to be named as one that cannot be read
 
 
-def test_the_spacing_of_projection_radiographs(tmp_path):
-    write_dicom(tmp_path / "a.dcm", GREY.astype(np.uint16), ImagerPixelSpacing=[0.2, 0.2])
-    assert only(tmp_path / "a.dcm").spacing == (0.2, 0.2)
+@pytest.mark.parametrize(
+    ("attributes", "spacing", "at_detector"),
+    [
+        ({"ImagerPixelSpacing": [0.2, 0.2]}, 0.2, True),
+        ({"NominalScannedPixelSpacing": [0.2, 0.2]}, 0.2, True),
+        ({"ImagerPixelSpacing": [0.2, 0.2], "PixelSpacing": [0.2, 0.2]}, 0.2, True),
+        ({"ImagerPixelSpacing": [0.2, 0.2], "PixelSpacing": [0.16, 0.16]}, 0.16, False),
+        (
+            {
+                "ImagerPixelSpacing": [0.2, 0.2],
+                "EstimatedRadiographicMagnificationFactor": "1.25",
+            },
+            0.16,
+            False,
+        ),
+    ],
+)
+def test_the_spacing_of_projection_radiographs(tmp_path, attributes, spacing, at_detector):
+    write_dicom(tmp_path / "a.dcm", GREY.astype(np.uint16), **attributes)
+    picture = only(tmp_path / "a.dcm")
+    assert picture.spacing == pytest.approx((spacing, spacing))
+    assert picture.at_detector == at_detector
+
+
+def item(**attributes):
+    data = Dataset()
+    for name, value in attributes.items():
+        setattr(data, name, value)
+    return [data]
+
+
+def test_an_enhanced_file_says_by_frame(tmp_path):
+    """Spacing for all frames together, window and slope for each."""
+    frames = np.stack([GREY, GREY]).astype(np.uint16)
+    measures = item(PixelSpacing=[0.5, 0.25])
+    groups = [
+        item(
+            PixelValueTransformationSequence=item(RescaleSlope="2", RescaleIntercept=intercept),
+            FrameVOILUTSequence=item(WindowCenter="200", WindowWidth="80"),
+        )[0]
+        for intercept in ("0", "100")
+    ]
+    write_dicom(
+        tmp_path / "a.dcm",
+        frames,
+        NumberOfFrames=2,
+        SharedFunctionalGroupsSequence=item(PixelMeasuresSequence=measures),
+        PerFrameFunctionalGroupsSequence=groups,
+    )
+    pictures = list(read_pictures(tmp_path / "a.dcm"))
+    assert [picture.spacing for picture in pictures] == [(0.5, 0.25)] * 2
+    for picture, centre in zip(pictures, (100, 50), strict=True):
+        pixels = picture.pixels[0]
+        assert (pixels[centre - 21 > GREY] == 0).all()
+        assert (pixels[centre + 21 < GREY] == 1).all()
+        assert abs(pixels[centre == GREY].mean() - 0.5) < 0.03
+
+
+def test_frames_without_windows_are_on_one_scale_also_if_enhanced(tmp_path):
+    frames = np.stack([GREY, GREY]).astype(np.uint16)
+    groups = [
+        item(PixelValueTransformationSequence=item(RescaleSlope=slope, RescaleIntercept="0"))[0]
+        for slope in ("1", "3")
+    ]
+    write_dicom(
+        tmp_path / "a.dcm", frames, NumberOfFrames=2, PerFrameFunctionalGroupsSequence=groups
+    )
+    first, second = (picture.pixels.ravel() for picture in read_pictures(tmp_path / "a.dcm"))
+    assert np.polyfit(first, second, 1)[0] == pytest.approx(3, rel=0.02)
+
+
+def test_palettes_of_dicom_are_colours(tmp_path):
+    tables = np.random.default_rng(0).integers(0, 256, (3, 256)).astype(np.uint16)
+    tables[:, 0], tables[:, 255] = 0, 255
+    attributes = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name, table in zip(("Red", "Green", "Blue"), tables * 257, strict=True):
+        attributes[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        attributes[f"{name}PaletteColorLookupTableData"] = table.astype("<u2").tobytes()
+    write_dicom(tmp_path / "a.dcm", GREY.astype(np.uint16), **attributes)
+    pixels = only(tmp_path / "a.dcm").pixels
+    np.testing.assert_allclose(pixels, tables[:, GREY] / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+@pytest.mark.parametrize("name", ["old.dcm", "IM0001"])
+def test_dicom_without_a_preamble(tmp_path, name, implicit):
+    write_dicom(tmp_path / "a.dcm", GREY.astype(np.uint16), PixelSpacing=[0.5, 0.25])
+    data = pydicom.dcmread(tmp_path / "a.dcm")
+    content = pydicom.filebase.DicomBytesIO()
+    content.is_little_endian, content.is_implicit_VR = True, implicit
+    pydicom.filewriter.write_dataset(content, data)
+    (tmp_path / name).write_bytes(content.getvalue())
+    assert is_image(tmp_path / name)
+    picture = only(tmp_path / name)
+    assert picture.spacing == (0.5, 0.25)
+    assert np.corrcoef(picture.pixels.ravel(), GREY.ravel())[0, 1] > 0.999
 
 
 # ---- NIfTI ----------------------------------------------------------------------------------
@@ -168,6 +265,17 @@ def test_damaged_files_are_named(tmp_path, suffix, damage):
         list(read_pictures(path))
     assert str(error.value).startswith(f"{path}: cannot be read")
     assert "\n" not in str(error.value).strip()
+
+
+def test_a_picture_too_large_says_so(tmp_path, monkeypatch):
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # it has 1200: a warning
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert only(tmp_path / "a.png").pixels.shape == (1, 30, 40)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(DataError, match="million pixels; make it smaller, or cut it"):
+        only(tmp_path / "a.png")
 
 
 def test_other_files_are_no_images(tmp_path):

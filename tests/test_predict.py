@@ -1,6 +1,9 @@
 """Using a trained network: from Python and by `tcseg predict`, on files of every kind."""
 
 import csv
+import dataclasses
+import io
+import json
 import os
 import resource
 
@@ -150,6 +153,17 @@ def test_a_run_is_loaded_with_all_it_needs(tmp_path):
     Model(config.network, "float32", CLASSES, 1, 96).save(run.path)
     loaded = tcseg.load(run.path, device="cpu")
     assert loaded.classes == CLASSES
+    whole = Model(config.network, "float32", CLASSES, 1, 96, values=VALUES, spacing=(0.5, 0.7))
+    whole.save(run.path)
+    assert Model.load(run.path) == whole
+    for values in ([1, 2], [1, 2, 0], [1, 2, 70000], "abc"):
+        text = json.dumps(dataclasses.asdict(whole) | {"values": values})
+        (run.path / "model.json").write_text(text)
+        with pytest.raises(RunError, match=r"model\.json: broken"):
+            Model.load(run.path)
+    older = {k: v for k, v in dataclasses.asdict(whole).items() if k not in ("values", "spacing")}
+    (run.path / "model.json").write_text(json.dumps(older))
+    loaded = tcseg.load(run.path, device="cpu")
     assert loaded.predict(chest()[0]).masks.shape == (3, 96, 64)
     assert network.size == 96
     with pytest.raises(RunError, match="is no run"):
@@ -188,6 +202,89 @@ def test_png(segmenter, tmp_path):
     assert {path.name for path in out.iterdir()} == {*CLASSES, "overlays", "measurements.csv"}
 
 
+# ---- label maps -----------------------------------------------------------------------------
+
+VALUES = (3, 7, 200)
+
+
+@pytest.fixture
+def valued():
+    model = Model("unet", "float32", CLASSES, channels=1, size=96, values=VALUES)
+    return Segmenter(Boxes(), model, torch.device("cpu"))
+
+
+def expected_labels(masks):
+    return sum(value * mask.astype(int) for value, mask in zip(VALUES, masks, strict=True))
+
+
+def test_masks_of_values_give_label_maps_of_the_same(valued, tmp_path):
+    image, masks = chest()
+    Image.fromarray(image).save(tmp_path / "a.png")
+    assert predict(valued, [tmp_path / "a.png"], tmp_path / "out", console=QUIET) == []
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"labels", "overlays", "measurements.csv"}
+    found = Image.open(tmp_path / "out" / "labels" / "a.png")
+    assert np.array_equal(np.asarray(found), expected_labels(masks))
+    assert len(found.convert("RGB").getcolors()) == 4  # to be told apart by eye
+    assert table(tmp_path / "out")[0]["heart pixels"] == str(masks[2].sum())
+
+
+def test_large_values_have_16_bits(tmp_path):
+    model = Model("unet", "float32", CLASSES, 1, 96, values=(1, 2, 40000))
+    image, masks = chest()
+    Image.fromarray(image).save(tmp_path / "a.png")
+    segmenter = Segmenter(Boxes(), model, torch.device("cpu"))
+    predict(segmenter, [tmp_path / "a.png"], tmp_path / "out", console=QUIET)
+    found = np.asarray(Image.open(tmp_path / "out" / "labels" / "a.png"))
+    assert (found[masks[2]] == 40000).all()
+    assert (found[masks[1]] == 2).all()
+
+
+def test_a_pixel_has_one_value_the_likeliest(tmp_path):
+    class Overlapping(Boxes):
+        def forward(self, images):
+            found = torch.full((len(images), 4, 96, 96), 0.6)
+            found[:, 1, :48] = 0.9
+            found[:, 2, 40:] = 0.7
+            return found
+
+    for values, overlap in ((None, True), (VALUES, False)):
+        model = Model("unet", "float32", CLASSES, 1, 96, values=values)
+        found = Segmenter(Overlapping(), model, torch.device("cpu")).predict(chest(96, 96)[0])
+        assert (found.masks.sum(axis=0) > 1).any() == overlap
+        if values:
+            assert np.array_equal(found.masks[1], np.arange(96)[:, None] < np.full(96, 48))
+            assert not found.masks[0].any()
+
+
+def test_postprocessing_fills_no_structure_in_the_hole_of_another(valued, tmp_path):
+    image = np.zeros((96, 96), np.uint8)
+    image[20:70, 20:70] = 102  # a ring around another structure and a real hole
+    image[30:40, 30:60], image[50:60, 30:60] = 204, 0
+    image[0, :8] = 255
+    Image.fromarray(image).save(tmp_path / "a.png")
+    options = {"console": QUIET, "consistency": False, "overlays": False, "postprocess": True}
+    predict(valued, [tmp_path / "a.png"], tmp_path / "out", **options)
+    found = np.asarray(Image.open(tmp_path / "out" / "labels" / "a.png"))
+    expected = np.where(image == 204, 200, 3 * (image > 0))
+    expected[50:60, 30:60], expected[0, :8] = 3, 0
+    assert np.array_equal(found, expected)
+    (row,) = table(tmp_path / "out")
+    assert int(row["left lung pixels"]) == (expected == 3).sum()
+
+
+def test_nifti_label_maps_have_the_values_too(valued, tmp_path):
+    image, masks = chest()
+    values = image[::-1].T.astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "ct.nii.gz")
+    predict(valued, [tmp_path / "ct.nii.gz"], tmp_path / "out", console=QUIET)
+    found = np.asarray(nibabel.load(tmp_path / "out" / "labels" / "ct.nii.gz").dataobj)
+    assert np.array_equal(found, expected_labels(masks)[::-1].T)
+
+
+# ---- other files ----------------------------------------------------------------------------
+
+
 def test_nifti_in_nifti_out(segmenter, tmp_path):
     planes = [chest()[0], chest()[0][::-1]]
     values = np.stack(planes, -1).transpose(1, 0, 2)[:, ::-1].astype(np.int16)
@@ -222,6 +319,36 @@ def test_dicom_in_dicom_seg_out(segmenter, tmp_path):
     assert float(row["heart mm2"]) == masks[2].sum() * 0.25
 
 
+def test_areas_in_mm2_say_where(segmenter, tmp_path):
+    image, masks = chest()
+    write_dicom(tmp_path / "a.dcm", image.astype("u2"), ImagerPixelSpacing=[0.5, 0.5])
+    write_dicom(tmp_path / "b.dcm", image.astype("u2"), PixelSpacing=[0.5, 0.5])
+    Image.fromarray(image).save(tmp_path / "c.png")
+    options = {"console": QUIET, "consistency": False, "overlays": False}
+    predict(segmenter, sorted(tmp_path.iterdir()), tmp_path / "out", **options)
+    assert [row["mm at"] for row in table(tmp_path / "out")] == ["detector", "patient", ""]
+    files = sorted(tmp_path.glob("*.*"))
+    predict(segmenter, files, tmp_path / "given", spacing=2.0, **options)
+    areas = [float(row["heart mm2"]) for row in table(tmp_path / "given")]
+    assert areas == pytest.approx(masks[2].sum() * np.array([0.25, 0.25, 4]), rel=1e-4)
+
+
+def test_images_of_another_scale_are_remarked(tmp_path):
+    model = Model("unet", "float32", CLASSES, 1, 96, spacing=(0.5, 0.5))
+    segmenter = Segmenter(Boxes(), model, torch.device("cpu"))
+    image, _ = chest()
+    for name, spacing in (("a", 0.6), ("b", 0.5), ("c", 2.0)):
+        write_dicom(tmp_path / f"{name}.dcm", image.astype("u2"), PixelSpacing=[spacing] * 2)
+    Image.fromarray(image).save(tmp_path / "d.png")
+    with io.StringIO() as text:
+        console = Console(file=text, soft_wrap=True)
+        predict(segmenter, sorted(tmp_path.iterdir()), tmp_path / "out", console=console)
+        said = text.getvalue()
+    assert "Remark: 1 of 4 images show things at another scale" in said
+    assert "c.dcm, fitted to the network, are 4 times as large" in said
+    predict(segmenter, [tmp_path / "b.dcm"], tmp_path / "one", console=QUIET)
+
+
 def test_postprocessing_is_applied(segmenter, tmp_path):
     image, masks = chest()
     image[2, 2] = 204
@@ -248,7 +375,7 @@ def test_one_bad_file_is_named_and_the_others_are_done(segmenter, tmp_path):
 def test_a_full_disk_costs_no_finished_work(segmenter, tmp_path):
     for name in "abcd":
         Image.fromarray(chest()[0]).save(tmp_path / f"{name}.png")
-    write = tcseg.predict.write_atomically
+    write = tcseg.label_maps.write_atomically
 
     def full(path, content):
         if path.name == "c.png":
@@ -256,7 +383,7 @@ def test_a_full_disk_costs_no_finished_work(segmenter, tmp_path):
         write(path, content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tcseg.predict.write_atomically", full)
+        patch.setattr("tcseg.label_maps.write_atomically", full)
         problems = predict(segmenter, [tmp_path], tmp_path / "out", console=QUIET)
     (problem,) = problems
     assert problem.startswith(f"{tmp_path / 'out'}: cannot be written (No space left on device); ")

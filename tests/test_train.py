@@ -141,6 +141,28 @@ def test_only_labels_of_labelled_images_are_learnt_from(tmp_path, method):
     assert torch.equal(weights_after(spoil_images), clean) == (not METHODS[method].pool)
 
 
+@pytest.mark.parametrize("method", ["baseline", "semitc"])
+def test_data_that_do_not_fit_are_streamed(tmp_path, method, monkeypatch):
+    def trained():
+        trainer = Trainer(dataclasses.replace(TINY, method=method), RunFolder(tmp_path))
+        terms = trainer.step(trainer.method)
+        trainer._validate()
+        return trainer.dataset, terms["loss"], trainer.state.best_miou
+
+    resident = trained()
+    monkeypatch.setattr("tcseg.data.dataset.fits", lambda size, device: False)
+    streamed = trained()
+    assert resident[0].streams_to is None
+    assert streamed[0].streams_to == torch.device("cpu")
+    assert streamed[1:] == resident[1:]
+    # A device of its own for batches, though one without values.
+    dataset = resident[0].to("meta")
+    assert dataset.images.device.type == dataset.masks.device.type == "cpu"
+    for batch in (dataset.image_batch([0, 1]), dataset.mask_batch(torch.tensor([2, 0]))):
+        assert (batch.device.type, len(batch)) == ("meta", 2)
+    assert dataset.target_batch([1]).device == dataset.device == torch.device("meta")
+
+
 # ------------------------------------------------------------------------------------ files
 
 
@@ -327,7 +349,8 @@ def test_pretraining_that_is_missing_or_not_finished_is_refused(tmp_path, monkey
 def test_pretraining_whose_weights_do_not_fit_is_refused(finished, tmp_path):
     trainer = Trainer(TINY, RunFolder(tmp_path))
     trainer.network.extra = torch.nn.Linear(1, 1)  # the code of the network has changed
-    with pytest.raises(RunError, match=r"--pretrained .*: its weights do not fit network"):
+    message = r"--pretrained .*: its weights do not fit network.*missing, the network has \(1, 1\)"
+    with pytest.raises(RunError, match=message):
         trainer.take_pretrained(finished[0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +42,11 @@ class Commands(click.Group):
 
 def _explain(error: Exception) -> tuple[str, int]:
     """Give the message and exit status of an expected error; no message for a bug."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}", 1
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way = "; make room and try again" if full else ""
+        return f"{where}{error.strerror}{way}", 1
     if isinstance(error, RunError | OSError):
         return str(error), 1
     if isinstance(error, ValueError):

@@ -64,11 +64,12 @@ def train(
         from tcseg.train import train as run_training
 
         run_training(config, out, resume)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError) as error:  # OSError: the disk is full, perhaps
         if (out / "config.toml").exists() and not RunFolder(out).finished:
             command = f"tcseg train --out {shlex.quote(str(out))} --resume"
             click.echo(f"\nStopped. To go on from the last checkpoint: {command}", err=True)
-            ctx.exit(130)
+            if isinstance(error, KeyboardInterrupt):
+                ctx.exit(130)
         raise
 
 

@@ -77,6 +77,12 @@ def preview(
     help="Measure how much predictions disagree when the image is deformed.",
 )
 @click.option("--overlays/--no-overlays", default=True, show_default=True, help="Draw pictures.")
+@click.option(
+    "--spacing",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MM",
+    help="Height and width of a pixel in mm, of images whose files do not say.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.pass_context
 def predict(
@@ -87,15 +93,17 @@ def predict(
     postprocess: bool,
     consistency: bool,
     overlays: bool,
+    spacing: float | None,
     device: str,
 ) -> None:
     """Segment INPUTS, files or folders, with the network of the folder RUN.
 
-    Writes a mask for each structure at the size of the image, a folder for each (PNG; NIfTI for
-    NIfTI; DICOM-SEG for DICOM), an overlay, and measurements.csv: areas (in mm2 where the file says
-    how large a pixel is), cardiothoracic ratio of chests, and consistency: how well predictions for
-    deformed views agree, from 0 to 1, empty where nothing was found. Images with a low one, or
-    none, are those to check, or to label next.
+    Writes masks at the size of the image, in the form of those trained with: label maps of the same
+    values, or a folder for each structure (PNG; NIfTI for NIfTI; DICOM-SEG for DICOM); an overlay;
+    and measurements.csv: areas (in mm2 where the file says how large a pixel is), cardiothoracic
+    ratio of chests, and consistency: how well predictions for deformed views agree, from 0 to 1,
+    empty where nothing was found. Images with a low one, or none, are those to check, or to label
+    next.
 
     A file that cannot be read is named and skipped; the exit status is then 1.
     """
@@ -112,6 +120,7 @@ def predict(
         postprocess=postprocess,
         consistency=consistency,
         overlays=overlays,
+        spacing=spacing,
         console=console,
     )
     console.print(f"Masks, overlays and measurements.csv: {out}", markup=False)

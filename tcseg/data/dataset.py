@@ -100,7 +100,10 @@ def unpack_masks(bits: Tensor, classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and masks of one data set, decoded once and kept on one device.
+    """Images and masks of one data set, decoded once.
+
+    They lie on the device that works on them, or, where they would take more than half of its free
+    memory, on the CPU, and batches are sent to it one by one.
 
     Attributes
     ----------
@@ -120,6 +123,11 @@ class Dataset:
         Where images differ: height and width of a pixel in mm for each, None if not known.
     annotated
         Indices of the images that have masks; None if all do.
+    values
+        Number that stands for each class in the mask files, where these hold one for each pixel;
+        None where each class has files of its own, and classes may overlap.
+    streams_to
+        Device that batches are sent to, where the tensors do not lie on it.
     """
 
     name: str
@@ -130,6 +138,8 @@ class Dataset:
     spacing: float | None
     spacings: list[tuple[float, float] | None] | None = None
     annotated: list[int] | None = None
+    values: tuple[int, ...] | None = None
+    streams_to: torch.device | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -140,16 +150,36 @@ class Dataset:
         return self.spacing if self.spacings is None else self.spacings[index]
 
     def to(self, device: torch.device | str) -> Dataset:
-        """Return the data set with its tensors on `device`."""
-        return replace(self, images=self.images.to(device), masks=self.masks.to(device))
+        """Return the data set for work on `device`: moved there if it fits, else streamed."""
+        device = torch.device(device)
+        if fits(self.images.nbytes + self.masks.nbytes, device):
+            images, masks = self.images.to(device), self.masks.to(device)
+            return replace(self, images=images, masks=masks, streams_to=None)
+        return replace(self, streams_to=device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches lie."""
+        return self.images.device if self.streams_to is None else self.streams_to
 
     def image_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Return images as float32 (b, C, H, W) in [0, 1]."""
-        return self.images[self._index(indices)].to(torch.float32) / 255
+        return self._batch(self.images, indices).to(torch.float32) / 255
+
+    def mask_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Return masks as uint8 (b, 1, H, W), bit c set where class c is."""
+        return self._batch(self.masks, indices).unsqueeze(1)
 
     def target_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Return masks as uint8 (b, C + 1, H, W) of zeros and ones, the background last."""
-        return unpack_masks(self.masks[self._index(indices)], len(self.classes))
+        return unpack_masks(self._batch(self.masks, indices), len(self.classes))
 
-    def _index(self, indices: Sequence[int] | Tensor) -> Tensor:
-        return torch.as_tensor(indices, dtype=torch.int64, device=self.images.device)
+    def _batch(self, tensor: Tensor, indices: Sequence[int] | Tensor) -> Tensor:
+        # Of indices on another device, as when streaming, this waits for their values.
+        index = torch.as_tensor(indices, dtype=torch.int64, device=tensor.device)
+        return tensor[index].to(self.device)
+
+
+def fits(size: int, device: torch.device) -> bool:
+    """Whether `size` bytes leave a GPU at least half of the memory that is free now."""
+    return device.type != "cuda" or 2 * size <= torch.cuda.mem_get_info(device)[0]

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 from .dataset import DataError, Dataset, Problems, pack_masks, reason
+from .dicom import read_dataset
 from .images import (
     NIFTI,
     PLAIN,
@@ -28,6 +28,7 @@ from .images import (
     Placement,
     is_dicom,
     is_image,
+    open_plain,
     read_pictures,
     read_volume,
     stem,
@@ -100,6 +101,7 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
         spacing=None,
         spacings=spacings,
         annotated=annotated,
+        values=masks.values,
     )
 
 
@@ -141,6 +143,8 @@ class _Masks:
     """Masks by image, of either layout."""
 
     classes: tuple[str, ...]
+    values: tuple[int, ...] | None = None
+    """Number of each class in files that hold one for each pixel."""
 
     def read(self, picture: Picture, place: Placement) -> torch.Tensor | None:
         """Return the masks of an image, fitted and packed into bits; None if it has none."""
@@ -173,7 +177,7 @@ class _Valued(_Masks):
                 f"...), at most {MAX_CLASSES} classes are possible; are all masks saved with the "
                 "same values, without smoothed edges?"
             )
-        self.values = values
+        self.values = tuple(values)
         self.classes = tuple(names.get(value, f"class {value}") for value in values)
 
     def read(self, picture: Picture, place: Placement) -> torch.Tensor | None:
@@ -181,7 +185,7 @@ class _Valued(_Masks):
         if path is None:
             return None
         plane = _plane(path, picture)
-        return _pack([plane == value for value in self.values], place)
+        return _pack([plane == value for value in self.values or ()], place)
 
 
 class _ByClass(_Masks):
@@ -299,12 +303,10 @@ def _planes(path: Path) -> Iterator[NDArray[np.int64]]:
             yield from (_whole(plane, path) for plane in read_volume(path)[0])
             return
         if is_dicom(path):
-            import pydicom
-
-            values = pydicom.dcmread(path).pixel_array
+            values = read_dataset(path).pixel_array
             yield from (_whole(v, path) for v in (values if values.ndim == 3 else values[None]))
             return
-        with Image.open(path) as file:
+        with open_plain(path) as file:
             for number in range(getattr(file, "n_frames", 1)):
                 file.seek(number)
                 values = np.asarray(

@@ -7,6 +7,7 @@ volume, a multi-frame DICOM or TIFF file) is read plane by plane.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from .dataset import DataError, reason
+from .dicom import has_dicom_content, read_frames
 
 PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 DICOM = (".dcm", ".dicom")
@@ -44,6 +46,9 @@ class Picture:
         The file.
     plane : int or None
         Number of the plane, of a file of several.
+    at_detector : bool
+        Whether the spacing is that on the detector of a projection, which shows things larger than
+        they are.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Picture:
     spacing: tuple[float, float] | None
     path: Path
     plane: int | None = None
+    at_detector: bool = False
 
 
 def suffix(path: Path) -> str:
@@ -70,20 +76,14 @@ def is_image(path: Path) -> bool:
         return False
     if suffix(path) in (*PLAIN, *DICOM, *NIFTI):
         return True
-    return _has_dicom_mark(path)  # archives name them by number, or give them no suffix
+    return has_dicom_content(path)  # archives name them by number, or give them no suffix
 
 
 def is_dicom(path: Path) -> bool:
     """Whether a file is to be read as DICOM."""
-    return suffix(path) in DICOM or (suffix(path) not in (*PLAIN, *NIFTI) and _has_dicom_mark(path))
-
-
-def _has_dicom_mark(path: Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    return suffix(path) in DICOM or (
+        suffix(path) not in (*PLAIN, *NIFTI) and has_dicom_content(path)
+    )
 
 
 def read_pictures(path: Path) -> Iterator[Picture]:
@@ -111,6 +111,19 @@ def read_pictures(path: Path) -> Iterator[Picture]:
     # Decoders of damaged files raise almost anything.
     except Exception as error:
         raise DataError(f"{path}: cannot be read ({reason(error)})") from error
+
+
+def open_plain(path: Path) -> Image.Image:
+    """Open what Pillow reads; a file larger than it takes raises a DataError."""
+    try:
+        with warnings.catch_warnings():  # of files half as large
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(path)
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise DataError(
+            f"{path}: has more than {most} million pixels; make it smaller, or cut it into parts"
+        ) from error
 
 
 def png(values: NDArray[np.uint8]) -> bytes:
@@ -163,7 +176,7 @@ def as_pixels(values: NDArray[Any]) -> Pixels:
 
 
 def _read_plain(path: Path) -> Iterator[Picture]:
-    with Image.open(path) as file:
+    with open_plain(path) as file:
         count = getattr(file, "n_frames", 1) if suffix(path) in (".tif", ".tiff") else 1
         for plane in range(count):
             file.seek(plane)
@@ -180,59 +193,16 @@ def _read_plain(path: Path) -> Iterator[Picture]:
 
 
 def _read_dicom(path: Path) -> Iterator[Picture]:
-    import pydicom
-    from pydicom.pixels.processing import apply_modality_lut
-
-    data = pydicom.dcmread(path)
-    count = int(data.get("NumberOfFrames", 1) or 1)
-    frames = data.pixel_array if count > 1 else data.pixel_array[None]
-    spacing = _dicom_spacing(data)
-    if int(data.get("SamplesPerPixel", 1)) > 1:
+    frames, spacings, at_detector = read_frames(path)
+    if frames.ndim == 4:
         levels = [as_pixels(frame) for frame in frames]
-    else:
-        values = _windowed(apply_modality_lut(frames, data), data)
-        # One scale for all frames.
-        rows = as_pixels(values.reshape(-1, values.shape[-1]))[0]
-        if str(data.get("PhotometricInterpretation")) == "MONOCHROME1":
-            rows = 1 - rows
+    else:  # one scale for all frames
+        rows = as_pixels(frames.reshape(-1, frames.shape[-1]))[0]
         levels = [frame[None] for frame in rows.reshape(frames.shape)]
-    for plane, pixels in enumerate(levels):
-        name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
-        yield Picture(name, pixels, spacing, path, None if count == 1 else plane)
-
-
-def _windowed(values: NDArray[Any], data: Any) -> NDArray[Any]:
-    """Apply the window that the file asks for, if any: what a reader would see.
-
-    As 8 bits then, whose ends stay the ends.
-    """
-    from pydicom.pixels.processing import apply_voi_lut
-
-    if "VOILUTSequence" in data:
-        seen = apply_voi_lut(values, data).astype(np.float64)
-        levels = (seen - seen.min()) / max(seen.max() - seen.min(), 1e-12)
-    elif "WindowWidth" in data and "WindowCenter" in data:
-        centre, width = (_first(data[name].value) for name in ("WindowCenter", "WindowWidth"))
-        if not width > 1:
-            return values
-        # DICOM PS3.3 C.11.2.1.2
-        levels = (values.astype(np.float64) - (centre - 0.5)) / (width - 1) + 0.5
-    else:
-        return values
-    return np.asarray(np.rint(levels.clip(0, 1) * 255), np.uint8)
-
-
-def _first(value: Any) -> float:
-    """Return the first of several windows, or the only one."""
-    return float(value if isinstance(value, (int, float, str)) else np.atleast_1d(value)[0])
-
-
-def _dicom_spacing(data: Any) -> tuple[float, float] | None:
-    for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
-        value = data.get(name)
-        if value is not None and len(value) == 2 and min(map(float, value)) > 0:
-            return float(value[0]), float(value[1])
-    return None
+    for plane, (pixels, spacing) in enumerate(zip(levels, spacings, strict=True)):
+        name = stem(path) if len(levels) == 1 else f"{stem(path)}/{plane:03d}"
+        number = None if len(levels) == 1 else plane
+        yield Picture(name, pixels, spacing, path, number, at_detector)
 
 
 def read_volume(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
