@@ -63,6 +63,8 @@ def export(
     metadata = {
         "classes": json.dumps([*model.classes, "background"]),
         "size": str(model.size),
+        "values": json.dumps(model.values),
+        "spacing_mm": json.dumps(model.spacing),
         "input": "float32 (b, channels, size, size) in [0, 1]",
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
