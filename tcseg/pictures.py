@@ -17,7 +17,7 @@ from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 from tcseg.data import Dataset
-from tcseg.data.images import png
+from tcseg.data.images import png, resize
 from tcseg.files import write_atomically
 from tcseg.metrics import iou
 
@@ -275,7 +275,7 @@ def outlined(pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
 def side_by_side(
     image: np.ndarray, masks: Sequence[np.ndarray | None], at_least: int
 ) -> np.ndarray:
-    """Draw an image once for each set of masks, from left to right, enlarged by whole pixels.
+    """Draw an image once for each set of masks, from left to right, enlarged.
 
     Parameters
     ----------
@@ -292,14 +292,16 @@ def side_by_side(
         uint8 (H', W', 3).
     """
     factor = -(-at_least // image.shape[-1])
+    shape = (factor * image.shape[-2], factor * image.shape[-1])
 
-    def enlarged(values: np.ndarray) -> np.ndarray:
-        return values.repeat(factor, axis=-2).repeat(factor, axis=-1)
+    def enlarged(planes: np.ndarray | None) -> np.ndarray:
+        large = [
+            resize(plane.astype(np.float32), shape) for plane in (() if planes is None else planes)
+        ]
+        return np.stack(large) if large else np.zeros((0, *shape), np.float32)
 
-    nothing = np.zeros((0, *image.shape[1:]), bool)
     large = enlarged(image)
-    sides = [outlined(large, enlarged(nothing if m is None else m)) for m in masks]
-    return np.concatenate(sides, axis=1)
+    return np.concatenate([outlined(large, enlarged(m) > 0.5) for m in masks], axis=1)
 
 
 def _draw(axes: Any, panel: Panel) -> None:
