@@ -91,7 +91,9 @@ def export(
                 "try another --format"
             )
         os.replace(temporary, path)
-    except (ImportError, OSError, RunError):
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except (ImportError, RunError):
         raise
     except Exception as error:  # exporters raise their own kinds
         raise RunError(

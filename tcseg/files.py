@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -40,7 +41,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview |
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only disk refuses even what is not there
+            temporary.unlink(missing_ok=True)
         # Of the file that was asked for, not of the one beside it.
         raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:

@@ -15,10 +15,10 @@ from PIL import Image
 
 from tcseg.data.dataset import reason
 from tcseg.data.dicom import read_dataset
-from tcseg.data.images import NIFTI, Picture, is_dicom, stem, suffix
+from tcseg.data.images import NIFTI, is_dicom, suffix
 from tcseg.files import write_atomically
 
-__all__ = ["MOST", "LabelWriter", "label_map", "plane_name", "write_into"]
+__all__ = ["MOST", "LabelWriter", "label_map", "write_into"]
 
 MOST = 2**16 - 1
 """Largest value in a label map: PNG holds no larger ones."""
@@ -52,13 +52,15 @@ class LabelWriter:
 
     These held a value for each structure: then label maps in ``labels/`` hold the same. Or they
     were files of their own for each structure, which may overlap: then a folder for each of them
-    has masks. Both are PNG, NIfTI for NIfTI; for DICOM a segmentation in ``segmentations/`` has
-    all structures.
+    has masks. Both are PNG, TIFF for TIFF of several pages, NIfTI for NIfTI; for DICOM a
+    segmentation in ``segmentations/`` has all structures.
 
     Parameters
     ----------
     path : Path
         The image file.
+    name : str
+        Name of the files to write, without suffix; may have folders.
     out : Path
         Folder to write to.
     classes : sequence of str
@@ -68,27 +70,29 @@ class LabelWriter:
     """
 
     def __init__(
-        self, path: Path, out: Path, classes: Sequence[str], values: Sequence[int] | None
+        self,
+        path: Path,
+        name: str,
+        out: Path,
+        classes: Sequence[str],
+        values: Sequence[int] | None,
     ) -> None:
-        self.path, self.out, self.classes, self.values = path, out, classes, values
-        self.whole = suffix(path) in NIFTI or is_dicom(path)
+        self.path, self.name, self.out = path, name, out
+        self.classes, self.values = classes, values
         self.planes: list[Masks] = []
-        self.names: list[str] = []
 
-    def add(self, picture: Picture, masks: Masks) -> None:
+    def add(self, masks: Masks) -> None:
         """Take the masks (C, H, W) of the next plane."""
-        if self.whole:
-            self.planes.append(masks)
-            self.names.append(plane_name(picture))
-        else:
-            self._save_png(plane_name(picture), masks)
+        self.planes.append(masks)
 
     def close(self) -> list[str]:
-        """Write what has to be written as a whole; return what did not go as it should."""
+        """Write; return what did not go as it should."""
         if suffix(self.path) in NIFTI:
             self._save_nifti()
-        elif self.whole:
+        elif is_dicom(self.path):
             return self._save_dicom()
+        else:
+            self._save_plain()
         return []
 
     def _layers(self, masks: Masks, white: int) -> list[tuple[Path, NDArray[np.integer[Any]]]]:
@@ -101,14 +105,20 @@ class LabelWriter:
         folders = (self.out / name for name in _folder_names(self.classes))
         return list(zip(folders, numbers, strict=True))
 
-    def _save_png(self, name: str, masks: Masks) -> None:
-        for folder, numbers in self._layers(masks, white=255):
-            picture = Image.fromarray(numbers)
+    def _save_plain(self) -> None:
+        for folder, numbers in self._layers(np.stack(self.planes, axis=1), white=255):
+            pages = [Image.fromarray(plane) for plane in numbers]
             if self.values is not None and numbers.dtype == np.uint8:
-                picture.putpalette(_palette(self.values))  # small numbers are black otherwise
+                for page in pages:
+                    page.putpalette(_palette(self.values))  # small numbers are black otherwise
             content = io.BytesIO()
-            picture.save(content, format="png")
-            write_into(folder / f"{name}.png", content.getbuffer())
+            if len(pages) == 1:
+                pages[0].save(content, format="png")
+            else:
+                options = {"compression": "tiff_deflate", "append_images": pages[1:]}
+                pages[0].save(content, format="tiff", save_all=True, **options)
+            kind = "png" if len(pages) == 1 else "tif"
+            write_into(folder / f"{self.name}.{kind}", content.getbuffer())
 
     def _save_nifti(self) -> None:
         import nibabel
@@ -117,9 +127,10 @@ class LabelWriter:
         volume = np.stack(self.planes, axis=-1)[:, ::-1]  # (C, H, W, planes), as it was read
         for folder, numbers in self._layers(volume, white=1):
             numbers = numbers.transpose(1, 0, 2).reshape(source.shape)
-            image = nibabel.Nifti1Image(numbers, source.affine)
-            image.header.set_zooms(source.header.get_zooms()[: numbers.ndim])
-            write_into(folder / f"{stem(self.path)}.nii.gz", gzip.compress(image.to_bytes()))
+            image = nibabel.Nifti1Image(numbers, source.affine, source.header)
+            image.set_data_dtype(numbers.dtype)  # units and orientation are those of the source
+            image.header["cal_min"] = image.header["cal_max"] = 0
+            write_into(folder / f"{self.name}.nii.gz", gzip.compress(image.to_bytes()))
 
     def _save_dicom(self) -> list[str]:
         try:
@@ -127,26 +138,23 @@ class LabelWriter:
                 warnings.simplefilter("ignore")
                 source, planes = read_dataset(self.path), np.stack(self.planes)
                 segmentation = _dicom_segmentation(source, planes, self.classes)
+            if int(segmentation.NumberOfFrames) != len(planes) * len(self.classes):
+                raise ValueError("the file does not say where its frames lie")
         # highdicom refuses sources that lack what the standard asks for, each in its own way.
         except Exception as error:
-            for name, masks in zip(self.names, self.planes, strict=True):
-                self._save_png(name, masks)
+            self._save_plain()
             why = f"no DICOM segmentation can be made ({reason(error)})"
-            return [f"{self.path}: {why}; its masks are PNG"]
+            kind = "PNG" if len(self.planes) == 1 else "TIFF"
+            return [f"{self.path}: {why}; its masks are {kind}"]
         content = io.BytesIO()
         segmentation.save_as(content)
-        write_into(self.out / "segmentations" / f"{stem(self.path)}.dcm", content.getbuffer())
+        write_into(self.out / "segmentations" / f"{self.name}.dcm", content.getbuffer())
         return []
-
-
-def plane_name(picture: Picture) -> str:
-    """Return the name, without suffix, of files made of an image."""
-    return picture.name.replace("/", "-")
 
 
 def write_into(path: Path, content: bytes | memoryview) -> None:
     """Write a file in one step, and make its folder."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
 
 
@@ -208,4 +216,23 @@ def _dicom_segmentation(source: Any, planes: Masks, classes: Sequence[str]) -> A
         software_versions=version("tcwarp"),
         device_serial_number="0",
         omit_empty_frames=False,
+        pixel_measures=_pixel_measures(source),
+    )
+
+
+def _pixel_measures(source: Any) -> Any:
+    """Return those of an enhanced file that gives them by frame, if all are alike; else None."""
+    import highdicom
+
+    frames = source.get("PerFrameFunctionalGroupsSequence") or []
+    measures = [
+        group.PixelMeasuresSequence[0] for group in frames if "PixelMeasuresSequence" in group
+    ]
+    if not measures or any(measure != measures[0] for measure in measures):
+        return None
+    first = measures[0]
+    return highdicom.PixelMeasuresSequence(
+        pixel_spacing=first.PixelSpacing,
+        slice_thickness=first.get("SliceThickness"),
+        spacing_between_slices=first.get("SpacingBetweenSlices"),
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rich.progress import track
 
 from tcseg.data.dataset import DataError
 from tcseg.data.images import Picture, Placement, is_image, png, read_pictures, stem
-from tcseg.label_maps import LabelWriter, plane_name, write_into
+from tcseg.label_maps import LabelWriter, write_into
 from tcseg.metrics import cardiothoracic_ratio
 from tcseg.metrics import postprocess as postprocess_mask
 from tcseg.pictures import outlined
@@ -53,7 +54,7 @@ def predict(
     segmenter : Segmenter
         The trained network.
     inputs : sequence of Path
-        Files, or folders of files.
+        Files, or folders of files, with the folders in them.
     out : Path
         Folder to write to, made if it is missing. Files of earlier predictions are replaced.
     postprocess : bool
@@ -75,30 +76,28 @@ def predict(
     Raises
     ------
     RunError
-        If there is nothing to segment, two files would be written to one, or `out` cannot be
-        written.
+        If there is nothing to segment, or `out` cannot be written.
     """
-    files = _files(inputs)
-    if out.resolve() in {path.resolve().parent for path in files}:
-        raise RunError(f"{out} holds the images themselves; choose another --out")
+    problems: list[str] = []
+    files = _files(inputs, out, problems)
     # Under a name of its own until it is whole, so that an earlier table is not lost.
     table, partial = out / "measurements.csv", out / "measurements.csv.partial"
+    rows = _Rows(segmenter.classes)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = open(partial, "w", encoding="utf-8", newline="")  # noqa: SIM115 (closed below)
+        partial.write_text(rows.header, encoding="utf-8")
     except OSError as error:
         raise RunError(
             f"{out}: cannot be written ({error.strerror}); choose another --out"
         ) from error
-    problems: list[str] = []
     values = segmenter.model.values
     scales: list[tuple[float, Path]] = []
-    with file:
-        rows = csv.DictWriter(file, _columns(segmenter.classes), lineterminator="\n")
-        rows.writeheader()
-        for done, path in enumerate(track(files, "Segmenting", console=console, transient=True)):
+    with open(partial, "ab", buffering=0) as file:  # nothing is left to write on closing
+        for done, (path, name) in enumerate(
+            track(files.items(), "Segmenting", console=console, transient=True)
+        ):
             try:
-                writer = LabelWriter(path, out, segmenter.classes, values)
+                writer = LabelWriter(path, name, out, segmenter.classes, values)
                 measured = []
                 for picture, prediction in _pairs(segmenter, path, consistency):
                     if picture.spacing is None and spacing is not None:
@@ -106,15 +105,15 @@ def predict(
                     masks = prediction.masks
                     if postprocess:
                         masks = _postprocessed(masks, disjoint=values is not None)
-                    writer.add(picture, masks)
+                    writer.add(masks)
                     if overlays:
-                        overlay = out / "overlays" / f"{plane_name(picture)}.png"
+                        plane = "" if picture.plane is None else f"/{picture.plane:03d}"
+                        overlay = out / "overlays" / f"{name}{plane}.png"
                         write_into(overlay, png(outlined(picture.pixels, masks)))
                     measured.append(_measure(picture, masks, prediction, segmenter.classes))
                     scales.append((_scale(segmenter.model, picture), path))
                 problems += writer.close()
-                rows.writerows(measured)
-                file.flush()
+                file.write(rows.text(measured).encode())
             except DataError as error:
                 problems.append(str(error))
             except OSError as error:  # of writing, for reading has its own
@@ -125,7 +124,8 @@ def predict(
                     continue
                 problems.append(
                     f"{out}: cannot be written ({error.strerror}); {len(files) - done} of "
-                    f"{len(files)} files are not done"
+                    f"{len(files)} files are not done, {path} the first of them: make room, and "
+                    "segment those into another --out"
                 )
                 break
     os.replace(partial, table)
@@ -133,25 +133,42 @@ def predict(
     return problems
 
 
-def _files(inputs: Sequence[Path]) -> list[Path]:
-    files: list[Path] = []
+def _files(inputs: Sequence[Path], out: Path, problems: list[str]) -> dict[Path, str]:
+    """Return the files, and for each the name of what is made from it, without suffix.
+
+    Folders are searched with those in them, save `out`; the names have the folders too. Of files
+    that would have one name the first is taken.
+    """
+    names: dict[Path, str] = {}
     for path in inputs:
-        if not path.exists():
+        if path.is_dir():
+            found = {p: str(p.relative_to(path).with_name(stem(p))) for p in _walk(path, out)}
+            if not found:
+                raise RunError(f"{path}: no images in it, nor in the folders in it")
+        elif path.exists():
+            found = {path: stem(path)}
+        else:
             raise RunError(f"{path}: no such file or folder")
-        found = sorted(p for p in path.iterdir() if is_image(p)) if path.is_dir() else [path]
-        if not found:
-            raise RunError(f"{path}: no images in it")
-        files += found
-    files = list(dict.fromkeys(files))
-    by_stem: dict[str, Path] = {}
-    for path in files:
-        twin = by_stem.setdefault(stem(path), path)
+        names |= found
+    if out.resolve() in {path.resolve().parent for path in names}:
+        raise RunError(f"{out} holds the images themselves; choose another --out")
+    first: dict[str, Path] = {}
+    for path, name in list(names.items()):
+        twin = first.setdefault(name, path)
         if twin is not path:
-            raise RunError(
-                f"{twin} and {path} would be written to files of one name; segment them into "
-                "different folders"
+            problems.append(
+                f"{path}: would be written to the files of {twin}; segment it into another --out"
             )
-    return files
+            del names[path]
+    return names
+
+
+def _walk(folder: Path, out: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.name[0] != "." and path.resolve() != out.resolve():
+            yield from _walk(path, out)
+        elif is_image(path):
+            yield path
 
 
 def _pairs(
@@ -198,10 +215,23 @@ def _tell_scales(scales: Sequence[tuple[float, Path]], console: Console) -> None
         )
 
 
-def _columns(classes: Sequence[str]) -> list[str]:
-    areas = [f"{name} {unit}" for name in classes for unit in ("pixels", "mm2")]
-    ratio = [RATIO] if set(classes) >= CHEST else []
-    return ["file", "plane", "height", "width", "mm at", "consistency", *areas, *ratio]
+class _Rows:
+    """The table of measurements as text."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        areas = [f"{name} {unit}" for name in classes for unit in ("pixels", "mm2")]
+        ratio = [RATIO] if set(classes) >= CHEST else []
+        image = ("file", "plane", "height", "width", "mm at", "consistency")
+        self.columns = [*image, *areas, *ratio]
+
+    @property
+    def header(self) -> str:
+        return self.text([dict(zip(self.columns, self.columns, strict=True))])
+
+    def text(self, rows: Iterable[Mapping[str, Any]]) -> str:
+        with io.StringIO(newline="") as text:
+            csv.DictWriter(text, self.columns, lineterminator="\n").writerows(rows)
+            return text.getvalue()
 
 
 def _measure(

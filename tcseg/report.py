@@ -29,6 +29,7 @@ SUMMARY = (
     *("method", "data", "labelled", "size", "recipe", "pretrain_steps", "steps", "seed"),
     *("seconds", "pretrained_test", "test"),
 )
+CURVES = {"loss": "loss", "validation_miou": "validation mIOU"}
 CASES = 3  # best ones, and as many worst
 CASE_SIZE = 256  # pixels of an image, at least
 
@@ -49,7 +50,7 @@ def report(
     *,
     root: str | None = None,
     device: str = "auto",
-) -> None:
+) -> list[str]:
     """Write runs as one HTML page that needs no other file.
 
     Curves, a table of structures, and the best and worst test cases of each run as overlays.
@@ -65,6 +66,11 @@ def report(
         there are no cases, and the page says so.
     device
         Where the networks run.
+
+    Returns
+    -------
+    list of str
+        What could not be shown, a line each.
 
     Raises
     ------
@@ -99,9 +105,11 @@ def report(
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         runs=shown,
         structures=list(structures),
-        curves=_curves(shown),
+        curves={label: _curve(shown, name, label) for name, label in CURVES.items()},
+        in_mm=any(v is not None for r in shown for v in r.summary["test"]["macd_mm"].values()),
     )
     write_atomically(path, page)
+    return [f"{run.name}: {run.why_no_cases}" for run in shown if run.why_no_cases]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -119,7 +127,10 @@ def _add_cases(run: _Run, folder: RunFolder, root: str | None, device: str) -> N
     order = sorted(range(len(rows)), key=lambda i: -rows[i]["miou"])
     run.key = list(zip(dataset.classes, COLOURS, strict=False))
     count = min(CASES, len(order))
-    for heading, chosen in (("Best", order[:count]), ("Worst", order[::-1][:count])):
+    worst = [i for i in order[::-1][:count] if i not in order[:count]]  # of few images
+    for heading, chosen in (("Best", order[:count]), ("Worst", worst)):
+        if not chosen:
+            continue
         indices = [test[i] for i in chosen]
         images = dataset.image_batch(indices).cpu().numpy()
         truth = dataset.target_batch(indices)[:, :-1].cpu().numpy().astype(bool)
@@ -137,23 +148,19 @@ def _add_cases(run: _Run, folder: RunFolder, root: str | None, device: str) -> N
         run.cases.append((heading, cases))
 
 
-def _curves(runs: Sequence[_Run]) -> str:
-    figure = Figure(figsize=(11, 4), layout="constrained", facecolor="white")
-    loss, validation = figure.subplots(1, 2)
+def _curve(runs: Sequence[_Run], name: str, label: str) -> str:
+    figure = Figure(figsize=(5.5, 4), layout="constrained", facecolor="white")
+    axes = figure.subplots()
     for run in runs:
-        for axes, name in ((loss, "loss"), (validation, "validation_miou")):
-            points = [(int(r["step"]), float(r[name])) for r in run.rows if name in r]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=run.name, linewidth=1.2)
-        begun = run.summary["pretrain_steps"]
-        validation.axvline(begun, color="grey", linewidth=0.8, linestyle=":")
-        loss.axvline(begun, color="grey", linewidth=0.8, linestyle=":")
-    for axes, name in ((loss, "loss"), (validation, "validation mIOU")):
-        axes.set_xlabel("step; the dotted line ends pre-training")
-        axes.set_ylabel(name)
-        axes.grid(alpha=0.3)
-    if loss.lines:
-        for text in loss.legend(fontsize=8).get_texts():
+        points = [(int(r["step"]), float(r[name])) for r in run.rows if name in r]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=run.name, linewidth=1.2)
+        axes.axvline(run.summary["pretrain_steps"], color="grey", linewidth=0.8, linestyle=":")
+    axes.set_xlabel("step; the dotted line ends pre-training")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        for text in axes.legend(fontsize=8).get_texts():
             text.set_parse_math(False)
     content = io.BytesIO()
     figure.savefig(content, format="svg")

@@ -288,7 +288,9 @@ class RunFolder:
         try:
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise RunError(f"{self.path} has no split.json: it is of an older version") from error
+            raise RunError(
+                f"{self.path} has no split.json: it is of an older version; train it again"
+            ) from error
         except ValueError as error:
             raise RunError(f"{path}: broken ({error})") from error
         return record

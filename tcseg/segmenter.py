@@ -150,7 +150,8 @@ class Prediction:
         One mask for each structure, of the size of the image. They may overlap, unless the masks of
         the training data held one value for each pixel.
     probabilities : float32 (C, H, W)
-        What the masks are thresholded from, at one half.
+        What the masks are made from: where it exceeds one half, or, where they cannot overlap, that
+        of each other structure and of the background.
     consistency : float or None
         Mean IOU of the predictions for deformed views of the image, brought to agree, with each
         other: 1 if deformation changes nothing. None if nothing was found, or if it was not asked
@@ -268,16 +269,18 @@ class Segmenter:
         fitted = np.stack([place.fit(image) for place, image in zip(places, batch, strict=True)])
         # Levels of 8 bits, as in training.
         images = torch.from_numpy((fitted * 255 + 0.5).astype(np.uint8)).to(self.device) / 255
-        answers = self.network(images)[:, :-1]
+        answers = self.network(images)
         agreement = self._consistency(images) if consistency else [None] * len(batch)
         squares = answers.float().cpu().numpy()
         for place, square, score in zip(places, squares, agreement, strict=True):
             probabilities = place.restore(square)
-            masks = probabilities > 0.5
-            if self.model.values is not None:  # a pixel has one value
+            found = probabilities[:-1]
+            if self.model.values is None:
+                masks = found > 0.5
+            else:  # a pixel has one value, the likeliest; the background is the last one
                 best = probabilities.argmax(axis=0)
-                masks &= best == np.arange(len(masks)).reshape(-1, 1, 1)
-            yield Prediction(masks, probabilities, score)
+                masks = best == np.arange(len(found)).reshape(-1, 1, 1)
+            yield Prediction(masks, found, score)
 
     def _consistency(self, images: Tensor) -> list[float | None]:
         """Return the mean IOU of predictions under pairs of deformations, for each image."""

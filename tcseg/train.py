@@ -147,6 +147,7 @@ def rehearse(config: Config, out: Path, resume: bool) -> None:
             f"{checkpoints:.0f} MiB. Nothing was written.",
             highlight=False,
             soft_wrap=True,
+            markup=False,
         )
 
 
@@ -177,6 +178,7 @@ def _describe(trainer: Trainer, console: Console) -> None:
         f"device {trainer.device}{f', {processes} processes' if processes > 1 else ''}",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
 
 

@@ -61,3 +61,32 @@ def write_dicom(path, values, **attributes):
         setattr(data, name, value)
     data.PixelData = values.astype("<u2").tobytes()
     data.save_as(path, enforce_file_format=True)
+
+
+def enhanced(frames, by_frame=False):
+    """Return attributes of a multi-frame file that says where each of its frames lies."""
+
+    def item(**attributes):
+        data = Dataset()
+        for name, value in attributes.items():
+            setattr(data, name, value)
+        return [data]
+
+    orientation = item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    measures = item(PixelSpacing=[0.5, 0.5], SliceThickness=2, SpacingBetweenSlices=2)
+    shared = item(PlaneOrientationSequence=orientation)
+    groups = [
+        item(
+            PlanePositionSequence=item(ImagePositionPatient=[0, 0, 2 * k]),
+            FrameContentSequence=item(DimensionIndexValues=[1, k + 1]),
+        )[0]
+        for k in range(frames)
+    ]
+    for group in groups if by_frame else shared:
+        group.PixelMeasuresSequence = measures
+    return {
+        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1",  # enhanced CT
+        "Modality": "CT",
+        "SharedFunctionalGroupsSequence": shared,
+        "PerFrameFunctionalGroupsSequence": groups,
+    }

@@ -344,9 +344,9 @@ def test_smoothed_edges_and_colours(valued):
     values = np.zeros((*SHAPES[0], 3), np.uint8)
     values[10:20, 10:20] = 200, 30, 30
     save(valued / "masks" / "scan0.png", values)
-    refused(valued, "scan0.png is a colour picture", "a folder for each class")
+    refused(valued, "scan0.png is a colour picture (#000000, #c81e1e)", "a folder for")
     save(valued / "masks" / "scan0.png", np.arange(40 * 60).reshape(40, 60).astype("u1"))
-    refused(valued, "scan0.png has 256 values", "edges are smoothed perhaps")
+    refused(valued, "scan0.png has 255 values beside 0", "edges are smoothed perhaps")
 
 
 def test_smoothed_edges_do_no_harm_in_black_and_white(by_class):
@@ -379,7 +379,7 @@ def test_a_class_that_is_nowhere(valued):
 def test_one_corrupt_file_is_named_and_the_rest_is_read_on_request(valued):
     (valued / "images" / "scan2.png").write_bytes(b"hello")
     (valued / "masks" / "scan4.png").write_bytes(b"hello")
-    refused(valued, "scan4.png cannot be read")
+    refused(valued, "scan4.png: cannot be read (it is no image, despite its name")
     problems = Problems(collect=True)
     data = load(valued, problems=problems)
     assert len(problems.found) == 2

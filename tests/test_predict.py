@@ -6,6 +6,7 @@ import io
 import json
 import os
 import resource
+import shutil
 
 import nibabel
 import numpy as np
@@ -13,13 +14,14 @@ import pydicom
 import pytest
 import torch
 from click.testing import CliRunner
-from made_up import write_dicom
+from made_up import enhanced, write_dicom
 from PIL import Image
 from rich.console import Console
 
 import tcseg
 from tcseg.cli import main
 from tcseg.config import Config
+from tcseg.data import DataError, load_dataset
 from tcseg.predict import predict
 from tcseg.runs import RunError, RunFolder
 from tcseg.segmenter import Model, Segmenter
@@ -38,7 +40,9 @@ class Boxes(torch.nn.Module):
     def forward(self, images):
         grey = images.mean(dim=1, keepdim=True)
         near = 0.05 - (grey - self.level.view(1, -1, 1, 1)).abs()
-        return torch.sigmoid(200 * near)
+        found = torch.sigmoid(200 * near)
+        found[:, -1] = 1 - found[:, :-1].amax(dim=1)  # the background
+        return found
 
 
 def chest(height=96, width=64):
@@ -282,6 +286,86 @@ def test_nifti_label_maps_have_the_values_too(valued, tmp_path):
     assert np.array_equal(found, expected_labels(masks)[::-1].T)
 
 
+# ---- there and back -------------------------------------------------------------------------
+
+
+def write_image(path, image, form):
+    """Write two planes, or one, of which the second is upside down."""
+    planes = [image, image[::-1]]
+    if form == "png":
+        Image.fromarray(image).save(path.with_suffix(".png"))
+        return 1
+    if form == "tif":
+        pages = [Image.fromarray(plane) for plane in planes]
+        pages[0].save(path.with_suffix(".tif"), save_all=True, append_images=pages[1:])
+    elif form == "nii.gz":
+        values = np.stack(planes, -1).transpose(1, 0, 2)[:, ::-1]
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path.with_suffix(".nii.gz"))
+    elif form == "dcm":
+        write_dicom(path.with_suffix(".dcm"), image.astype("u2"), PixelSpacing=[0.5, 0.5])
+        return 1
+    else:
+        frames = np.stack(planes).astype("u2")
+        attributes = enhanced(len(planes)) if form == "enhanced" else {}
+        write_dicom(path.with_suffix(".dcm"), frames, NumberOfFrames=2, **attributes)
+    return 2
+
+
+@pytest.mark.parametrize("values", [None, VALUES], ids=["by structure", "values"])
+@pytest.mark.parametrize("form", ["png", "tif", "nii.gz", "dcm", "frames", "enhanced"])
+def test_what_is_found_can_be_masks_of_the_next_training(tmp_path, form, values):
+    model = Model("unet", "float32", CLASSES, 1, 96, values=values)
+    segmenter = Segmenter(Boxes(), model, torch.device("cpu"))
+    image, masks = chest()
+    (tmp_path / "images").mkdir()
+    planes = write_image(tmp_path / "images" / "a", image, form)
+    problems = predict(segmenter, [tmp_path / "images"], tmp_path / "out", console=QUIET)
+    # Without functional groups a segmentation cannot say of which frame it is.
+    assert bool(problems) == (form == "frames")
+    written = tmp_path / "out" / "segmentations"
+    if not written.exists() and values is None:
+        written = tmp_path / "masks"
+        for name in CLASSES:
+            shutil.copytree(tmp_path / "out" / name, written / name)
+    else:
+        written = written if written.exists() else tmp_path / "out" / "labels"
+        shutil.copytree(written, tmp_path / "masks")
+    if values is not None:
+        names = "".join(f"{v} {name}\n" for v, name in zip(values, CLASSES, strict=True))
+        (tmp_path / "classes.txt").write_text(names)
+    data = load_dataset("folder", root=tmp_path, size=96)
+    assert len(data) == planes
+    assert data.annotated == list(range(planes))
+    assert sorted(data.classes) == sorted(CLASSES)
+    for plane in range(planes):
+        found = dict(zip(data.classes, data.target_batch([plane])[0].numpy(), strict=False))
+        for name, expected in zip(CLASSES, masks, strict=True):
+            wanted = expected[::-1] if plane else expected
+            assert np.array_equal(found[name][:, 16:80] > 0, wanted), (name, plane)
+
+
+def test_a_segmentation_beside_values_is_one_of_them(tmp_path):
+    """Of a run trained with values, of which the masks of two images are corrected."""
+    image, masks = chest()
+    model = Model("unet", "float32", CLASSES, 1, 96)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    write_image(tmp_path / "images" / "a", image, "dcm")
+    Image.fromarray(image).save(tmp_path / "images" / "b.png")
+    segmenter = Segmenter(Boxes(), model, torch.device("cpu"))
+    predict(segmenter, [tmp_path / "images" / "a.dcm"], tmp_path / "out", console=QUIET)
+    shutil.copy(tmp_path / "out" / "segmentations" / "a.dcm", tmp_path / "masks")
+    Image.fromarray(expected_labels(masks).astype("u1")).save(tmp_path / "masks" / "b.png")
+    with pytest.raises(DataError, match="segment 'left lung', which stands for no value; add"):
+        load_dataset("folder", root=tmp_path, size=96)
+    names = "".join(f"{v} {name}\n" for v, name in zip(VALUES, CLASSES, strict=True))
+    (tmp_path / "classes.txt").write_text(names)
+    data = load_dataset("folder", root=tmp_path, size=96)
+    assert data.values == VALUES
+    assert torch.equal(data.masks[0], data.masks[1])
+    assert data.masks[0].any()
+
+
 # ---- other files ----------------------------------------------------------------------------
 
 
@@ -387,7 +471,7 @@ def test_a_full_disk_costs_no_finished_work(segmenter, tmp_path):
         problems = predict(segmenter, [tmp_path], tmp_path / "out", console=QUIET)
     (problem,) = problems
     assert problem.startswith(f"{tmp_path / 'out'}: cannot be written (No space left on device); ")
-    assert problem.endswith("2 of 4 files are not done")
+    assert f"2 of 4 files are not done, {tmp_path / 'c.png'} the first of them" in problem
     assert len(table(tmp_path / "out")) == 2
     assert (tmp_path / "out" / "heart" / "b.png").exists()
 
@@ -400,7 +484,6 @@ def test_what_cannot_be_done_is_said_before_anything_is(segmenter, tmp_path):
     for inputs, message in (
         ([tmp_path / "missing.png"], "no such file"),
         ([tmp_path / "empty"], "no images in it"),
-        ([tmp_path], "would be written to files of one name"),
     ):
         with pytest.raises(RunError, match=message):
             predict(segmenter, inputs, out, console=QUIET)
@@ -415,6 +498,31 @@ def test_images_are_not_written_over(segmenter, tmp_path):
     with pytest.raises(RunError, match="holds the images themselves"):
         predict(segmenter, [tmp_path], tmp_path, console=QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_of_files_of_one_name_the_first_is_taken(segmenter, tmp_path):
+    image = Image.fromarray(chest()[0])
+    for name in ("a.png", "a.tif", "b.png"):
+        image.save(tmp_path / name)
+    (problem,) = predict(segmenter, [tmp_path], tmp_path / "out", console=QUIET)
+    assert problem.startswith(f"{tmp_path / 'a.tif'}: would be written to the files of ")
+    assert [row["file"][-5:] for row in table(tmp_path / "out")] == ["a.png", "b.png"]
+
+
+def test_folders_in_folders_are_searched_and_kept(segmenter, tmp_path):
+    image, masks = chest()
+    scans = tmp_path / "scans"
+    for name in ("one/IM1.png", "two/IM1.png", "two/late/IM1.png"):
+        (scans / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(scans / name)
+    for _ in range(2):  # what was written is no image to segment
+        assert predict(segmenter, [scans], scans / "found", console=QUIET) == []
+    found = sorted(str(p.relative_to(scans)) for p in (scans / "found" / "heart").rglob("*.png"))
+    assert found == [
+        f"found/heart/{name}" for name in ("one/IM1.png", "two/IM1.png", "two/late/IM1.png")
+    ]
+    assert np.array_equal(mask(scans / "found" / "heart" / "two" / "IM1.png"), masks[2])
+    assert (scans / "found" / "overlays" / "two" / "late" / "IM1.png").exists()
 
 
 def test_structures_of_any_name_have_folders_of_their_own(tmp_path):

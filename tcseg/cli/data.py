@@ -67,14 +67,18 @@ def check(
     """
     from rich.console import Console
 
-    from tcseg.data import Problems, jsrt_root, load_dataset
-    from tcseg.data.check import SHEET_IMAGES, file_formats
+    from tcseg.data import DataError, Problems, jsrt_root, load_dataset
+    from tcseg.data.check import SHEET_IMAGES, file_formats, tell_problems
     from tcseg.data.check import check as check_dataset
 
     problems = Problems(collect=True)
     folder = jsrt_root(root) if data == "jsrt" else root or ""
-    dataset = load_dataset(data, root=root, size=size, problems=problems)
     console = Console(highlight=False, soft_wrap=True)
+    try:
+        dataset = load_dataset(data, root=root, size=size, problems=problems)
+    except DataError:
+        tell_problems(problems, console)
+        raise
     fine = check_dataset(dataset, problems, file_formats(data, folder), split_file, console)
     if sheet is not None and len(dataset):
         from tcseg.pictures import save_contact_sheet

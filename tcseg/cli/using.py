@@ -180,5 +180,7 @@ def report(runs: tuple[Path, ...], out: Path, root: str | None, device: str) -> 
 
     from tcseg.report import report as write
 
-    write(runs, out, root=root, device=device)
+    remarks = write(runs, out, root=root, device=device)
     click.echo(f"Written: {out}")
+    for remark in remarks:
+        click.echo(f"Remark: {remark}", err=True)

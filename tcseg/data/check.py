@@ -54,16 +54,25 @@ def check(
         f"pixels{_spacing(dataset)}: {len(dataset) - without} with masks, {without} without",
         markup=False,
     )
+    if dataset.values is not None:
+        pairs = zip(dataset.values, dataset.classes, strict=True)
+        listed = ", ".join(f"{value} is {name}" for value, name in pairs)
+        console.print(f"masks hold a value for each structure: {listed}", markup=False)
     if len(dataset):
         console.print(_structures(dataset))
         splits = _splits(dataset, split_file, problems)
         if splits.row_count:
             console.print(splits)
-    for problem in problems.found:
-        console.print(f"Problem: {problem}", style="bold red", markup=False)
+    tell_problems(problems, console)
     if not problems.found:
         console.print("No problem found.")
     return not problems.found
+
+
+def tell_problems(problems: Problems, console: Console) -> None:
+    """Print what was found, a line each."""
+    for problem in problems.found:
+        console.print(f"Problem: {problem}", style="bold red", markup=False)
 
 
 def _spacing(dataset: Dataset) -> str:

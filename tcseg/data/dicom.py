@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["has_dicom_content", "read_dataset", "read_frames"]
+from .dataset import DataError, reason
+
+__all__ = [
+    "has_dicom_content",
+    "read_dataset",
+    "read_frames",
+    "read_segments",
+    "segment_labels",
+]
+
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 
 # Functional groups of enhanced files with attributes that other files have at the top.
 MACROS = ("PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence")
@@ -151,3 +161,62 @@ def _pair(value: Any) -> Spacing | None:
     if value is None or len(value) != 2 or not min(map(float, value)) > 0:
         return None
     return float(value[0]), float(value[1])
+
+
+# ---- segmentations --------------------------------------------------------------------------
+
+
+def segment_labels(path: Path) -> list[str] | None:
+    """Return the names of the segments of a DICOM segmentation, None for another file."""
+    import pydicom
+
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        if header.get("SOPClassUID") != SEGMENTATION:
+            return None
+        return [str(segment.SegmentLabel) for segment in header.SegmentSequence]
+    except Exception:  # what it is, is told on reading it
+        return None
+
+
+def read_segments(path: Path) -> dict[str, NDArray[np.bool_]]:
+    """Read a DICOM segmentation of one file: (planes, H, W) for each segment, by its name.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or belongs to several files.
+    """
+    try:
+        data = read_dataset(path)
+        frames = data.pixel_array.reshape(-1, data.Rows, data.Columns)
+        half = int(data.get("MaximumFractionalValue", 1)) / 2
+        groups = data.get("PerFrameFunctionalGroupsSequence") or [{}] * len(frames)
+        shared = (data.get("SharedFunctionalGroupsSequence") or [{}])[0]
+        placed = [_place_of(group, shared) for group in groups]
+        labels = {int(s.SegmentNumber): str(s.SegmentLabel) for s in data.SegmentSequence}
+    except Exception as error:  # decoders of damaged files raise almost anything
+        raise DataError(f"folder: {path} cannot be read ({reason(error)})") from error
+    if len({source for _, source, _ in placed} - {""}) > 1 or len(set(placed)) < len(placed):
+        raise DataError(
+            f"folder: {path} is a segmentation of several files, or does not say of which frames; "
+            "save one for each file"
+        )
+    planes = 1 + max(plane for _, _, plane in placed)
+    found = {label: np.zeros((planes, data.Rows, data.Columns), bool) for label in labels.values()}
+    for (number, _, plane), frame in zip(placed, frames, strict=True):
+        found[labels[number]][plane] |= frame > half
+    return found
+
+
+def _place_of(group: Any, shared: Any) -> tuple[int, str, int]:
+    """Return segment, source file and source frame (from 0) of a frame."""
+
+    def first(sequence: str, *groups: Any) -> Any:
+        return next((group.get(sequence)[0] for group in groups if group.get(sequence)), {})
+
+    segment = first("SegmentIdentificationSequence", group, shared)
+    source = first("SourceImageSequence", first("DerivationImageSequence", group, shared))
+    frame = source.get("ReferencedFrameNumber") or 1
+    number = int(segment.get("ReferencedSegmentNumber", 1))
+    return number, str(source.get("ReferencedSOPInstanceUID", "")), int(frame) - 1

@@ -7,6 +7,7 @@ volume, a multi-frame DICOM or TIFF file) is read plane by plane.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .dataset import DataError, reason
 from .dicom import has_dicom_content, read_frames
@@ -26,6 +27,10 @@ NIFTI = (".nii", ".nii.gz")
 # Beyond these fractions of the pixels, values of more than 8 bits are cut off: a few hot pixels, a
 # burnt-in label or metal would leave the rest in a tenth of the range.
 TAILS = (0.1, 99.9)
+
+# Of the units that files name, with the micro sign, the Greek letter, and what ImageJ writes.
+_MILLIMETRES = {"meter": 1000.0, "m": 1000.0, "cm": 10.0, "mm": 1.0, "nm": 1e-6, "inch": 25.4}
+_MILLIMETRES |= dict.fromkeys(("micron", "um", "\u00b5m", "\u03bcm", "\\u00B5m"), 0.001)
 
 Pixels = NDArray[np.float32]
 
@@ -110,15 +115,23 @@ def read_pictures(path: Path) -> Iterator[Picture]:
         raise DataError(f"{path}: cannot be read, {error}") from error
     # Decoders of damaged files raise almost anything.
     except Exception as error:
+        if "Unable to decompress" in str(error):  # pydicom lists what each of its plugins lacks
+            raise DataError(
+                f"{path}: cannot be read, its compression needs another decoder: try pip install "
+                "python-gdcm"
+            ) from error
         raise DataError(f"{path}: cannot be read ({reason(error)})") from error
 
 
 def open_plain(path: Path) -> Image.Image:
-    """Open what Pillow reads; a file larger than it takes raises a DataError."""
+    """Open what Pillow reads; a file that is none, or too large, raises a DataError."""
     try:
         with warnings.catch_warnings():  # of files half as large
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(path)
+    except UnidentifiedImageError as error:
+        what = "is no image, despite its name, or damaged" if path.stat().st_size else "is empty"
+        raise DataError(f"{path}: cannot be read (it {what})") from error
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise DataError(
@@ -161,14 +174,18 @@ def as_pixels(values: NDArray[Any]) -> Pixels:
     elif values.dtype == bool:
         levels = values.astype(np.float32)
     else:
-        wide = values.astype(np.float64)
-        known = wide[np.isfinite(wide)]
+        known = values[np.isfinite(values)] if values.dtype.kind == "f" else values
         low, high = np.percentile(known, TAILS) if known.size else (0.0, 0.0)
         if not high > low:  # all alike but for a few pixels
-            low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
-        scale = 1 / (high - low) if high > low else 0.0
-        wide = np.nan_to_num(wide, nan=low).clip(low, high)
-        levels = ((wide - low) * scale).astype(np.float32)
+            low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+        # Volumes are large: no more precision, and no more copies, than it takes.
+        wide: NDArray[Any] = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+        low, high = wide.dtype.type(low), wide.dtype.type(high)
+        np.nan_to_num(wide, copy=False, nan=low)
+        wide.clip(low, high, out=wide)
+        wide -= low
+        wide /= high - low if high > low else 1
+        levels = wide.astype(np.float32, copy=False)
     return np.ascontiguousarray(levels.transpose(2, 0, 1) if colour else levels[None])
 
 
@@ -178,6 +195,7 @@ def as_pixels(values: NDArray[Any]) -> Pixels:
 def _read_plain(path: Path) -> Iterator[Picture]:
     with open_plain(path) as file:
         count = getattr(file, "n_frames", 1) if suffix(path) in (".tif", ".tiff") else 1
+        spacing = _tiff_spacing(file)
         for plane in range(count):
             file.seek(plane)
             picture: Image.Image = ImageOps.exif_transpose(file)
@@ -189,7 +207,31 @@ def _read_plain(path: Path) -> Iterator[Picture]:
             if len(pixels) == 3 and (pixels == pixels[:1]).all():
                 pixels = pixels[:1]  # grey, saved as colour
             name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
-            yield Picture(name, pixels, None, path, None if count == 1 else plane)
+            yield Picture(name, pixels, spacing, path, None if count == 1 else plane)
+
+
+def _tiff_spacing(file: Image.Image) -> tuple[float, float] | None:
+    """Return the size of a pixel as microscopes say it, by ImageJ or OME.
+
+    The resolution that other TIFF files have is one for printing.
+    """
+    tags = getattr(file, "tag_v2", {})
+    text = str(tags.get(270, ""))
+    sizes: list[float] = []
+    try:
+        if text.startswith("ImageJ="):
+            unit = re.search(r"^unit=(.*)$", text, re.M)
+            scale = _MILLIMETRES.get(unit[1].strip(), 0.0) if unit else 0.0
+            sizes = [scale / float(tags[tag]) for tag in (283, 282)]
+        elif "<OME" in text:
+            for axis in "YX":
+                size = re.search(rf'PhysicalSize{axis}="([^"]+)"', text)
+                unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', text)
+                scale = _MILLIMETRES.get(unit[1], 0.0) if unit else 0.001
+                sizes.append(float(size[1]) * scale if size else 0.0)
+    except (KeyError, ValueError, ZeroDivisionError):
+        return None
+    return (sizes[0], sizes[1]) if sizes and min(sizes) > 0 else None
 
 
 def _read_dicom(path: Path) -> Iterator[Picture]:
@@ -218,9 +260,15 @@ def read_volume(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
         volume = volume[..., 0]
     if volume.ndim == 2:
         volume = volume[..., None]
+    if volume.dtype.fields is not None:
+        raise DataError(f"{path}: holds colours, which are read from PNG or TIFF only; convert it")
     if volume.ndim != 3 or 0 in volume.shape:
-        raise DataError(f"{path}: has shape {image.shape}; expected a plane or a volume")
-    zooms = [float(z) for z in image.header.get_zooms()[:2]]
+        raise DataError(
+            f"{path}: has shape {image.shape}; expected a plane or a volume: save each time or "
+            "channel as a file of its own"
+        )
+    unit = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    zooms = [float(z) * unit for z in image.header.get_zooms()[:2]]
     spacing = (zooms[1], zooms[0]) if min(zooms) > 0 else None
     return volume.transpose(2, 1, 0)[:, ::-1], spacing
 

@@ -1,0 +1,337 @@
+"""Masks of a folder of images, by the names of their images, in one of three forms.
+
+Files with one value for each class, ``NAME.png``; a folder for each class with files that are white
+where it is, ``CLASS/NAME.png``, where classes may overlap; DICOM segmentations, ``NAME.dcm``, whose
+segments are the classes, alone or beside either of the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .dataset import DataError, Problems, pack_masks, reason
+from .dicom import read_dataset, read_segments, segment_labels
+from .images import NIFTI, Picture, Placement, is_dicom, is_image, open_plain, read_volume, stem
+from .images import suffix as suffix_of
+
+__all__ = ["MAX_CLASSES", "Masks", "mask_reader"]
+
+MAX_CLASSES = 8
+
+Planes = NDArray[np.integer]
+
+
+class Masks:
+    """Masks by image.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        What is marked.
+    values : tuple of int or None
+        The number of each class, in files that hold one for each pixel.
+    """
+
+    classes: tuple[str, ...]
+    values: tuple[int, ...] | None = None
+
+    def read(self, picture: Picture, place: Placement) -> torch.Tensor | None:
+        """Return the masks of an image, fitted and packed into bits; None if it has none."""
+        raise NotImplementedError
+
+
+class _Valued(Masks):
+    """One file for each image, a value for each class."""
+
+    def __init__(self, files: dict[str, Path], names: dict[int, str], problems: Problems) -> None:
+        self.files = files
+        counts: Counter[int] = Counter()
+        for name, path in list(files.items()):
+            try:
+                counts.update(_values_in(path, names))
+            except DataError as error:
+                problems.add(str(error))
+                del files[name]
+        values = sorted(set(counts) | set(names))
+        if len(values) > MAX_CLASSES:
+            raise DataError(
+                f"folder: the masks have {len(values)} values ({', '.join(map(str, values[:12]))} "
+                f"...), at most {MAX_CLASSES} classes are possible; are all masks saved with the "
+                "same values, without smoothed edges?"
+            )
+        self.values = tuple(values)
+        self.classes = tuple(names.get(value, f"class {value}") for value in values)
+        self._planes = functools.lru_cache(maxsize=1)(functools.partial(_label_planes, names=names))
+
+    def read(self, picture: Picture, place: Placement) -> torch.Tensor | None:
+        path = self.files.get(stem(picture.path))
+        if path is None:
+            return None
+        plane = _plane_of(self._planes(path), path, picture)
+        numbers = np.array(self.values).reshape(-1, 1, 1)
+        fitted = place.fit((plane == numbers).astype(np.float32))
+        # A pixel goes to the class that has most of it: two that touch leave no gap.
+        shares = np.concatenate([1 - fitted.sum(axis=0, keepdims=True), fitted])
+        return pack_masks(shares.argmax(axis=0) == 1 + np.arange(len(fitted)).reshape(-1, 1, 1))
+
+
+class _ByClass(Masks):
+    """Masks of each class for themselves: in folders of files, or as segments of DICOM files."""
+
+    def __init__(
+        self, folders: Mapping[str, Mapping[str, Path]], files: Mapping[str, Path]
+    ) -> None:
+        self.folders, self.files = folders, files
+        labels = {label for path in files.values() for label in segment_labels(path) or ()}
+        self.classes = tuple(dict.fromkeys([*folders, *sorted(labels)]))
+        self._planes = functools.lru_cache(maxsize=MAX_CLASSES)(_white_planes)
+        self._segments = functools.lru_cache(maxsize=1)(read_segments)
+
+    def read(self, picture: Picture, place: Placement) -> torch.Tensor | None:
+        name = stem(picture.path)
+        paths = {c: self.folders[c].get(name) for c in self.folders}
+        whole = self.files.get(name)
+        if whole is None and not any(paths.values()):
+            return None
+        marked = {} if whole is None else _segments_of(self._segments(whole), whole, picture)
+        nothing = np.zeros(picture.pixels.shape[1:], bool)
+        planes = []
+        for c in self.classes:
+            path = paths.get(c)
+            plane = marked.get(c, nothing)  # the class may be in none
+            if path is not None:
+                plane = plane | _plane_of(self._planes(path), path, picture).astype(bool)
+            planes.append(plane)
+        return pack_masks(place.fit(np.stack(planes).astype(np.float32)) > 0.5)
+
+
+def mask_reader(root: Path, images: Sequence[Path], problems: Problems) -> Masks:
+    """Look what form the masks of a folder have, and match them with its images.
+
+    Raises
+    ------
+    DataError
+        If there are none, they belong to no image, or have too many classes.
+    """
+    folder = root / "masks"
+    if not folder.is_dir():
+        raise DataError(
+            f"folder: no folder {folder}; put masks of some images there, under the names of their "
+            "images: NAME.png with a value for each class, or CLASS/NAME.png"
+        )
+    subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    files = {stem(p): p for p in sorted(folder.iterdir()) if is_image(p)}
+    plain = [path for path in files.values() if not _is_segmentation(path)]
+    if subfolders and plain:
+        raise DataError(
+            f"folder: {folder} has both folders ({subfolders[0].name}) and masks "
+            f"({plain[0].name}); use one folder for each class, or one file for each image"
+        )
+    by_class = {
+        p.name: {stem(f): f for f in sorted(p.iterdir()) if is_image(f)} for p in subfolders
+    }
+    _check_names(folder, images, [*by_class.values(), files], problems)
+    empty = [name for name, part in by_class.items() if not part]
+    if empty:
+        problems.add(f"folder: no masks in {folder / empty[0]}; remove it, or put masks there")
+    if plain:
+        known = len(problems.found)
+        reader: Masks = _Valued(files, _class_names(root / "classes.txt"), problems)
+        if not reader.classes:
+            raise DataError(
+                f"folder: no mask in {folder} can be used"
+                if len(problems.found) > known
+                else f"folder: all masks in {folder} are 0: no class is marked in any image"
+            )
+        return reader
+    reader = _ByClass({name: part for name, part in by_class.items() if part}, files)
+    if len(reader.classes) > MAX_CLASSES:
+        raise DataError(
+            f"folder: {folder} has {len(reader.classes)} classes, at most {MAX_CLASSES} are "
+            "possible"
+        )
+    return reader
+
+
+def _check_names(
+    folder: Path,
+    images: Sequence[Path],
+    parts: Sequence[Mapping[str, Path]],
+    problems: Problems,
+) -> None:
+    known = {stem(path) for path in images}
+    names = sorted({name for part in parts for name in part})
+    strays = [name for name in names if name not in known]
+    if not names or len(strays) == len(names):
+        example = (
+            f"; the first mask is {names[0]!r}, the first image {stem(images[0])!r}"
+            if names
+            else ""
+        )
+        raise DataError(
+            f"folder: no mask in {folder} has the name of an image in "
+            f"{folder.with_name('images')}{example}; name each mask as its image"
+        )
+    if strays:
+        problems.add(
+            f"folder: {len(strays)} masks without an image of their name: "
+            f"{problems.listed(strays)}; name each mask as its image, or remove it"
+        )
+
+
+def _class_names(path: Path) -> dict[int, str]:
+    if not path.exists():
+        return {}
+    names: dict[int, str] = {}
+    try:
+        for line in filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())):
+            value, name = line.split(maxsplit=1)
+            names[int(value)] = name
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: each line must be a value and a name, as in '1 liver'") from error
+    if 0 in names or len(set(names.values())) < len(names):
+        raise DataError(f"{path}: values must be 1 or more, and names must differ")
+    return names
+
+
+# ---- files ----------------------------------------------------------------------------------
+
+
+def _is_segmentation(path: Path) -> bool:
+    return is_dicom(path) and segment_labels(path) is not None
+
+
+def _values_in(path: Path, names: Mapping[int, str]) -> set[int]:
+    """Return the values of classes in a mask, few enough to be classes."""
+    labels = segment_labels(path) if is_dicom(path) else None
+    if labels is not None:
+        return {_value_of(label, names, path) for label in labels}
+    found = set(np.unique(_read_planes(path)).tolist()) - {0}
+    if len(found) > MAX_CLASSES:
+        raise DataError(
+            f"folder: {path} has {len(found)} values beside 0, more than {MAX_CLASSES} classes; "
+            "its edges are smoothed perhaps, or it is a JPEG: save it again without, or use one "
+            "folder for each class"
+        )
+    return found
+
+
+def _value_of(label: str, names: Mapping[int, str], path: Path) -> int:
+    """Return the value of a segment, which has the name of a class."""
+    for value, name in names.items():
+        if name == label:
+            return value
+    numbered = re.fullmatch(r"class (\d+)", label)
+    if numbered:
+        return int(numbered[1])
+    raise DataError(
+        f"folder: {path} has a segment {label!r}, which stands for no value; add the line "
+        f"'VALUE {label}' to classes.txt"
+    )
+
+
+def _label_planes(path: Path, names: Mapping[int, str]) -> Planes:
+    """Read a file of values, or a segmentation as one."""
+    if not _is_segmentation(path):
+        return _read_planes(path)
+    segments = read_segments(path)
+    planes = np.zeros_like(next(iter(segments.values())), np.int64)
+    for label, masks in segments.items():
+        planes[masks] = _value_of(label, names, path)
+    return planes
+
+
+def _white_planes(path: Path) -> NDArray[np.bool_]:
+    """Read a file that is white, or not 0, where a class is."""
+    planes = _read_planes(path, as_seen=True)
+    # White on black may have smoothed edges, whose outline is at one half; of other values each
+    # that is not 0 is inside.
+    most = planes.max(axis=(1, 2), keepdims=True)
+    return planes > np.where(most > 128, most / 2, 0)
+
+
+def _plane_of(planes: NDArray[np.generic], path: Path, picture: Picture) -> NDArray[np.generic]:
+    """Return the plane of a mask that belongs to an image, of the image's size."""
+    number = picture.plane or 0
+    if number >= len(planes) or (picture.plane is None and len(planes) > 1):
+        more = "only one" if picture.plane is None else "more"
+        raise DataError(
+            f"folder: {path} has {len(planes)} planes, its image {picture.path} has {more}"
+        )
+    plane, shape = planes[number], picture.pixels.shape[1:]
+    if plane.shape != shape:
+        raise DataError(
+            f"folder: {path} has {plane.shape[1]} x {plane.shape[0]} pixels, its image "
+            f"{picture.path.name} {shape[1]} x {shape[0]}; a mask must have the size of its image"
+        )
+    return np.asarray(plane)
+
+
+def _segments_of(
+    segments: Mapping[str, NDArray[np.bool_]], path: Path, picture: Picture
+) -> dict[str, NDArray[np.bool_]]:
+    """Return what is marked in an image; segmentations may leave out planes with nothing."""
+    number = picture.plane or 0
+    return {
+        label: _plane_of(masks, path, picture).astype(bool)
+        for label, masks in segments.items()
+        if number < len(masks)
+    }
+
+
+def _read_planes(path: Path, as_seen: bool = False) -> Planes:
+    """Read a mask value by value, (planes, H, W); of palettes the index, or, as seen, the grey."""
+    try:
+        if suffix_of(path) in NIFTI:
+            return _whole(read_volume(path)[0], path)
+        if is_dicom(path):
+            values = read_dataset(path).pixel_array
+            return _whole(values if values.ndim == 3 else values[None], path)
+        return np.stack([_whole(plane, path) for plane in _plain_planes(path, as_seen)])
+    except DataError:
+        raise
+    except Exception as error:  # decoders of damaged files raise almost anything
+        raise DataError(f"folder: {path} cannot be read ({reason(error)})") from error
+
+
+def _plain_planes(path: Path, as_seen: bool) -> Iterator[NDArray[np.generic]]:
+    with open_plain(path) as file:
+        for number in range(getattr(file, "n_frames", 1)):
+            file.seek(number)
+            if file.mode == "P" and as_seen:
+                yield np.asarray(file.convert("L"))
+            elif file.mode in ("L", "P", "1", "I", "F") or file.mode.startswith("I;"):
+                yield np.asarray(file)
+            else:
+                values = np.asarray(file.convert("RGB"))
+                if not (values == values[..., :1]).all():
+                    raise DataError(
+                        f"folder: {path} is a colour picture{_colours(values)}; a mask must have "
+                        "one value for each class, or a folder for each class with masks in black "
+                        "and white"
+                    )
+                yield values[..., 0]
+
+
+def _colours(values: NDArray[np.generic]) -> str:
+    """Say the colours of a picture, if they are few."""
+    colours = np.unique(values.reshape(-1, 3), axis=0)
+    if len(colours) > MAX_CLASSES + 1:
+        return f" of {len(colours)} colours"
+    return f" ({', '.join('#{:02x}{:02x}{:02x}'.format(*colour) for colour in colours)})"
+
+
+def _whole(values: NDArray[Any], path: Path) -> Planes:
+    whole: Planes = values.astype(np.int64 if values.dtype.itemsize > 1 else np.uint8)
+    if not (whole == values).all() or (whole < 0).any():
+        raise DataError(f"folder: {path} has values that are not whole numbers from 0 on")
+    return whole
