@@ -29,6 +29,9 @@ from ._checks import (
 
 BOUNDARIES = {"reflect": 0, "constant": 1}
 LARGEST_BATCH = 2**31
+# Pixels of a field that are made at once where they need room beside it: enough for the kernels of
+# a GPU to outlast their launches.
+AT_ONCE = {"cpu": 2**18, "cuda": 2**20, "meta": 2**20}
 LARGEST = 1e30  # pixels: far beyond any image, far below what single precision holds
 TRUNCATE = 8.0  # the kernel ends at this many sigma; SciPy's default of 4 moves results by 4e-4
 
@@ -366,14 +369,28 @@ def random_displacement(
     if displacement_std is not None:
         # A tensor of no dimension on the CPU: its value is not looked at, nor waited for.
         scale = displacement_std / torch.stack(variances).prod().sqrt()
-    field: Tensor = ops.tcwarp.field_coefficients(
-        seed.to(device, non_blocking=True),
-        batch,
-        [factor.shape[1] for factor in factors],
-        identity_probability,
-    )
+    seed = seed.to(device, non_blocking=True)
+    modes = [factor.shape[1] for factor in factors]
+
+    def draw(first: int, count: int) -> Tensor:
+        planes: Tensor = ops.tcwarp.field_coefficients(
+            seed, first, count, modes, identity_probability
+        )
+        planes = planes.mul_(scale).to(working)
+        for axis, factor in enumerate(factors, start=1):
+            planes = _along(planes, factor, axis)
+        return planes
+
+    planes = batch * len(size)
+    at_once = planes
+    # Where the modes of the last axis are few, so are all numbers on the way to the pixels.
+    if not torch.compiler.is_compiling() and (dtype != working or 8 * modes[-1] > size[-1]):
+        at_once = max(1, AT_ONCE[device.type] // math.prod(size))
     with without_autocast(device):
-        field = (field * scale).to(working)
-        for axis, factor in enumerate(factors, start=2):
-            field = _along(field, factor, axis)
-    return field.to(dtype)
+        if at_once >= planes:
+            return draw(0, planes).to(dtype).view(batch, len(size), *size)
+        field = seed.new_empty((planes, *size), dtype=dtype)  # vectorised where the seed is
+        for first in range(0, planes, at_once):
+            part = field[first : first + at_once]
+            part.copy_(draw(first, len(part)))
+    return field.view(batch, len(size), *size)

@@ -1,5 +1,6 @@
 """Good citizenship: the ABI, workers after fork, memory, vectorisation, tensors beyond 2^31."""
 
+import itertools
 import multiprocessing
 import re
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from assertions import assert_bits_equal, assert_close
-from strategies import MODES, displacement_values, image_values
+from strategies import FLOATING_DTYPES, MODES, displacement_values, image_values
 from torch.profiler import ProfilerActivity, profile
 
 import tcwarp
@@ -62,12 +63,25 @@ def test_works_in_workers_after_a_fork():
 # ------------------------------------------------------------------------------------ memory
 
 
-def allocated(function) -> int:
-    """Bytes that one call asks torch for."""
+def allocations(function) -> list[int]:
+    """Bytes that one call asks torch for (positive) and gives back (negative), in order."""
     function()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    return sum(max(0, event.self_cpu_memory_usage) for event in profiler.events())
+        kept = function()
+    del kept
+    events = profiler.profiler.kineto_results.events()
+    memory = [event for event in events if event.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(memory, key=lambda event: event.start_ns())]
+
+
+def allocated(function) -> int:
+    """Bytes that one call asks torch for, in all."""
+    return sum(max(0, size) for size in allocations(function))
+
+
+def peak(function) -> int:
+    """Most bytes that one call holds at a time, its result among them."""
+    return max(itertools.accumulate(allocations(function)))
 
 
 # Less than a hundredth of the result: a few numbers, whatever the size of the image.
@@ -117,6 +131,40 @@ def test_sampling_allocates_little_beside_the_field():
     assert allocated(draw) < 1.2 * draw().nbytes
 
 
+@pytest.mark.parametrize("sigma", [1.0, 4.0, (60.0, 1.0), (1.0, 60.0)])
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_sampling_many_modes_makes_a_few_planes_at_a_time(dtype, sigma):
+    def draw():
+        return tcwarp.random_displacement(8, (300, 400), sigma=sigma, dtype=dtype)
+
+    # Two planes: float64 normals, and two of the steps from them to pixels.
+    planes, pixels = 2, 300 * 400
+    assert peak(draw) <= draw().nbytes + planes * pixels * (8 + 2 * max(4, dtype.itemsize)) + SMALL
+
+
+def test_half_precision_fields_of_few_modes_are_made_in_parts():
+    def draw():
+        return tcwarp.random_displacement(8, (512, 512), sigma=60.0, dtype=torch.float16)
+
+    assert peak(draw) < draw().nbytes + 1.2 * 512 * 512 * 4
+
+
+def test_fields_made_in_parts_are_those_made_at_once(monkeypatch):
+    whole, parts = [], []
+    for fields, at_once in ((whole, 2**40), (parts, 1)):
+        monkeypatch.setattr("tcwarp.fields.AT_ONCE", {"cpu": at_once})
+        for dtype, size in itertools.product(FLOATING_DTYPES, ((40, 50), (9, 8, 10))):
+            seed = torch.Generator().manual_seed(1)
+            options = {"sigma": 1.5, "identity_probability": 0.4, "displacement_std": 2.0}
+            field = tcwarp.random_displacement(5, size, generator=seed, dtype=dtype, **options)
+            fields.append(field)
+    for one, other in zip(whole, parts, strict=True):
+        # A product of matrices may add in another order for another number of rows.
+        atol = 16 * torch.finfo(one.dtype).eps
+        assert_close(other, one, "random_displacement", atol=atol)
+        assert torch.equal(other.flatten(1).any(1), one.flatten(1).any(1))
+
+
 # ------------------------------------------------------------------------------ vectorisation
 
 
@@ -158,6 +206,19 @@ def test_vmap_of_align(device):
         [tcwarp.align(a, b) for a, b in zip(fields, fields.flip(0), strict=True)]
     )
     assert_close(together, expected, "vmap of align", atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_of_drawing(monkeypatch):
+    for at_once in (2**18, 1):
+        monkeypatch.setattr("tcwarp.fields.AT_ONCE", {"cpu": at_once})
+
+        def draw(image):
+            return image + tcwarp.random_displacement(2, (9, 8), sigma=1.0)
+
+        fields = torch.vmap(draw, randomness="different")(torch.zeros(3, 1, 1, 1, 1))
+        assert fields.shape == (3, 2, 2, 9, 8)
+        assert not fields[0].equal(fields[1])
 
 
 # -------------------------------------------------------------------------------- compilation

@@ -197,6 +197,6 @@ def test_align(emulated, size):
 
 @pytest.mark.parametrize("modes", [(5, 7), (3, 4, 5)])
 def test_field_coefficients(emulated, modes):
-    arguments = torch.tensor([-5]), 30, list(modes), 0.3
+    arguments = torch.tensor([-5]), 7, 60, list(modes), 0.3
     expected = torch.ops.tcwarp.field_coefficients(*arguments)
     assert_close(emulated.field_coefficients(*arguments), expected, "coefficients", atol=1e-13)

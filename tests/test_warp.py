@@ -420,7 +420,7 @@ def operator_samples() -> list[tuple[str, tuple]]:
     )
     samples.append(("warp", (torch.ones(0, 1, 3, 3), torch.zeros(0, 2, 3, 3), 1, 0)))
     for modes in ((3, 2), (2, 3, 1)):
-        samples.append(("field_coefficients", (torch.tensor([5]), 2, list(modes), 0.5)))
+        samples.append(("field_coefficients", (torch.tensor([5]), 1, 5, list(modes), 0.5)))
     return samples
 
 

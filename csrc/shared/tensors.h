@@ -96,10 +96,10 @@ inline Tensor with_layout_of(const Tensor& tensor, const Tensor& like) {
   return copy;
 }
 
-// The shape (N, D, *modes) of the coefficients of random fields.
+// The shape (planes, *modes) of the coefficients of random fields.
 inline std::vector<int64_t> coefficient_shape(
-    int64_t batch, const std::vector<int64_t>& modes) {
-  std::vector<int64_t> shape{batch, static_cast<int64_t>(modes.size())};
+    int64_t planes, const std::vector<int64_t>& modes) {
+  std::vector<int64_t> shape{planes};
   shape.insert(shape.end(), modes.begin(), modes.end());
   return shape;
 }
