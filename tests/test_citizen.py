@@ -89,8 +89,9 @@ SMALL = 4096
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_warp_allocates_its_result_only(mode):
-    image, field = torch.rand(2, 3, 128, 128), torch.randn(2, 2, 128, 128)
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_a_warp_allocates_its_result_only(mode, dtype):
+    image, field = torch.rand(2, 3, 128, 128), torch.randn(2, 2, 128, 128).to(dtype)
     # A cubic warp needs the coefficients of its spline as well.
     buffer = image.nbytes if mode == "cubic" else 0
     code = MODES.index(mode)
@@ -117,9 +118,14 @@ def test_channels_last_gradients_are_not_copied(mode):
     assert needed <= field.nbytes + coefficients + SMALL
 
 
-def test_alignment_allocates_its_result_only():
-    field = tcwarp.random_displacement(2, (128, 128), sigma=30.0)
-    for function in (lambda: tcwarp.align(field, field), lambda: tcwarp.invert(field)):
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_the_algebra_allocates_its_result_only(dtype):
+    field = tcwarp.random_displacement(2, (128, 128), sigma=30.0, dtype=dtype)
+    for function in (
+        lambda: tcwarp.align(field, field),
+        lambda: tcwarp.invert(field),
+        lambda: tcwarp.compose(field, field),
+    ):
         assert field.nbytes <= allocated(function) <= field.nbytes + SMALL
 
 

@@ -480,10 +480,14 @@ def test_half_displacement_is_that_of_its_float32_value(device, kind, seed):
     for dtype in (torch.float16, torch.bfloat16):
         half = displacement_values(kind, (1, 2, 5, 6), seed).to(dtype).to(device)
         for mode in MODES:
-            output = tcwarp.warp(image, half, mode=mode)
-            assert_bits_equal(
-                output, tcwarp.warp(image, half.float(), mode=mode), f"{dtype} {mode}"
-            )
+            results = []
+            for displacement in (half, half.float()):
+                leaf = displacement.requires_grad_(mode != "nearest")
+                output = tcwarp.warp(image, leaf, mode=mode)
+                gradients = torch.autograd.grad(output.sum(), leaf) if mode != "nearest" else ()
+                results.append([output.detach(), *(gradient.to(dtype) for gradient in gradients)])
+            for own, single in zip(*results, strict=True):
+                assert_bits_equal(own, single, f"{dtype} {mode}")
 
 
 @pytest.mark.parametrize("mode", MODES)

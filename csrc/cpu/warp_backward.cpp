@@ -260,11 +260,23 @@ void add_slope_pixels(const V* gradient, const S* values, int64_t channels,
   }
 }
 
+// Stores values in a tensor of any floating dtype, from element `at` on.
+template <typename W>
+void store(const W* from, int64_t count, Tensor& to, int64_t at) {
+  THO_DISPATCH_V2(to.scalar_type(), "warp_backward_displacement", AT_WRAP([&] {
+                    scalar_t* const target = to.mutable_data_ptr<scalar_t>();
+                    for (int64_t i = 0; i < count; ++i) {
+                      target[at + i] = static_cast<scalar_t>(from[i]);
+                    }
+                  }),
+                  AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);
+}
+
 template <Mode mode, Padding padding, typename Index, int D, typename V,
           typename S, typename T>
 void backward_displacement(const V* gradient, const S* values,
                            const Field<D, T>& field, const Layout& layout,
-                           T* output) {
+                           Tensor& output) {
   using Taps = Stencil<mode, D, SumOf<V>, Index>;
   struct Tile {
     Taps stencil;
@@ -290,8 +302,7 @@ void backward_displacement(const V* gradient, const S* values,
               add_slope(from + plane, source + plane, stencil, sum, count);
             }
           }
-          std::copy_n(sum, count,
-                      output + (n * D + axis) * layout.pixels + begin);
+          store(sum, count, output, (n * D + axis) * layout.pixels + begin);
         }
       });
 }
@@ -349,12 +360,10 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
         dispatch_warp(
             displacement, layout, padding_mode,
             [&](const auto& field, auto padding, auto index) {
-              using T = typename std::decay_t<decltype(field)>::Scalar;
               using Index = decltype(index);
-              T* const target = output.mutable_data_ptr<T>();
               if (static_cast<Mode>(mode) == Mode::kLinear) {
                 return backward_displacement<Mode::kLinear, padding(), Index>(
-                    from, source, field, layout, target);
+                    from, source, field, layout, output);
               }
               using S = SumOf<scalar_t>;
               Tensor buffer = coefficient_buffer<S>(input);
@@ -362,7 +371,7 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
               spline_filter(source, coefficients, layout, field.size, padding(),
                             false);
               backward_displacement<Mode::kCubic, padding(), Index>(
-                  from, coefficients, field, layout, target);
+                  from, coefficients, field, layout, output);
             });
       }),
       AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);

@@ -221,7 +221,7 @@ Tensor warp_backward_input(const Tensor& gradient_, const Tensor& displacement_,
                            int64_t mode, int64_t padding_mode,
                            bool deterministic) {
   const Tensor gradient = dense(gradient_);
-  const Tensor displacement = torch::stable::contiguous(displacement_);
+  const Tensor displacement = wide(displacement_);
   const torch::stable::accelerator::DeviceGuard guard(
       gradient.get_device_index());
   Tensor output = torch::stable::empty_like(gradient);
@@ -241,14 +241,16 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
   STD_TORCH_CHECK(static_cast<Mode>(mode) != Mode::kNearest,
                   "warp_backward_displacement: mode nearest has no gradient");
   const Tensor input = dense(input_);
-  const Tensor displacement = torch::stable::contiguous(displacement_);
+  const Tensor displacement = wide(displacement_);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   const Tensor gradient = with_layout_of(gradient_, input);
   Tensor output = torch::stable::empty_like(displacement);
-  if (output.numel() == 0) return output;
+  if (output.numel() == 0) {
+    return torch::stable::to(output, displacement_.scalar_type());
+  }
   if (input.numel() == 0) {  // no channels: nothing to launch a kernel for
     torch::stable::zero_(output);
-    return output;
+    return torch::stable::to(output, displacement_.scalar_type());
   }
   THO_DISPATCH_V2(
       input.scalar_type(), "warp_backward_displacement", AT_WRAP(([&] {
@@ -269,7 +271,7 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
             padding_mode, output);
       })),
       AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);
-  return output;
+  return torch::stable::to(output, displacement_.scalar_type());
 }
 
 }  // namespace tcwarp::cuda

@@ -17,6 +17,8 @@
 
 namespace tcwarp {
 
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -104,18 +106,31 @@ inline std::vector<int64_t> coefficient_shape(
   return shape;
 }
 
-// A displacement (N, D, *size), contiguous, as rows along the last axis.
+// A displacement (N, D, *size), contiguous, as rows along the last axis. T is
+// what it is computed in; one of half precision is read through `half` or
+// `bfloat16` instead of `data`.
 template <int D, typename T>
 struct Field {
   static constexpr int kDimensions = D;
   using Scalar = T;
 
-  const T* data;
+  const T* data = nullptr;
+  const Half* half = nullptr;
+  const BFloat16* bfloat16 = nullptr;
   int32_t size[D];
-  int64_t pixels;
+  int64_t pixels = 1;
 
-  explicit Field(const Tensor& displacement)
-      : data(displacement.const_data_ptr<T>()), pixels(1) {
+  explicit Field(const Tensor& displacement) {
+    switch (displacement.scalar_type()) {
+      case ScalarType::Half:
+        half = displacement.const_data_ptr<Half>();
+        break;
+      case ScalarType::BFloat16:
+        bfloat16 = displacement.const_data_ptr<BFloat16>();
+        break;
+      default:
+        data = displacement.const_data_ptr<T>();
+    }
     for (int k = 0; k < D; ++k) {
       size[k] = static_cast<int32_t>(displacement.size(2 + k));
       pixels *= size[k];
@@ -177,6 +192,20 @@ void dispatch_field(const Tensor& displacement, const Body& body) {
   } else {
     with_dimensions(float{});
   }
+}
+
+// Calls body(field, value) with a value of the type that the displacement is
+// stored in as well.
+template <typename Body>
+void dispatch_stored(const Tensor& displacement, const Body& body) {
+  dispatch_field(displacement, [&](const auto& field) {
+    using T = typename std::decay_t<decltype(field)>::Scalar;
+    if constexpr (std::is_same_v<T, float>) {
+      if (field.half != nullptr) return body(field, Half{});
+      if (field.bfloat16 != nullptr) return body(field, BFloat16{});
+    }
+    body(field, T{});
+  });
 }
 
 // Calls body(field, padding, index) with the type of the indices as well: 32
