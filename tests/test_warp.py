@@ -281,10 +281,13 @@ def test_backward_equals_reference(device, case):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("mode", MODES)
-def test_backward_in_half_precision(device, dtype, mode):
-    image = image_values(dtype, (1, 2, 6, 7), 0).to(device).requires_grad_()
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+@pytest.mark.parametrize("channels", [2, 11])  # within a group that is summed at once, and beyond
+def test_backward_in_half_precision(device, dtype, mode, layout, channels):
+    image = with_layout(image_values(dtype, (1, channels, 6, 7), 0).to(device), layout)
+    image.requires_grad_()
     displacement = displacement_values("smooth", (1, 2, 6, 7), 1).float().to(device)
-    gradient = image_values(dtype, (1, 2, 6, 7), 2)
+    gradient = image_values(dtype, (1, channels, 6, 7), 2)
     output = tcwarp.warp(image, displacement, mode=mode)
     (back,) = torch.autograd.grad(output, image, gradient.to(device))
     assert back.dtype == dtype
