@@ -116,6 +116,22 @@ def test_backward_by_the_displacement(emulated, mode, data):
         assert_close(output, expected, "gradient", atol=atol)
 
 
+@pytest.mark.parametrize("mode", [1, 2])
+@pytest.mark.parametrize("size", [(9, 10), (5, 6, 7)])
+def test_the_displacement_gradient_is_summed_in_the_image_s_precision(emulated, size, mode):
+    """Large channels that cancel leave a small one, which float32 would not have."""
+    image = 1e6 * image_values(torch.float64, (2, 2, *size), 0)
+    image[:, 1] = image[:, 0] + image_values(torch.float64, (2, *size), 1)
+    gradient = torch.ones_like(image)
+    gradient[:, 0] = -1
+    field = displacement_values("halves", (2, len(size), *size), 2).float()  # exact weights
+    arguments = gradient, image, field, mode, 1
+    output = emulated.warp_backward_displacement(*arguments)
+    expected = torch.ops.tcwarp.warp_backward_displacement(*arguments)
+    # Weights are rounded to float32 alike in both channels: what remains of them is about 1.
+    assert_close(output, expected, "gradient", atol=1e-4)
+
+
 # Large enough for vectors of pixels, with rows that do and do not end where vectors do.
 @pytest.mark.parametrize("size", [(16, 64), (36, 45), (8, 6, 14)])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 8])

@@ -63,13 +63,15 @@ __global__ void backward_interpolated_kernel(
   });
 }
 
-// One thread per pixel sums over all channels: no atomics, one order.
+// One thread per pixel sums over all channels: no atomics, one order, and the
+// precision of the wider of image and displacement.
 template <Mode mode, int D, typename V, typename S, typename T>
 __global__ void backward_displacement_kernel(
     WarpWork<D, T> work,
     const V* __restrict__ gradient,  // (N, C, *size)
     const S* __restrict__ values,    // (N, C, *size)
     T* __restrict__ output) {        // (N, D, *size)
+  using Sum = std::conditional_t<std::is_same_v<S, double>, double, T>;
   const int64_t pixel = thread_index();
   if (pixel >= work.pixels) return;
   for (int64_t n = blockIdx.z; n < work.samples; n += gridDim.z) {
@@ -79,17 +81,18 @@ __global__ void backward_displacement_kernel(
     const S* const source = values + sample;
     for (int axis = 0; axis < D; ++axis) {
       const Taps<mode, D, T> taps(work, at, axis);
-      T sum = 0;
+      Sum sum = 0;
 #pragma unroll 2
       for (int64_t c = 0; c < work.channels; ++c) {
         const int64_t plane = c * work.channel_stride;
-        T slope = 0;
+        Sum slope = 0;
         taps.for_each_corner([&](int64_t offset, T weight) {
-          slope += weight * static_cast<T>(source[plane + offset]);
+          slope += static_cast<Sum>(weight) *
+                   static_cast<Sum>(source[plane + offset]);
         });
-        sum += slope * static_cast<T>(from[plane]);
+        sum += slope * static_cast<Sum>(from[plane]);
       }
-      output[(n * D + axis) * work.pixels + pixel] = sum;
+      output[(n * D + axis) * work.pixels + pixel] = static_cast<T>(sum);
     }
   }
 }
