@@ -215,7 +215,7 @@ void dispatch_warp(const Tensor& displacement, const Layout& layout,
                    int64_t padding_mode, const Body& body) {
   dispatch_field(displacement, [&](const auto& field) {
     dispatch_padding(padding_mode, [&](auto padding) {
-      if (layout.channels * layout.pixels <=
+      if (std::max<int64_t>(1, layout.channels) * layout.pixels <=
           std::numeric_limits<int32_t>::max()) {
         body(field, padding, int32_t{});
       } else {
