@@ -89,6 +89,10 @@ def invert(
     True
     """
     check_displacement("invert", "displacement", displacement)
+    if not isinstance(return_residual, bool):
+        raise TypeError(
+            f"invert: return_residual must be a bool, got {type(return_residual).__name__}"
+        )
     inverse = _solve("invert", "displacement", displacement, None)
     if not return_residual:
         return inverse

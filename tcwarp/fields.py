@@ -24,6 +24,7 @@ from ._checks import (
     check_sigma,
     check_tensor,
     lookup,
+    shown,
     without_autocast,
 )
 
@@ -314,14 +315,18 @@ def random_displacement(
     if isinstance(batch, bool) or not isinstance(batch, (int, torch.SymInt)):
         raise TypeError(f"{name}: batch must be an int, got {type(batch).__name__}")
     if batch < 0:
-        raise ValueError(f"{name}: batch must not be negative, got {batch}")
+        raise ValueError(f"{name}: batch must not be negative, got {shown(batch)}")
     if batch > LARGEST_BATCH:
-        raise ValueError(f"{name}: batch must be at most 2**31, got {batch:g}")
-    lengths = tuple(size) if isinstance(size, Sequence | np.ndarray) else ()
-    lengths = tuple(_plain(n) for n in lengths)
+        raise ValueError(f"{name}: batch must be at most 2**31, got {shown(batch)}")
+    given: Any = size
+    if isinstance(given, np.ndarray):
+        given = given.tolist()
+    lengths = tuple(_plain(n) for n in given) if isinstance(given, Sequence) else ()
     integers = all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in lengths)
     if len(lengths) not in (2, 3) or not integers or any(n < 0 for n in lengths):
-        raise ValueError(f"{name}: size must be 2 or 3 lengths (int) of at least 0, got {size!r}")
+        raise ValueError(
+            f"{name}: size must be 2 or 3 lengths (int) of at least 0, got {shown(size)}"
+        )
     size = lengths
     check_axes(name, "size", size)
     sigmas = check_sigma(name, sigma, len(size))
@@ -337,15 +342,17 @@ def random_displacement(
             f"{name}: generator must be a torch.Generator, got {type(generator).__name__}"
         )
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    if dtype not in FLOATING:
-        raise TypeError(f"{name}: dtype must be a floating dtype, got {dtype}")
+    if not isinstance(dtype, torch.dtype) or dtype not in FLOATING:
+        raise TypeError(f"{name}: dtype must be a floating dtype, got {shown(dtype)}")
     if device is None:
         # An empty tensor, as torch.get_default_device cannot be compiled.
         device = torch.empty(0).device if generator is None else generator.device
     try:
         device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{name}: device must be one that torch has, got {device!r}") from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: device must be one that torch has, got {shown(device)}"
+        ) from error
     check_device(name, "device", device)
     if str(device) == "cuda":  # which one is part of what is cached
         device = torch.device("cuda", torch.cuda.current_device())
