@@ -68,7 +68,7 @@ sanitize: $(VENV)/stamp.test  ## run the tests of the operators with AddressSani
 	TCWARP_SANITIZE=1 $(BIN)/python setup.py build --build-lib $(SANITIZED) --build-temp build/sanitize/temp
 	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 TCWARP_EXPECTED=$(SANITIZED) \
-	$(BIN)/pytest -p no:cacheprovider tests/test_sanitized.py tests/test_warp.py tests/test_algebra.py \
+	$(BIN)/pytest -p no:cacheprovider tests/test_sanitized.py tests/test_warp.py tests/test_warp_gradients.py tests/test_algebra.py \
 		tests/test_fields.py tests/test_fuzz.py tests/test_native_header.py tests/test_cuda_emulated.py -k "not compile and not opcheck"
 
 # setup.py compiles the CUDA sources wherever it finds nvcc, and links them where torch has CUDA: no GPU is needed.
