@@ -302,6 +302,19 @@ def test_module_is_the_function(device, mode):
     assert mode in repr(module)
 
 
+def test_views_that_are_conjugate_or_negative(device):
+    """Such a view has the bits of its base; an operator must see what it stands for."""
+    image = torch.randn(1, 2, 6, 7, dtype=torch.complex64, device=device)
+    displacement = torch.randn(1, 2, 6, 7, device=device)
+    conjugate = tcwarp.warp(image.conj(), displacement)
+    assert torch.equal(conjugate, tcwarp.warp(image, displacement).conj().resolve_conj())
+    negative = image.conj().imag
+    assert negative.is_neg()
+    for mode in MODES:
+        output = tcwarp.warp(negative, displacement, mode=mode)
+        assert_bits_equal(output, tcwarp.warp(-image.imag, displacement, mode=mode), "warp")
+
+
 def test_arguments_are_not_changed(device):
     image = torch.rand(1, 2, 6, 6, device=device)
     displacement = torch.randn(1, 2, 6, 6, device=device)

@@ -172,13 +172,16 @@ def test_double_backward_of_the_image_gradient(device, size, mode, padding_mode)
 
 
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
-def test_image_gradient_is_differentiable_by_the_displacement(device, padding_mode):
+@pytest.mark.parametrize("mode", [1, 2])
+def test_image_gradient_is_differentiable_by_the_displacement(device, mode, padding_mode):
     gradient = image_values(torch.float64, (1, 2, 3, 4), 0).to(device).requires_grad_()
     displacement = away_from_kinks((1, 2, 3, 4), 1).to(device).requires_grad_()
     padding_code = PADDING_MODES.index(padding_mode)
 
     def scatter(gradient, displacement):
-        return torch.ops.tcwarp.warp_backward_input(gradient, displacement, 1, padding_code, False)
+        return torch.ops.tcwarp.warp_backward_input(
+            gradient, displacement, mode, padding_code, False
+        )
 
     assert torch.autograd.gradcheck(scatter, (gradient, displacement))
 
