@@ -30,8 +30,8 @@ from ._checks import (
 
 BOUNDARIES = {"reflect": 0, "constant": 1}
 LARGEST_BATCH = 2**31
-# Pixels of a field that are made at once where they need room beside it: enough for the kernels of
-# a GPU to outlast their launches.
+# Pixels that are made at once where they need room beside the result: enough for the kernels of a
+# GPU to outlast their launches.
 AT_ONCE = {"cpu": 2**18, "cuda": 2**20, "meta": 2**20}
 LARGEST = 1e30  # pixels: far beyond any image, far below what single precision holds
 TRUNCATE = 8.0  # the kernel ends at this many sigma; SciPy's default of 4 moves results by 4e-4
@@ -158,6 +158,11 @@ def _plain(number: Any) -> Any:
     return int(number) if isinstance(number, np.integer) else number
 
 
+def _at_once(size: Sequence[int], device: torch.device) -> int:
+    """Return how many planes of that size are made at once."""
+    return max(1, AT_ONCE[device.type] // math.prod(size))
+
+
 def _along(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
     """Multiply the matrix (out, in) into one axis of a tensor."""
     return (tensor.movedim(axis, -1) @ matrix.mT).movedim(-1, axis)
@@ -226,10 +231,11 @@ def gaussian_smooth(
     if input.numel() == 0:
         return input.clone()
     dtype = input.dtype if input.element_size() >= 4 else torch.float32
-    with without_autocast(input.device):
-        output = input.to(dtype)
-        for axis, one in enumerate(sigmas, start=2):
-            length = input.shape[axis]
+
+    def smooth(planes: Tensor) -> Tensor:
+        output = planes.to(dtype)
+        for axis, one in enumerate(sigmas, start=1):
+            length = planes.shape[axis]
             # Where both cost alike: 16 sigma taps in a convolution, 4 n / sigma modes in GEMMs
             # that run several times nearer to the machine's peak.
             if 20 * one * one < length:
@@ -239,7 +245,15 @@ def gaussian_smooth(
                     _smoothing_factor, length, one, boundary, dtype, input.device
                 )
                 output = _along(_along(output, basis.mT, axis), scaled, axis)
-    return output.to(input.dtype)
+        return output.to(input.dtype)
+
+    planes = input.flatten(0, 1)
+    with without_autocast(input.device):
+        if torch.compiler.is_compiling():
+            return smooth(planes).view(input.shape)
+        # A convolution unfolds what it reads: as many times larger as there are taps.
+        parts = planes.split(_at_once(planes.shape[1:], input.device))
+        return torch.cat([smooth(part) for part in parts]).view(input.shape)
 
 
 def random_displacement(
@@ -392,7 +406,7 @@ def random_displacement(
     at_once = planes
     # Where the modes of the last axis are few, so are all numbers on the way to the pixels.
     if not torch.compiler.is_compiling() and (dtype != working or 8 * modes[-1] > size[-1]):
-        at_once = max(1, AT_ONCE[device.type] // math.prod(size))
+        at_once = _at_once(size, device)
     with without_autocast(device):
         if at_once >= planes:
             return draw(0, planes).to(dtype).view(batch, len(size), *size)

@@ -182,6 +182,15 @@ def test_half_precision_fields_of_few_modes_are_made_in_parts():
     assert peak(draw) < draw().nbytes + 1.2 * 512 * 512 * 4
 
 
+@pytest.mark.parametrize("sigma", [1.0, 4.0, 60.0])
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_smoothing_allocates_little_beside_its_result(dtype, sigma):
+    few, many = (torch.rand(batch, 2, 300, 400, dtype=dtype) for batch in (2, 8))
+    needed = [peak(lambda: tcwarp.gaussian_smooth(image, sigma)) for image in (few, many)]  # noqa: B023
+    # Its parts, then all of them together: what is beside does not grow with the batch.
+    assert needed[1] - needed[0] <= 2 * (many.nbytes - few.nbytes) + SMALL
+
+
 def test_fields_made_in_parts_are_those_made_at_once(monkeypatch):
     whole, parts = [], []
     for fields, at_once in ((whole, 2**40), (parts, 1)):
@@ -190,7 +199,7 @@ def test_fields_made_in_parts_are_those_made_at_once(monkeypatch):
             seed = torch.Generator().manual_seed(1)
             options = {"sigma": 1.5, "identity_probability": 0.4, "displacement_std": 2.0}
             field = tcwarp.random_displacement(5, size, generator=seed, dtype=dtype, **options)
-            fields.append(field)
+            fields += field, tcwarp.gaussian_smooth(field, 0.9)
     for one, other in zip(whole, parts, strict=True):
         # A product of matrices may add in another order for another number of rows.
         atol = 16 * torch.finfo(one.dtype).eps
