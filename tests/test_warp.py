@@ -221,6 +221,12 @@ def operator_samples() -> list[tuple[str, tuple]]:
         ("warp", (torch.ones(2, 1, 3, 3, dtype=torch.uint8), torch.zeros(2, 2, 3, 3), 0, 0))
     )
     samples.append(("warp", (torch.ones(0, 1, 3, 3), torch.zeros(0, 2, 3, 3), 1, 0)))
+    half = torch.zeros(2, 2, 4, 5, dtype=torch.float16)
+    image = torch.ones(2, 3, 4, 5)
+    samples.append(("warp", (image, half, 1, 0)))
+    samples.append(("warp_backward_input", (image, half, 1, 0, False)))
+    samples.append(("warp_backward_displacement", (image, image, half, 2, 0)))
+    samples.append(("align", (half, half, 1e-5, 32)))
     for modes in ((3, 2), (2, 3, 1)):
         samples.append(("field_coefficients", (torch.tensor([5]), 1, 5, list(modes), 0.5)))
     return samples
