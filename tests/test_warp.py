@@ -194,7 +194,9 @@ def test_channels_last_stays_channels_last(device, mode, shape):
     strided = image.to(memory_format=last).requires_grad_()
     output = tcwarp.warp(strided, displacement, mode=mode)
     assert output.is_contiguous(memory_format=last)
-    assert_close(output, tcwarp.warp(image, displacement, mode=mode), "warp", atol=0)
+    # A spline is summed in another order: row by row.
+    atol = 1e-6 if mode == "cubic" else 0
+    assert_close(output, tcwarp.warp(image, displacement, mode=mode), "warp", atol=atol)
     assert tcwarp.warp(image, displacement, mode=mode).is_contiguous()
     (grad,) = torch.autograd.grad(output, strided, output.detach())
     assert grad.is_contiguous(memory_format=last)
