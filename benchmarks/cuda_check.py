@@ -1,17 +1,23 @@
 """Check and time the operators on a GPU: `python -m benchmarks.cuda_check --out FILE`.
 
 Bandwidth is counted over compulsory bytes (every input read once, every output written once)
-and set against a device copy that moves as many. `--small` checks a small case only, for
-compute-sanitizer. `make cuda-check` runs both.
+and set against a device copy that moves as many. The GPU's tests and compute-sanitizer (on
+`--small`, a small case only) run first, each in a process of its own. A part that fails is said so
+in the file and leaves the others their figures; the exit status is 1 then.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import re
+import shutil
 import statistics
+import subprocess
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +32,7 @@ from tcwarp._native import PADDING_MODES
 ROUNDS = 30
 SHAPE = (16, 6, 512, 512)
 FIELDS = (64, (512, 512))
+SANITIZERS = ("memcheck", "racecheck")
 PEERS = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}
 
 
@@ -68,6 +75,17 @@ def copy_of(total_bytes: int) -> Callable[[], Any]:
     return lambda: target.copy_(source)
 
 
+@contextlib.contextmanager
+def algorithms(deterministic: bool) -> Iterator[None]:
+    """Set whether algorithms must be deterministic, and set it back."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def check_results(image: Tensor, displacement: Tensor) -> None:
     """Raise unless the GPU computes what the CPU does, in every mode, padding and layout."""
     whole = (image * 8).round()
@@ -76,7 +94,6 @@ def check_results(image: Tensor, displacement: Tensor) -> None:
     layouts = (torch.contiguous_format, torch.channels_last)
     for mode, padding_mode, layout in itertools.product(PEERS, PADDING_MODES, layouts):
         for deterministic in (False, True):
-            torch.use_deterministic_algorithms(deterministic)
             results = []
             for device in ("cuda", "cpu"):
                 leaf = whole.to(device, memory_format=layout).requires_grad_()
@@ -84,9 +101,9 @@ def check_results(image: Tensor, displacement: Tensor) -> None:
                     leaf, displacement.to(device), mode=mode, padding_mode=padding_mode
                 )
                 # Small integers: sums of a nearest scatter are exact in any order.
-                (grad,) = torch.autograd.grad(output, leaf, whole.to(device))
+                with algorithms(deterministic):
+                    (grad,) = torch.autograd.grad(output, leaf, whole.to(device))
                 results.append((output.detach().cpu(), grad.cpu()))
-            torch.use_deterministic_algorithms(False)
             for own, expected in zip(*results, strict=True):
                 torch.testing.assert_close(own, expected, rtol=1e-5, atol=tolerance[mode])
     size = tuple(image.shape[2:])
@@ -132,11 +149,8 @@ def warp_figures(image: Tensor, displacement: Tensor, mode: str) -> dict[str, An
         return torch.autograd.grad(output, leaf, gradient, retain_graph=True)[0]
 
     def deterministic() -> None:
-        torch.use_deterministic_algorithms(True)
-        try:
+        with algorithms(True):
             backward(own_output)
-        finally:
-            torch.use_deterministic_algorithms(False)
 
     # The same for both directions: two images and one field.
     compulsory = 2 * image.nbytes + displacement.nbytes
@@ -212,6 +226,51 @@ def sampler_figures() -> dict[str, Any]:
     }
 
 
+def run(command: list[str]) -> str:
+    """Run a command; raise where it fails."""
+    if shutil.which(command[0]) is None:
+        return "not found"
+    status = subprocess.run(command).returncode
+    if status:
+        raise RuntimeError(f"exit status {status} of {' '.join(command)}")
+    return "passed"
+
+
+def run_parts(parts: dict[str, Callable[[], Any]], record: dict[str, Any], out: Path) -> list[str]:
+    """Write what the parts return into one JSON, after each; return names of those that fail."""
+    failed = []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for name, part in parts.items():
+        try:
+            record[name] = part()
+        except Exception as error:
+            traceback.print_exc()
+            record[name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+            failed.append(name)
+        out.write_text(json.dumps(record, indent=2) + "\n")
+    return failed
+
+
+def print_figures(record: dict[str, Any]) -> None:
+    """Print the figures that there are, and what was not found."""
+    for mode, direction in itertools.product(
+        PEERS, ("forward", "backward", "deterministic backward")
+    ):
+        if one := record[mode].get(direction):
+            print(
+                f"{mode} warp {direction}: {one['gb_per_s']:.0f} GB/s, {one['of_copy']:.0%} of a "
+                f"device copy, {one['times_faster_than_grid_sample']:.2f}x grid_sample"
+            )
+    if "ms" in (sampler := record["sampler"]):
+        print(
+            f"sampler: {sampler['gb_per_s']:.0f} GB/s, {sampler['of_write']:.0%} of writing the "
+            f"result, {sampler['times_faster_than_convolution']:.0f}x a separable convolution"
+        )
+    for tool in SANITIZERS:
+        if record[tool] == "not found":
+            print(f"compute-sanitizer is not on the path: {tool} NOT run", file=sys.stderr)
+
+
 def main() -> None:
     """Check, time, write one JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_check", description=__doc__)
@@ -229,29 +288,30 @@ def main() -> None:
     displacement = tcwarp.random_displacement(
         shape[0], shape[2:], sigma=40.0, displacement_std=8.0, generator=generator, device="cuda"
     )
-    check_results(image[:2, :4], displacement[:2])
-    print("results: the GPU's are the CPU's")
+
+    def results() -> str:
+        check_results(image[:2, :4], displacement[:2])
+        return "the GPU's are the CPU's"
+
     if arguments.small:
-        return
-    figures: dict[str, Any] = {mode: warp_figures(image, displacement, mode) for mode in PEERS}
-    figures["sampler"] = sampler_figures()
-    figures["compiled"] = compiled_kernels()
-    for mode in PEERS:
-        for direction in ("forward", "backward", "deterministic backward"):
-            one = figures[mode][direction]
-            print(
-                f"{mode} warp {direction}: {one['gb_per_s']:.0f} GB/s, {one['of_copy']:.0%} of a "
-                f"device copy, {one['times_faster_than_grid_sample']:.2f}x grid_sample"
-            )
-    sampler = figures["sampler"]
-    print(
-        f"sampler: {sampler['gb_per_s']:.0f} GB/s, {sampler['of_write']:.0%} of writing the "
-        f"result, {sampler['times_faster_than_convolution']:.0f}x a separable convolution"
-    )
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {**environment(f"python -m benchmarks.cuda_check --out {arguments.out}"), **figures}
-    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"written: {arguments.out}")
+        return print(results())
+    python, out = sys.executable, arguments.out
+    small = [python, "-m", "benchmarks.cuda_check", "--small"]
+    sanitizer = ["compute-sanitizer", "--error-exitcode", "1", "--tool"]
+    parts: dict[str, Callable[[], Any]] = {
+        "tests": lambda: run([python, "-m", "pytest", "tests", "-m", "cuda"]),
+        **{tool: partial(run, [*sanitizer, tool, *small]) for tool in SANITIZERS},
+        "results": results,
+        **{mode: partial(warp_figures, image, displacement, mode) for mode in PEERS},
+        "sampler": sampler_figures,
+        "compiled": compiled_kernels,
+    }
+    record = environment(f"python -m benchmarks.cuda_check --out {out}")
+    failed = run_parts(parts, record, out)
+    print_figures(record)
+    print(f"written: {out}")
+    if failed:
+        sys.exit(f"cuda_check: failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ STABLE_TORCH_LIBRARY(tcwarp, m) {
   m.def(
       "warp_backward_displacement(Tensor grad_output, Tensor input, "
       "Tensor displacement, int mode, int padding_mode) -> Tensor");
-  // seed (1) int64 -> standard normals (N, D, *modes) float64
+  // seed (1) int64 -> standard normals (planes, *modes) float64. Plane n * D +
+  // k is component k of sample n, D the number of modes; they start at `first`
   m.def(
-      "field_coefficients(Tensor seed, SymInt batch, int[] modes, "
-      "float identity_probability) -> Tensor");
+      "field_coefficients(Tensor seed, SymInt first, SymInt planes, "
+      "int[] modes, float identity_probability) -> Tensor");
   // first, second (N, D, *size) -> displacement of t2 o t1^-1 (N, D, *size);
   // without second, of t1^-1. And a report (2) float64: the largest residual in
   // pixels, and one minus the smallest determinant of the Jacobian that was met

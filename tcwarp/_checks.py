@@ -16,13 +16,27 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LONGEST_AXIS = 2**30 - 4  # position + displacement + tap fits 32 bits
 
 
+def shown(value: Any) -> str:
+    """Return what came, for a message: one line, and not a long one."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return type(value).__name__
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of more digits than Python prints
+        return f"an {type(value).__name__} of very many digits"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def check_tensor(function: str, name: str, value: Any) -> None:
     """Raise TypeError unless value is a tensor on a device that has kernels."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.layout != torch.strided or value.is_quantized:
-        kind = "quantized" if value.is_quantized else str(value.layout).removeprefix("torch.")
-        way = ".dequantize()" if value.is_quantized else ".to_dense()"
+    if value.layout != torch.strided or value.is_quantized or value.is_nested:
+        kind, way = str(value.layout).removeprefix("torch."), ".to_dense()"
+        if value.is_nested:
+            kind, way = "nested", ".to_padded_tensor(0.0)"
+        elif value.is_quantized:
+            kind, way = "quantized", ".dequantize()"
         raise TypeError(f"{function}: {name} must be a dense tensor, got {kind}; use {way}")
     check_device(function, name, value.device)
 
@@ -63,7 +77,8 @@ def check_axes(function: str, name: str, size: tuple[int, ...]) -> None:
     """Raise ValueError where an axis is longer than positions can be counted."""
     if any(length > LONGEST_AXIS for length in size):
         raise ValueError(
-            f"{function}: no axis of {name} may be longer than {LONGEST_AXIS}, got {tuple(size)}"
+            f"{function}: no axis of {name} may be longer than {LONGEST_AXIS}, "
+            f"got {shown(tuple(size))}"
         )
 
 
@@ -97,7 +112,7 @@ def lookup(function: str, name: str, value: Any, table: Mapping[str, int]) -> in
     """Return the code of a name, or raise ValueError with the names there are."""
     if not isinstance(value, str) or value not in table:
         names = ", ".join(repr(key) for key in table)
-        raise ValueError(f"{function}: {name} must be one of {names}, got {value!r}")
+        raise ValueError(f"{function}: {name} must be one of {names}, got {shown(value)}")
     return table[value]
 
 

@@ -74,8 +74,10 @@ def _(
 
 
 @torch.library.register_fake("tcwarp::field_coefficients")
-def _(seed: Tensor, batch: int, modes: list[int], identity_probability: float) -> Tensor:
-    return seed.new_empty((batch, len(modes), *modes), dtype=torch.float64)
+def _(
+    seed: Tensor, first: int, planes: int, modes: list[int], identity_probability: float
+) -> Tensor:
+    return seed.new_empty((planes, *modes), dtype=torch.float64)
 
 
 @torch.library.register_fake("tcwarp::align")

@@ -8,7 +8,7 @@ from torch import Tensor, ops
 
 from ._checks import check_displacement, check_same, lookup
 from ._native import MODES, NEAREST
-from .warping import single_or_double, warp
+from .warping import warp
 
 # Newton's method needs two or three steps on smooth fields; the rest is for the few pixels of
 # fields near folding or leading far out of the image.
@@ -43,7 +43,7 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
         Not displacements, or they do not agree in shape, dtype and device.
     """
     _check_pair("compose", "first", first, "second", second)
-    return second + warp(first, second, mode="linear", padding_mode="border")
+    return warp(first, second, mode="linear", padding_mode="border").add_(second)
 
 
 def invert(
@@ -89,6 +89,10 @@ def invert(
     True
     """
     check_displacement("invert", "displacement", displacement)
+    if not isinstance(return_residual, bool):
+        raise TypeError(
+            f"invert: return_residual must be a bool, got {type(return_residual).__name__}"
+        )
     inverse = _solve("invert", "displacement", displacement, None)
     if not return_residual:
         return inverse
@@ -223,15 +227,15 @@ def _check_pair(function: str, name: str, first: Tensor, other_name: str, second
 
 
 def _solve(function: str, name: str, first: Tensor, second: Tensor | None) -> Tensor:
-    working = single_or_double(first).detach()
     # Displacements are relative to their pixel, so precision does not depend on the image size.
-    tolerance = 1e-10 if working.dtype == torch.float64 else 1e-5
-    target = None if second is None else single_or_double(second).detach()
-    offset, report = ops.tcwarp.align(working, target, tolerance, MAXIMUM_STEPS)
+    tolerance = 1e-10 if first.dtype == torch.float64 else 1e-5
+    target = None if second is None else second.detach()
+    offset: Tensor
+    offset, report = ops.tcwarp.align(first.detach(), target, tolerance, MAXIMUM_STEPS)
     # Elsewhere a look at the report would wait for the device, or break a graph.
     if report.device.type == "cpu" and not torch.compiler.is_compiling():
         _warn_of_folds(function, name, report)
-    return cast(Tensor, offset.to(first.dtype))
+    return offset
 
 
 def _warn_of_folds(function: str, name: str, report: Tensor) -> None:

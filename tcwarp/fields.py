@@ -24,11 +24,15 @@ from ._checks import (
     check_sigma,
     check_tensor,
     lookup,
+    shown,
     without_autocast,
 )
 
 BOUNDARIES = {"reflect": 0, "constant": 1}
 LARGEST_BATCH = 2**31
+# Pixels that are made at once where they need room beside the result: enough for the kernels of a
+# GPU to outlast their launches.
+AT_ONCE = {"cpu": 2**18, "cuda": 2**20, "meta": 2**20}
 LARGEST = 1e30  # pixels: far beyond any image, far below what single precision holds
 TRUNCATE = 8.0  # the kernel ends at this many sigma; SciPy's default of 4 moves results by 4e-4
 
@@ -154,6 +158,11 @@ def _plain(number: Any) -> Any:
     return int(number) if isinstance(number, np.integer) else number
 
 
+def _at_once(size: Sequence[int], device: torch.device) -> int:
+    """Return how many planes of that size are made at once."""
+    return max(1, AT_ONCE[device.type] // math.prod(size))
+
+
 def _along(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
     """Multiply the matrix (out, in) into one axis of a tensor."""
     return (tensor.movedim(axis, -1) @ matrix.mT).movedim(-1, axis)
@@ -222,10 +231,11 @@ def gaussian_smooth(
     if input.numel() == 0:
         return input.clone()
     dtype = input.dtype if input.element_size() >= 4 else torch.float32
-    with without_autocast(input.device):
-        output = input.to(dtype)
-        for axis, one in enumerate(sigmas, start=2):
-            length = input.shape[axis]
+
+    def smooth(planes: Tensor) -> Tensor:
+        output = planes.to(dtype)
+        for axis, one in enumerate(sigmas, start=1):
+            length = planes.shape[axis]
             # Where both cost alike: 16 sigma taps in a convolution, 4 n / sigma modes in GEMMs
             # that run several times nearer to the machine's peak.
             if 20 * one * one < length:
@@ -235,7 +245,15 @@ def gaussian_smooth(
                     _smoothing_factor, length, one, boundary, dtype, input.device
                 )
                 output = _along(_along(output, basis.mT, axis), scaled, axis)
-    return output.to(input.dtype)
+        return output.to(input.dtype)
+
+    planes = input.flatten(0, 1)
+    with without_autocast(input.device):
+        if torch.compiler.is_compiling():
+            return smooth(planes).view(input.shape)
+        # A convolution unfolds what it reads: as many times larger as there are taps.
+        parts = planes.split(_at_once(planes.shape[1:], input.device))
+        return torch.cat([smooth(part) for part in parts]).view(input.shape)
 
 
 def random_displacement(
@@ -311,14 +329,18 @@ def random_displacement(
     if isinstance(batch, bool) or not isinstance(batch, (int, torch.SymInt)):
         raise TypeError(f"{name}: batch must be an int, got {type(batch).__name__}")
     if batch < 0:
-        raise ValueError(f"{name}: batch must not be negative, got {batch}")
+        raise ValueError(f"{name}: batch must not be negative, got {shown(batch)}")
     if batch > LARGEST_BATCH:
-        raise ValueError(f"{name}: batch must be at most 2**31, got {batch:g}")
-    lengths = tuple(size) if isinstance(size, Sequence | np.ndarray) else ()
-    lengths = tuple(_plain(n) for n in lengths)
+        raise ValueError(f"{name}: batch must be at most 2**31, got {shown(batch)}")
+    given: Any = size
+    if isinstance(given, np.ndarray):
+        given = given.tolist()
+    lengths = tuple(_plain(n) for n in given) if isinstance(given, Sequence) else ()
     integers = all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in lengths)
     if len(lengths) not in (2, 3) or not integers or any(n < 0 for n in lengths):
-        raise ValueError(f"{name}: size must be 2 or 3 lengths (int) of at least 0, got {size!r}")
+        raise ValueError(
+            f"{name}: size must be 2 or 3 lengths (int) of at least 0, got {shown(size)}"
+        )
     size = lengths
     check_axes(name, "size", size)
     sigmas = check_sigma(name, sigma, len(size))
@@ -334,15 +356,17 @@ def random_displacement(
             f"{name}: generator must be a torch.Generator, got {type(generator).__name__}"
         )
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    if dtype not in FLOATING:
-        raise TypeError(f"{name}: dtype must be a floating dtype, got {dtype}")
+    if not isinstance(dtype, torch.dtype) or dtype not in FLOATING:
+        raise TypeError(f"{name}: dtype must be a floating dtype, got {shown(dtype)}")
     if device is None:
         # An empty tensor, as torch.get_default_device cannot be compiled.
         device = torch.empty(0).device if generator is None else generator.device
     try:
         device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{name}: device must be one that torch has, got {device!r}") from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: device must be one that torch has, got {shown(device)}"
+        ) from error
     check_device(name, "device", device)
     if str(device) == "cuda":  # which one is part of what is cached
         device = torch.device("cuda", torch.cuda.current_device())
@@ -366,14 +390,28 @@ def random_displacement(
     if displacement_std is not None:
         # A tensor of no dimension on the CPU: its value is not looked at, nor waited for.
         scale = displacement_std / torch.stack(variances).prod().sqrt()
-    field: Tensor = ops.tcwarp.field_coefficients(
-        seed.to(device, non_blocking=True),
-        batch,
-        [factor.shape[1] for factor in factors],
-        identity_probability,
-    )
+    seed = seed.to(device, non_blocking=True)
+    modes = [factor.shape[1] for factor in factors]
+
+    def draw(first: int, count: int) -> Tensor:
+        planes: Tensor = ops.tcwarp.field_coefficients(
+            seed, first, count, modes, identity_probability
+        )
+        planes = planes.mul_(scale).to(working)
+        for axis, factor in enumerate(factors, start=1):
+            planes = _along(planes, factor, axis)
+        return planes
+
+    planes = batch * len(size)
+    at_once = planes
+    # Where the modes of the last axis are few, so are all numbers on the way to the pixels.
+    if not torch.compiler.is_compiling() and (dtype != working or 8 * modes[-1] > size[-1]):
+        at_once = _at_once(size, device)
     with without_autocast(device):
-        field = (field * scale).to(working)
-        for axis, factor in enumerate(factors, start=2):
-            field = _along(field, factor, axis)
-    return field.to(dtype)
+        if at_once >= planes:
+            return draw(0, planes).to(dtype).view(batch, len(size), *size)
+        field = seed.new_empty((planes, *size), dtype=dtype)  # vectorised where the seed is
+        for first in range(0, planes, at_once):
+            part = field[first : first + at_once]
+            part.copy_(draw(first, len(part)))
+    return field.view(batch, len(size), *size)

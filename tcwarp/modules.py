@@ -77,7 +77,8 @@ class RandomElastic(nn.Module):
                 f"got {', '.join(unknown)}"
             )
         sigma = field.get("sigma", 1.0)
-        several = isinstance(sigma, (tuple, list, np.ndarray)) and len(sigma) == 3
+        sigma = sigma.tolist() if isinstance(sigma, np.ndarray) else sigma
+        several = isinstance(sigma, (tuple, list)) and len(sigma) == 3
         check_sigma("RandomElastic", sigma, 3 if several else 2)
         for name in ("magnitude", "displacement_std", "identity_probability"):
             if field.get(name) is not None:

@@ -105,13 +105,8 @@ def warp(
             warp(part, displacement, mode=mode, padding_mode=padding_mode) for part in parts
         )
         return torch.complex(real, imag)
-    output: Tensor = ops.tcwarp.warp(input, single_or_double(displacement), mode_code, padding_code)
+    output: Tensor = ops.tcwarp.warp(input, displacement, mode_code, padding_code)
     return output
-
-
-def single_or_double(displacement: Tensor) -> Tensor:
-    """Return the displacement in float32 or float64: half precision cannot hold coordinates."""
-    return displacement if displacement.element_size() >= 4 else displacement.float()
 
 
 def _has_tangent(*tensors: Tensor) -> bool:

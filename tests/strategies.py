@@ -4,6 +4,7 @@ Values come from a NumPy generator whose seed is drawn, which is fast and prints
 kinds are drawn by Hypothesis itself, so failures shrink to the smallest shape that shows them.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 MODES = ("nearest", "linear", "cubic")
 PADDING_MODES = ("zeros", "border", "reflection")
+MODE_AND_PADDING = list(itertools.product(MODES, PADDING_MODES))
 LAYOUTS = ("contiguous", "channels_last", "sliced", "transposed", "expanded")
 DISPLACEMENT_KINDS = ("zero", "smooth", "rough", "halves", "extreme", "mixed")
 
@@ -99,6 +101,12 @@ class WarpCase:
     mode: str
     padding_mode: str
     layout: str
+
+    def precision(self) -> float:
+        """Weights are as precise as the displacement, sums and the result as the dtypes allow."""
+        single = torch.finfo(torch.float32).eps
+        weights = torch.finfo(self.displacement.dtype).eps
+        return max(torch.finfo(self.input.dtype).eps, min(weights, single))
 
     def to(self, device: str) -> "WarpCase":
         """Move to a device; strides are kept."""

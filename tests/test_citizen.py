@@ -1,21 +1,51 @@
 """Good citizenship: the ABI, workers after fork, memory, vectorisation, tensors beyond 2^31."""
 
+import itertools
+import json
 import multiprocessing
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 from assertions import assert_bits_equal, assert_close
-from strategies import MODES, displacement_values, image_values
+from strategies import FLOATING_DTYPES, MODES, displacement_values, image_values
 from torch.profiler import ProfilerActivity, profile
 
 import tcwarp
 
 PACKAGE = Path(tcwarp.__file__).parent
+
+
+def unstable(lines: list[str]) -> list[str]:
+    """Return those of the undefined symbols that `nm` lists that are of torch's C++ interface.
+
+    Whatever stands before the name: "typeinfo for c10::Error", "pybind11::cast<at::Tensor>()".
+    """
+    symbols = [line.split(maxsplit=1)[1] for line in lines]
+    return [name for name in symbols if re.search(r"(?<![\w:])(at|c10|caffe2|torch)::", name)]
+
+
+def test_unstable_symbols_are_recognised():
+    bad = [
+        *("at::Tensor::item() const", "c10::Error::what() const", "torch::jit::load()"),
+        *("typeinfo for c10::Error", "vtable for at::TensorBase", "VTT for c10::Stream"),
+        *("guard variable for at::a()::b", "void f<c10::Half>(c10::Half*)", "g(at::Tensor const&)"),
+        *("vtable for torch::autograd::Node", "non-virtual thunk to c10::Storage::~Storage()"),
+    ]
+    good = [
+        *("aoti_torch_empty_strided", "torch_call_dispatcher", "at_quick_exit@GLIBC_2.17"),
+        *("std::vector<int>::at(unsigned long)", "typeinfo for std::exception", "PyList_New"),
+        *("flat::map::find()", "my::torch::f()", "operator delete(void*)@GLIBCXX_3.4"),
+    ]
+    lines = [
+        f"                 {kind} {name}" for kind, name in zip("UwvU" * 5, bad + good, strict=True)
+    ]
+    assert unstable(lines) == bad
 
 
 @pytest.mark.parametrize("library", sorted(PACKAGE.glob("*.so")), ids=lambda path: path.name)
@@ -26,10 +56,8 @@ def test_only_stable_symbols_of_torch(library):
         pytest.skip("nm is not installed")
     command = [nm, "--dynamic", "--undefined-only", "--demangle", str(library)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    symbols = [line.split(maxsplit=1)[1] for line in lines]
-    assert any(symbol.startswith("aoti_torch_") for symbol in symbols)
-    unstable = [symbol for symbol in symbols if re.match(r"(at|c10|torch|caffe2)::", symbol)]
-    assert unstable == []
+    assert any(" aoti_torch_" in line for line in lines)
+    assert unstable(lines) == []
 
 
 def _warp_in_worker(index: int) -> torch.Tensor:
@@ -62,12 +90,25 @@ def test_works_in_workers_after_a_fork():
 # ------------------------------------------------------------------------------------ memory
 
 
-def allocated(function) -> int:
-    """Bytes that one call asks torch for."""
+def allocations(function) -> list[int]:
+    """Bytes that one call asks torch for (positive) and gives back (negative), in order."""
     function()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    return sum(max(0, event.self_cpu_memory_usage) for event in profiler.events())
+        kept = function()
+    del kept
+    events = profiler.profiler.kineto_results.events()
+    memory = [event for event in events if event.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(memory, key=lambda event: event.start_ns())]
+
+
+def allocated(function) -> int:
+    """Bytes that one call asks torch for, in all."""
+    return sum(max(0, size) for size in allocations(function))
+
+
+def peak(function) -> int:
+    """Most bytes that one call holds at a time, its result among them."""
+    return max(itertools.accumulate(allocations(function)))
 
 
 # Less than a hundredth of the result: a few numbers, whatever the size of the image.
@@ -75,8 +116,9 @@ SMALL = 4096
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_warp_allocates_its_result_only(mode):
-    image, field = torch.rand(2, 3, 128, 128), torch.randn(2, 2, 128, 128)
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_a_warp_allocates_its_result_only(mode, dtype):
+    image, field = torch.rand(2, 3, 128, 128), torch.randn(2, 2, 128, 128).to(dtype)
     # A cubic warp needs the coefficients of its spline as well.
     buffer = image.nbytes if mode == "cubic" else 0
     code = MODES.index(mode)
@@ -103,9 +145,14 @@ def test_channels_last_gradients_are_not_copied(mode):
     assert needed <= field.nbytes + coefficients + SMALL
 
 
-def test_alignment_allocates_its_result_only():
-    field = tcwarp.random_displacement(2, (128, 128), sigma=30.0)
-    for function in (lambda: tcwarp.align(field, field), lambda: tcwarp.invert(field)):
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_the_algebra_allocates_its_result_only(dtype):
+    field = tcwarp.random_displacement(2, (128, 128), sigma=30.0, dtype=dtype)
+    for function in (
+        lambda: tcwarp.align(field, field),
+        lambda: tcwarp.invert(field),
+        lambda: tcwarp.compose(field, field),
+    ):
         assert field.nbytes <= allocated(function) <= field.nbytes + SMALL
 
 
@@ -115,6 +162,49 @@ def test_sampling_allocates_little_beside_the_field():
 
     # Of the factors along one axis: modes times pixels.
     assert allocated(draw) < 1.2 * draw().nbytes
+
+
+@pytest.mark.parametrize("sigma", [1.0, 4.0, (60.0, 1.0), (1.0, 60.0)])
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_sampling_many_modes_makes_a_few_planes_at_a_time(dtype, sigma):
+    def draw():
+        return tcwarp.random_displacement(8, (300, 400), sigma=sigma, dtype=dtype)
+
+    # Two planes: float64 normals, and two of the steps from them to pixels.
+    planes, pixels = 2, 300 * 400
+    assert peak(draw) <= draw().nbytes + planes * pixels * (8 + 2 * max(4, dtype.itemsize)) + SMALL
+
+
+def test_half_precision_fields_of_few_modes_are_made_in_parts():
+    def draw():
+        return tcwarp.random_displacement(8, (512, 512), sigma=60.0, dtype=torch.float16)
+
+    assert peak(draw) < draw().nbytes + 1.2 * 512 * 512 * 4
+
+
+@pytest.mark.parametrize("sigma", [1.0, 4.0, 60.0])
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_smoothing_allocates_little_beside_its_result(dtype, sigma):
+    few, many = (torch.rand(batch, 2, 300, 400, dtype=dtype) for batch in (2, 8))
+    needed = [peak(lambda: tcwarp.gaussian_smooth(image, sigma)) for image in (few, many)]  # noqa: B023
+    # Its parts, then all of them together: what is beside does not grow with the batch.
+    assert needed[1] - needed[0] <= 2 * (many.nbytes - few.nbytes) + SMALL
+
+
+def test_fields_made_in_parts_are_those_made_at_once(monkeypatch):
+    whole, parts = [], []
+    for fields, at_once in ((whole, 2**40), (parts, 1)):
+        monkeypatch.setattr("tcwarp.fields.AT_ONCE", {"cpu": at_once})
+        for dtype, size in itertools.product(FLOATING_DTYPES, ((40, 50), (9, 8, 10))):
+            seed = torch.Generator().manual_seed(1)
+            options = {"sigma": 1.5, "identity_probability": 0.4, "displacement_std": 2.0}
+            field = tcwarp.random_displacement(5, size, generator=seed, dtype=dtype, **options)
+            fields += field, tcwarp.gaussian_smooth(field, 0.9)
+    for one, other in zip(whole, parts, strict=True):
+        # A product of matrices may add in another order for another number of rows.
+        atol = 16 * torch.finfo(one.dtype).eps
+        assert_close(other, one, "random_displacement", atol=atol)
+        assert torch.equal(other.flatten(1).any(1), one.flatten(1).any(1))
 
 
 # ------------------------------------------------------------------------------ vectorisation
@@ -158,6 +248,19 @@ def test_vmap_of_align(device):
         [tcwarp.align(a, b) for a, b in zip(fields, fields.flip(0), strict=True)]
     )
     assert_close(together, expected, "vmap of align", atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_of_drawing(monkeypatch):
+    for at_once in (2**18, 1):
+        monkeypatch.setattr("tcwarp.fields.AT_ONCE", {"cpu": at_once})
+
+        def draw(image):
+            return image + tcwarp.random_displacement(2, (9, 8), sigma=1.0)
+
+        fields = torch.vmap(draw, randomness="different")(torch.zeros(3, 1, 1, 1, 1))
+        assert fields.shape == (3, 2, 2, 9, 8)
+        assert not fields[0].equal(fields[1])
 
 
 # -------------------------------------------------------------------------------- compilation
@@ -285,3 +388,28 @@ def test_more_than_2_to_the_31_elements(layout):
     assert output[0, :, 100, 5].eq(3).all()
     assert output[0, -1, 511, :253].tolist() == list(range(2, 255))
     assert output[0, 0].sum() == 3
+
+
+# ------------------------------------------------------------------------------ the GPU's check
+
+
+def test_a_part_that_fails_leaves_the_others_their_figures(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    from benchmarks.cuda_check import run, run_parts
+
+    python = [sys.executable, "-c"]
+    parts = {
+        "memcheck": lambda: run([*python, "raise SystemExit(3)"]),
+        "racecheck": lambda: run(["a-tool-that-is-nowhere"]),
+        "tests": lambda: run([*python, "pass"]),
+        "sampler": lambda: {"ms": 1 / 0},
+        "nearest": lambda: {"ms": 2.0},
+    }
+    out = tmp_path / "new" / "check.json"
+    assert run_parts(parts, {"date": "today"}, out) == ["memcheck", "sampler"]
+    record = json.loads(out.read_text())
+    assert record.pop("memcheck")["failed"].startswith("RuntimeError: exit status 3 of ")
+    assert record.pop("sampler")["failed"] == "ZeroDivisionError: division by zero"
+    expected = {"racecheck": "not found", "tests": "passed", "nearest": {"ms": 2.0}}
+    assert record == {"date": "today", **expected}
+    assert "ZeroDivisionError" in capsys.readouterr().err

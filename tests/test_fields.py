@@ -32,12 +32,17 @@ def seed_drawn_from(seed: int) -> int:
 @pytest.mark.parametrize("identity_probability", [0.0, 0.5, 1.0])
 def test_coefficients_equal_reference(device, seed, modes, identity_probability):
     coefficients = torch.ops.tcwarp.field_coefficients(
-        torch.tensor([seed], device=device), 6, modes, identity_probability
+        torch.tensor([seed], device=device), 0, 6 * len(modes), modes, identity_probability
     )
     expected = reference.field_coefficients(seed, 6, modes, identity_probability)
+    expected = expected.reshape(-1, *modes)
     assert coefficients.dtype == torch.float64
     # Logarithm and cosine differ by units in the last place between libraries.
     assert_close(coefficients, expected, "field_coefficients", atol=1e-14 * 40)
+    some = torch.ops.tcwarp.field_coefficients(
+        torch.tensor([seed], device=device), 3, 4, modes, identity_probability
+    )
+    assert_bits_equal(some, coefficients[3:7], "field_coefficients")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -242,7 +247,7 @@ def test_number_of_threads_does_not_matter(threads):
     for count in threads:
         torch.set_num_threads(count)
         coefficients.append(
-            torch.ops.tcwarp.field_coefficients(torch.tensor([4]), 9, [33, 21], 0.3)
+            torch.ops.tcwarp.field_coefficients(torch.tensor([4]), 0, 18, [33, 21], 0.3)
         )
         fields.append(tcwarp.random_displacement(4, (90, 70), sigma=2.0, generator=generator(1)))
     for other in coefficients[1:]:

@@ -4,7 +4,10 @@
 UndefinedBehaviorSanitizer.
 """
 
+import functools
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,3 +130,65 @@ def test_drawing(batch, size, sigma, magnitude, probability):
             **{option: magnitude},
         )
         assert field is None or field.isfinite().all()
+
+
+# What stands where something else is wanted. Integers are beyond what memory holds.
+FIELD = torch.zeros(1, 2, 4, 5)
+ODDITIES = [
+    *(None, True, "x", b"x", "", 1j, -1, 2.5, float("nan"), float("inf"), float("-inf")),
+    *(2**63, -(2**63), 2**64, 10**400, -(10**400), 10**5000),
+    *(np.int64(2**63 - 1), np.uint64(2**64 - 1), np.float32("nan"), np.float64(1e300)),
+    *(np.bool_(True), np.array(3), np.array([2**63 - 1] * 2), np.array([[1]]), FIELD.numpy()),
+    *([], (), {}, [1, 2, 3, 4], [10**400, 1], ["a", "b"], [None] * 3, [1.5, 2], [True, True]),
+    *([[1, 2], [3]], {1: 2}, range(2), torch.Size([2, 3]), object(), int, len),
+    *(torch.float32, torch.int32, np.float32, np.dtype("f4"), torch.contiguous_format),
+    *(torch.device("meta"), torch.device("xpu"), torch.Generator(), torch.nn.Identity()),
+    *(FIELD.to("meta"), FIELD.to_sparse(), FIELD.to(torch.complex128), FIELD.bool()),
+    *(FIELD.to(torch.float8_e4m3fn), torch.tensor(3), torch.tensor([4, 5]), torch.zeros(0)),
+    *(torch.quantize_per_tensor(FIELD, 1.0, 0, torch.quint8),),
+    *(torch.nested.nested_tensor([FIELD[0]]), torch._efficientzerotensor(1, 2, 4, 5)),
+]
+CALLS = [
+    (tcwarp.warp, {"input": FIELD, "displacement": FIELD, "mode": "linear"}),
+    (tcwarp.warp, {"input": FIELD, "displacement": FIELD, "padding_mode": "zeros"}),
+    (tcwarp.compose, {"first": FIELD, "second": FIELD}),
+    (tcwarp.align, {"t1": FIELD, "t2": FIELD}),
+    (tcwarp.invert, {"displacement": FIELD, "return_residual": True}),
+    (tcwarp.jacobian_determinant, {"displacement": FIELD}),
+    (tcwarp.valid_mask, {"displacement": FIELD, "mode": "linear"}),
+    (tcwarp.gaussian_smooth, {"input": FIELD, "sigma": 2.0, "boundary": "constant"}),
+    (
+        tcwarp.random_displacement,
+        {
+            **{"batch": 2, "size": (4, 5), "magnitude": 1.0, "sigma": 2.0, "device": "cpu"},
+            **{"displacement_std": 1.0, "identity_probability": 0.5, "generator": None},
+            "dtype": torch.float32,
+        },
+    ),
+    (tcwarp.Warp, {"mode": "linear", "padding_mode": "zeros"}),
+    (tcwarp.RandomElastic, {"mode": "linear", "padding_mode": "zeros", "magnitude": 1.0}),
+    (tcwarp.RandomElastic, {"sigma": 2.0, "displacement_std": 1.0, "identity_probability": 0.5}),
+]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, about some of its kinds of tensors
+@pytest.mark.parametrize(
+    "function, arguments, name",
+    [(function, arguments, name) for function, arguments in CALLS for name in arguments],
+    ids=lambda value: getattr(value, "__name__", value if isinstance(value, str) else ""),
+)
+def test_anything_in_the_place_of_an_argument(function, arguments, name):
+    for value in ODDITIES:
+        result = survives(function, **{**arguments, name: value})
+        if isinstance(result, torch.nn.Module):
+            repr(result)
+            survives(functools.update_wrapper(functools.partial(run, result), function))
+
+
+def run(module):
+    """Call a module; what its arguments are wrong for may be known only here."""
+    try:
+        return module(FIELD, *([FIELD] if isinstance(module, tcwarp.Warp) else []))
+    except (ValueError, TypeError) as error:
+        inner = "random_displacement: "
+        raise type(error)(str(error).replace(inner, f"{type(module).__name__}: ")) from error

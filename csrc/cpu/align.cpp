@@ -9,26 +9,29 @@
 namespace tcwarp::cpu {
 namespace {
 
-template <int D, typename T>
-TCWARP_MULTIVERSION void align_run(const Run<D, T>& first, const T* field,
-                                   const T* second, int64_t pixels, T tolerance,
-                                   int steps, T* output, Report<T>& report) {
+template <int D, typename V, typename T>
+TCWARP_MULTIVERSION void align_run(const Run<D, T>& first, const V* field,
+                                   const V* second, int64_t pixels, T tolerance,
+                                   int steps, V* output, Report<T>& report) {
   for (int64_t i = 0; i < first.count; ++i) {
     int32_t at[D];
     T target[D], offset[D];
     for (int k = 0; k < D; ++k) {
       at[k] = first.position[k] + (k == D - 1 ? static_cast<int32_t>(i) : 0);
-      target[k] = second == nullptr ? T(0) : second[k * pixels + i];
+      target[k] =
+          second == nullptr ? T(0) : static_cast<T>(second[k * pixels + i]);
     }
     solve_offset<D>(field, first.size, at, target, tolerance, steps, offset,
                     report);
-    for (int k = 0; k < D; ++k) output[k * pixels + i] = offset[k];
+    for (int k = 0; k < D; ++k) {
+      output[k * pixels + i] = static_cast<V>(offset[k]);
+    }
   }
 }
 
-template <int D, typename T>
-Report<T> align_fields(const Field<D, T>& first, const T* second,
-                       int64_t samples, T tolerance, int steps, T* output) {
+template <typename V, int D, typename T>
+Report<T> align_fields(const Field<D, T>& first, const V* data, const V* second,
+                       int64_t samples, T tolerance, int steps, V* output) {
   std::mutex mutex;
   Report<T> whole;
   const Layout layout{samples, D, first.pixels, 1, first.pixels};
@@ -39,7 +42,7 @@ Report<T> align_fields(const Field<D, T>& first, const T* second,
         Report<T> report;
         for_each_run(first, n, begin, end, [&](const Run<D, T>& run) {
           const int64_t at = sample + run.first;
-          align_run<D>(run, first.data + sample,
+          align_run<D>(run, data + sample,
                        second == nullptr ? nullptr : second + at, first.pixels,
                        tolerance, steps, output + at, report);
         });
@@ -61,15 +64,18 @@ std::tuple<Tensor, Tensor> align(const Tensor& first_,
   Tensor report = torch::stable::empty({2}, ScalarType::Double);
   torch::stable::zero_(report);
   if (output.numel() == 0) return {output, report};
-  dispatch_field(first, [&](const auto& field) {
+  const auto solve = [&](const auto& field, auto value) {
+    using V = decltype(value);
     using T = typename std::decay_t<decltype(field)>::Scalar;
     const Report<T> whole =
-        align_fields(field, second ? second->const_data_ptr<T>() : nullptr,
+        align_fields(field, first.const_data_ptr<V>(),
+                     second ? second->const_data_ptr<V>() : nullptr,
                      first.size(0), static_cast<T>(tolerance),
-                     static_cast<int>(steps), output.mutable_data_ptr<T>());
+                     static_cast<int>(steps), output.mutable_data_ptr<V>());
     report.mutable_data_ptr<double>()[0] = whole.residual;
     report.mutable_data_ptr<double>()[1] = whole.fold;
-  });
+  };
+  dispatch_stored(first, solve);
   return {output, report};
 }
 

@@ -90,11 +90,34 @@ struct Run {
   int64_t count;
 };
 
-// Calls body(run) for every run in pixels [begin, end) of sample n.
+template <typename V>
+TCWARP_MULTIVERSION void widen(const V* __restrict from, int64_t count,
+                               float* __restrict to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+}
+
+// Calls body(run) for every run in pixels [begin, end) of sample n, a tile.
 template <int D, typename T, typename Body>
 void for_each_run(const Field<D, T>& field, int64_t n, int64_t begin,
                   int64_t end, const Body& body) {
   const int64_t width = field.size[D - 1];
+  const T* displacement[D];  // component k of pixel begin
+  struct Wide {
+    float value[D][kNearestTile];
+  };
+  for (int k = 0; k < D; ++k) {
+    const int64_t at = (n * D + k) * field.pixels + begin;
+    displacement[k] = field.data == nullptr ? nullptr : field.data + at;
+    if constexpr (std::is_same_v<T, float>) {
+      if (field.data != nullptr) continue;
+      float* const wide = scratch<Wide>().value[k];
+      if (field.half != nullptr) widen(field.half + at, end - begin, wide);
+      if (field.bfloat16 != nullptr) {
+        widen(field.bfloat16 + at, end - begin, wide);
+      }
+      displacement[k] = wide;
+    }
+  }
   for (int64_t first = begin; first < end;) {
     Run<D, T> run;
     int64_t rest = first;
@@ -102,7 +125,7 @@ void for_each_run(const Field<D, T>& field, int64_t n, int64_t begin,
       run.size[k] = field.size[k];
       run.position[k] = static_cast<int32_t>(rest % field.size[k]);
       rest /= field.size[k];
-      run.displacement[k] = field.data + (n * D + k) * field.pixels + first;
+      run.displacement[k] = displacement[k] + (first - begin);
     }
     run.first = first;
     run.count = std::min(end - first, width - run.position[D - 1]);

@@ -4,34 +4,33 @@
 
 namespace tcwarp::cpu {
 
-Tensor field_coefficients(const Tensor& seed, int64_t batch,
+Tensor field_coefficients(const Tensor& seed, int64_t first, int64_t planes,
                           std::vector<int64_t> modes,
                           double identity_probability) {
-  const int64_t dimensions = static_cast<int64_t>(modes.size());
-  Tensor output =
-      torch::stable::empty(coefficient_shape(batch, modes), ScalarType::Double);
+  Tensor output = torch::stable::empty(coefficient_shape(planes, modes),
+                                       ScalarType::Double);
   if (output.numel() == 0) return output;
   const int64_t key = *seed.const_data_ptr<int64_t>();
   double* const normals = output.mutable_data_ptr<double>();
-  const int64_t pixels = output.numel() / (batch * dimensions);
-  const int64_t width = modes.back();
-  const int64_t height = modes[dimensions - 2];
+  const auto dimensions = static_cast<int64_t>(modes.size());
+  const int64_t width = modes[dimensions - 1], height = modes[dimensions - 2];
+  const int64_t depth = dimensions == 3 ? modes[0] : 1;
   torch::stable::parallel_for(
-      0, batch * dimensions, std::max<int64_t>(1, 2048 / pixels),
+      0, planes * depth * height, std::max<int64_t>(1, 2048 / width),
       [&](int64_t begin, int64_t end) {
-        for (int64_t plane = begin; plane < end; ++plane) {
+        for (int64_t row = begin; row < end; ++row) {
+          const auto ky = static_cast<uint32_t>(row % height);
+          const auto kz = static_cast<uint32_t>(row / height % depth);
+          const int64_t plane = first + row / height / depth;
           const auto sample = static_cast<uint32_t>(plane / dimensions);
-          const int component = static_cast<int>(plane % dimensions);
+          const auto component = static_cast<int>(plane % dimensions);
           const bool identity =
               draws_identity(key, sample, identity_probability);
-          for (int64_t i = 0; i < pixels; ++i) {
-            normals[plane * pixels + i] =
-                identity
-                    ? 0.0
-                    : field_normal(key, sample,
-                                   static_cast<uint32_t>(i / width / height),
-                                   static_cast<uint32_t>(i / width % height),
-                                   static_cast<uint32_t>(i % width), component);
+          for (int64_t i = 0; i < width; ++i) {
+            normals[row * width + i] =
+                identity ? 0.0
+                         : field_normal(key, sample, kz, ky,
+                                        static_cast<uint32_t>(i), component);
           }
         }
       });

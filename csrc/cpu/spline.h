@@ -58,7 +58,7 @@ TCWARP_MULTIVERSION void filter_lines(const V* input, S* output, int64_t lines,
 template <int D, typename V, typename S>
 void spline_filter(const V* input, S* output, const Layout& layout,
                    const int32_t (&size)[D], Padding padding, bool transposed) {
-  constexpr int64_t kRows = 16;  // rows filtered side by side
+  constexpr int64_t kRows = 8;  // rows filtered side by side
   using One = std::integral_constant<int64_t, 1>;
   const int64_t total = layout.samples * layout.channels * layout.pixels;
   int64_t step = layout.pixel_stride;

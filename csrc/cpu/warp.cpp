@@ -1,4 +1,6 @@
 // Warp, forward: a gather.
+#include <cstring>
+
 #include "spline.h"
 #include "stencil.h"
 
@@ -100,6 +102,87 @@ TCWARP_MULTIVERSION void blend(const S* __restrict values,
   });
 }
 
+// Four numbers side by side.
+template <typename W>
+using Four __attribute__((vector_size(4 * sizeof(W)))) = W;
+
+// What a cubic warp needs for planes: the taps of a pixel along the last axis
+// are neighbours, save near a border that reflects, so that a row of them is
+// one load instead of four.
+template <int D, typename W, typename Index>
+struct RowTaps {
+  static constexpr int64_t kTile = Stencil<Mode::kCubic, D, W, Index>::kTile;
+  static constexpr int kRows = D == 2 ? 4 : 16;
+
+  Four<W> weight[kTile];   // of the taps along the last axis
+  bool neighbours[kTile];  // whether they stand side by side
+  bool used[kTile];        // whether the pixel reads anything
+
+  TCWARP_MULTIVERSION void fill(
+      const Stencil<Mode::kCubic, D, W, Index>& stencil, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const Index first = stencil.index[D - 1][0][i];
+      bool side_by_side = true;
+      for (int t = 0; t < 4; ++t) {
+        weight[i][t] = stencil.weight[D - 1][t][i];
+        side_by_side &= stencil.index[D - 1][t][i] == first + t;
+      }
+      neighbours[i] = side_by_side;
+      bool any = true;
+      for (int k = 0; k < D; ++k) {
+        bool along = false;
+        for (int t = 0; t < 4; ++t) along |= stencil.weight[k][t][i] != 0;
+        any &= along;
+      }
+      used[i] = any;
+    }
+  }
+};
+
+// The same as blend, for coefficients of a spline: one that is not finite makes
+// all of its plane so, and that a weight is 0 matters only where all are.
+template <int D, typename V, typename W, typename Index>
+TCWARP_MULTIVERSION void blend_rows(
+    const W* __restrict values,
+    const Stencil<Mode::kCubic, D, W, Index>& stencil,
+    const RowTaps<D, W, Index>& rows, V* __restrict output, int64_t count) {
+  constexpr int kRows = RowTaps<D, W, Index>::kRows;
+  const auto first = [&](int64_t i) TCWARP_INLINE {
+    return values + stencil.corner_index(0, i);
+  };
+  for_each_prefetched(count, first, [&](int64_t i) TCWARP_INLINE {
+    Four<W> sum = {};
+    const auto add_rows = [&](const auto& load) TCWARP_INLINE {
+#pragma GCC unroll 16
+      for (int row = 0; row < kRows; ++row) {
+        W weight = 1;
+        Index flat = 0;
+        for (int k = D - 2, r = row; k >= 0; --k, r /= 4) {
+          weight *= stencil.weight[k][r % 4][i];
+          flat += stencil.index[k][r % 4][i];
+        }
+        Four<W> taps;
+        load(values + flat, taps);
+        sum += weight * taps;
+      }
+    };
+    const Index at = stencil.index[D - 1][0][i];
+    if (rows.neighbours[i]) {
+      add_rows([&](const W* row, Four<W>& taps) TCWARP_INLINE {
+        std::memcpy(&taps, row + at, sizeof(taps));
+      });
+    } else {
+      add_rows([&](const W* row, Four<W>& taps) TCWARP_INLINE {
+        const auto& index = stencil.index[D - 1];
+        for (int t = 0; t < 4; ++t) taps[t] = row[index[t][i]];
+      });
+    }
+    sum *= rows.weight[i];
+    const W value = (sum[0] + sum[2]) + (sum[1] + sum[3]);
+    output[i] = static_cast<V>(rows.used[i] ? value : W(0));
+  });
+}
+
 // Channels [begin, begin + M) of one pixel from its corners, channels last.
 template <int M, typename V, typename S, typename W>
 TCWARP_HOST_DEVICE void blend_channels(const S* const* corner, const W* weight,
@@ -169,11 +252,12 @@ void warp_interpolated(const V* input, const S* values,
     Taps stencil;
     SumOf<V> initial[Taps::kTile];
     Index whole[Taps::kTile];
+    RowTaps<D, SumOf<V>, Index> rows;
   };
   parallel_over_tiles(
       layout, Taps::kTile, layout.channels * Taps::kCorners,
       [&](int64_t n, int64_t begin, int64_t end) {
-        auto& [stencil, initial, whole] = scratch<Tile>();
+        auto& [stencil, initial, whole, rows] = scratch<Tile>();
         const int64_t sample = layout.sample_offset(n), count = end - begin;
         const int64_t first = sample + begin * layout.pixel_stride;
         fill_stencil<padding>(field, n, begin, end, -1, stencil);
@@ -181,6 +265,13 @@ void warp_interpolated(const V* input, const S* values,
         if (layout.pixel_stride != 1) {
           blend_pixels(values + sample, layout.channels, stencil, initial,
                        output + first, count);
+        } else if constexpr (mode == Mode::kCubic) {
+          rows.fill(stencil, count);
+          for (int64_t c = 0; c < layout.channels; ++c) {
+            const int64_t plane = c * layout.channel_stride;
+            blend_rows(values + sample + plane, stencil, rows,
+                       output + first + plane, count);
+          }
         } else {
           for (int64_t c = 0; c < layout.channels; ++c) {
             const int64_t plane = c * layout.channel_stride;

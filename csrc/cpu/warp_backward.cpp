@@ -12,10 +12,43 @@ namespace {
 // a plane beside it.
 template <typename S, typename Stride>
 struct Sums {
-  S* data;
+  S* data;  // of channel `first`
+  int64_t first;
   int64_t channel_stride;
   Stride pixel_stride;
+
+  S* channel(int64_t c) const { return data + (c - first) * channel_stride; }
 };
+
+// The channels of half precision that are summed beside the result at a time:
+// they share the indices and taps of their pixels.
+constexpr int64_t kPlanes = 4;
+
+template <typename S, typename V, typename From, typename To>
+TCWARP_MULTIVERSION void convert(const S* __restrict from, From from_stride,
+                                 int64_t count, V* __restrict to,
+                                 To to_stride) {
+  for (int64_t i = 0; i < count; ++i) {
+    to[i * to_stride] = static_cast<V>(from[i * from_stride]);
+  }
+}
+
+using One = std::integral_constant<int64_t, 1>;
+
+// Calls body(values, stride) with one channel of a tile in the type that it is
+// summed in: half precision is converted side by side, which costs a fraction
+// of one by one.
+template <typename V, typename From, typename Body>
+void with_wide(const V* values, From stride, int64_t count, const Body& body) {
+  using S = SumOf<V>;
+  if constexpr (std::is_same_v<V, S>) {
+    body(values, stride);
+  } else {
+    auto& wide = scratch<S[kNearestTile]>();
+    convert(values, stride, count, wide, One{});
+    body(static_cast<const S*>(wide), One{});
+  }
+}
 
 // target[index[i]] += gradient[i] for one channel of a tile.
 template <typename V, typename S, typename Index, typename From, typename To>
@@ -104,16 +137,19 @@ void sum_channels(const Layout& layout, V* output, const Add& add) {
       } else {
         std::fill(target + begin * plane, target + end * plane, V(0));
       }
-      add(n, begin, end, Sums<S, decltype(stride)>{target, plane, stride},
+      add(n, begin, end, Sums<S, decltype(stride)>{target, 0, plane, stride},
           stride);
     } else {
-      using One = std::integral_constant<int64_t, 1>;
-      std::vector<S> sums(layout.pixels);
-      for (int64_t c = begin; c < end; ++c) {
+      const int64_t pixels = layout.pixels;
+      std::vector<S> sums(std::min(kPlanes, end - begin) * pixels);
+      for (int64_t first = begin; first < end; first += kPlanes) {
+        const int64_t last = std::min(first + kPlanes, end);
         std::fill(sums.begin(), sums.end(), S(0));
-        add(n, c, c + 1, Sums<S, One>{sums.data(), 0, One{}}, stride);
-        for (int64_t i = 0; i < layout.pixels; ++i) {
-          target[c * plane + i * stride] = static_cast<V>(sums[i]);
+        add(n, first, last, Sums<S, One>{sums.data(), first, pixels, One{}},
+            stride);
+        for (int64_t c = first; c < last; ++c) {
+          convert(sums.data() + (c - first) * pixels, One{}, pixels,
+                  target + c * plane, stride);
         }
       }
     }
@@ -142,9 +178,11 @@ void add_nearest(const V* gradient, const Field<D, T>& field,
       continue;
     }
     for (int64_t c = first; c < last; ++c) {
-      scatter(source + c * layout.channel_stride + begin * stride, stride,
-              index, sums.data + c * sums.channel_stride, sums.pixel_stride,
-              end - begin);
+      with_wide(source + c * layout.channel_stride + begin * stride, stride,
+                end - begin, [&](const auto* values, auto from) {
+                  scatter(values, from, index, sums.channel(c),
+                          sums.pixel_stride, end - begin);
+                });
     }
   }
 }
@@ -181,10 +219,11 @@ void backward_interpolated(const V* gradient, const Field<D, T>& field,
             continue;
           }
           for (int64_t c = first; c < last; ++c) {
-            scatter_weighted(
-                source + c * layout.channel_stride + begin * stride, stride,
-                stencil, sums.data + c * sums.channel_stride, sums.pixel_stride,
-                end - begin);
+            with_wide(source + c * layout.channel_stride + begin * stride,
+                      stride, end - begin, [&](const auto* values, auto from) {
+                        scatter_weighted(values, from, stencil, sums.channel(c),
+                                         sums.pixel_stride, end - begin);
+                      });
           }
         }
       });
@@ -202,19 +241,17 @@ void backward_cubic(const V* gradient, const Field<D, T>& field,
                                                       data);
   spline_filter(data, data, layout, field.size, padding, true);
   parallel_over_channels(layout, [&](int64_t n, int64_t first, int64_t last) {
-    const Sums<S, int64_t> sums{data + layout.sample_offset(n),
+    const Sums<S, int64_t> sums{data + layout.sample_offset(n), 0,
                                 layout.channel_stride, layout.pixel_stride};
     add_nearest<padding, true, Index>(gradient, field, layout, n, first, last,
                                       sums, layout.pixel_stride);
   });
   if constexpr (!std::is_same_v<V, S>) {
     V* const target = output.mutable_data_ptr<V>();
-    torch::stable::parallel_for(0, output.numel(), kGrainWork,
-                                [&](int64_t begin, int64_t end) {
-                                  for (int64_t i = begin; i < end; ++i) {
-                                    target[i] = static_cast<V>(data[i]);
-                                  }
-                                });
+    torch::stable::parallel_for(
+        0, output.numel(), kGrainWork, [&](int64_t begin, int64_t end) {
+          convert(data + begin, One{}, end - begin, target + begin, One{});
+        });
   }
 }
 
@@ -260,11 +297,23 @@ void add_slope_pixels(const V* gradient, const S* values, int64_t channels,
   }
 }
 
+// Stores values in a tensor of any floating dtype, from element `at` on.
+template <typename W>
+void store(const W* from, int64_t count, Tensor& to, int64_t at) {
+  THO_DISPATCH_V2(to.scalar_type(), "warp_backward_displacement", AT_WRAP([&] {
+                    scalar_t* const target = to.mutable_data_ptr<scalar_t>();
+                    for (int64_t i = 0; i < count; ++i) {
+                      target[at + i] = static_cast<scalar_t>(from[i]);
+                    }
+                  }),
+                  AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);
+}
+
 template <Mode mode, Padding padding, typename Index, int D, typename V,
           typename S, typename T>
 void backward_displacement(const V* gradient, const S* values,
                            const Field<D, T>& field, const Layout& layout,
-                           T* output) {
+                           Tensor& output) {
   using Taps = Stencil<mode, D, SumOf<V>, Index>;
   struct Tile {
     Taps stencil;
@@ -290,8 +339,7 @@ void backward_displacement(const V* gradient, const S* values,
               add_slope(from + plane, source + plane, stencil, sum, count);
             }
           }
-          std::copy_n(sum, count,
-                      output + (n * D + axis) * layout.pixels + begin);
+          store(sum, count, output, (n * D + axis) * layout.pixels + begin);
         }
       });
 }
@@ -349,12 +397,10 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
         dispatch_warp(
             displacement, layout, padding_mode,
             [&](const auto& field, auto padding, auto index) {
-              using T = typename std::decay_t<decltype(field)>::Scalar;
               using Index = decltype(index);
-              T* const target = output.mutable_data_ptr<T>();
               if (static_cast<Mode>(mode) == Mode::kLinear) {
                 return backward_displacement<Mode::kLinear, padding(), Index>(
-                    from, source, field, layout, target);
+                    from, source, field, layout, output);
               }
               using S = SumOf<scalar_t>;
               Tensor buffer = coefficient_buffer<S>(input);
@@ -362,7 +408,7 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
               spline_filter(source, coefficients, layout, field.size, padding(),
                             false);
               backward_displacement<Mode::kCubic, padding(), Index>(
-                  from, coefficients, field, layout, target);
+                  from, coefficients, field, layout, output);
             });
       }),
       AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);

@@ -15,27 +15,29 @@ __device__ inline void raise(double* target, double value) {
             static_cast<unsigned long long>(__double_as_longlong(value)));
 }
 
-template <int D, typename T>
+template <int D, typename V, typename T>
 __global__ void align_kernel(WarpWork<D, T> work,
-                             const T* __restrict__ second,  // (N, D, *size)
+                             const V* __restrict__ first,   // (N, D, *size)
+                             const V* __restrict__ second,  // (N, D, *size)
                              T tolerance, int steps,
-                             T* __restrict__ output,  // (N, D, *size)
+                             V* __restrict__ output,  // (N, D, *size)
                              double* found) {         // (2), zeroed
   const int64_t pixel = thread_index();
   if (pixel >= work.pixels) return;
   Report<T> report;
   for (int64_t n = blockIdx.z; n < work.samples; n += gridDim.z) {
-    const PixelWork<D, T> at(work, n, pixel);
+    int32_t position[D];
+    position_of(work, pixel, position);
     const int64_t sample = n * D * work.pixels;
     T target[D], offset[D];
     for (int k = 0; k < D; ++k) {
-      target[k] =
-          second == nullptr ? T(0) : second[sample + k * work.pixels + pixel];
+      const int64_t place = sample + k * work.pixels + pixel;
+      target[k] = second == nullptr ? T(0) : static_cast<T>(second[place]);
     }
-    solve_offset<D>(work.displacement + sample, work.size, at.position, target,
-                    tolerance, steps, offset, report);
+    solve_offset<D>(first + sample, work.size, position, target, tolerance,
+                    steps, offset, report);
     for (int k = 0; k < D; ++k) {
-      output[sample + k * work.pixels + pixel] = offset[k];
+      output[sample + k * work.pixels + pixel] = static_cast<V>(offset[k]);
     }
   }
   raise(found, report.residual);
@@ -56,15 +58,16 @@ std::tuple<Tensor, Tensor> align(const Tensor& first_,
                                        first.device());
   torch::stable::zero_(report);
   if (output.numel() == 0) return {output, report};
-  dispatch_field(first, [&](const auto& field) {
+  dispatch_stored(first, [&](const auto& field, auto value) {
     constexpr int D = std::decay_t<decltype(field)>::kDimensions;
     using T = typename std::decay_t<decltype(field)>::Scalar;
+    using V = decltype(value);
     const WarpWork<D, T> work(field, layout_of(first), 0, 1);
-    const T* const target = second ? second->const_data_ptr<T>() : nullptr;
+    const V* const target = second ? second->const_data_ptr<V>() : nullptr;
     launch(output, blocks_for(work.pixels, 1, work.samples), kThreads,
-           align_kernel<D, T>, work, target, static_cast<T>(tolerance),
-           static_cast<int>(steps), output.mutable_data_ptr<T>(),
-           report.mutable_data_ptr<double>());
+           align_kernel<D, V, T>, work, first.const_data_ptr<V>(), target,
+           static_cast<T>(tolerance), static_cast<int>(steps),
+           output.mutable_data_ptr<V>(), report.mutable_data_ptr<double>());
   });
   return {output, report};
 }

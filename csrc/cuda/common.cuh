@@ -59,6 +59,14 @@ __device__ inline int64_t divide(int64_t value, int64_t by, int64_t& rest) {
   return quotient;
 }
 
+// A displacement as the warp kernels read it: contiguous, float32 or float64.
+inline Tensor wide(const Tensor& displacement) {
+  const Tensor dense = torch::stable::contiguous(displacement);
+  return dense.element_size() >= 4
+             ? dense
+             : torch::stable::to(dense, ScalarType::Float);
+}
+
 // P values that are loaded or stored at once.
 template <typename V, int P>
 struct alignas(sizeof(V) * P < 16 ? sizeof(V) * P : 16) Pack {
@@ -121,6 +129,16 @@ __device__ void for_each_item(const WarpWork<D, T>& work, const Body& body) {
   }
 }
 
+template <int D, typename T>
+__device__ void position_of(const WarpWork<D, T>& work, int64_t pixel,
+                            int32_t (&position)[D]) {
+  for (int k = D - 1; k >= 0; --k) {
+    int64_t at;
+    pixel = divide(pixel, work.size[k], at);
+    position[k] = static_cast<int32_t>(at);
+  }
+}
+
 // Displacement and position of one pixel.
 template <int D, typename T>
 struct PixelWork {
@@ -128,11 +146,8 @@ struct PixelWork {
   int32_t position[D];
 
   __device__ PixelWork(const WarpWork<D, T>& work, int64_t n, int64_t pixel) {
-    int64_t rest = pixel;
-    for (int k = D - 1; k >= 0; --k) {
-      int64_t at;
-      rest = divide(rest, work.size[k], at);
-      position[k] = static_cast<int32_t>(at);
+    position_of(work, pixel, position);
+    for (int k = 0; k < D; ++k) {
       displacement[k] = work.displacement[(n * D + k) * work.pixels + pixel];
     }
   }

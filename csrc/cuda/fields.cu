@@ -8,7 +8,8 @@ namespace {
 
 struct CoefficientWork {
   const int64_t* seed;  // (1), read on the device: drawing never waits
-  int64_t count;        // samples * dimensions * depth * height * width
+  int64_t first;        // plane
+  int64_t count;        // planes * depth * height * width
   int64_t depth, height, width;
   int dimensions;
   double identity_probability;
@@ -22,7 +23,7 @@ __global__ void coefficients_kernel(CoefficientWork work,
   const auto ky = static_cast<uint32_t>(thread / work.width % work.height);
   const int64_t rest = thread / (work.width * work.height);
   const auto kz = static_cast<uint32_t>(rest % work.depth);
-  const int64_t plane = rest / work.depth;
+  const int64_t plane = work.first + rest / work.depth;
   const auto sample = static_cast<uint32_t>(plane / work.dimensions);
   const int component = static_cast<int>(plane % work.dimensions);
   output[thread] =
@@ -33,16 +34,17 @@ __global__ void coefficients_kernel(CoefficientWork work,
 
 }  // namespace
 
-Tensor field_coefficients(const Tensor& seed, int64_t batch,
+Tensor field_coefficients(const Tensor& seed, int64_t first, int64_t planes,
                           std::vector<int64_t> modes,
                           double identity_probability) {
   const torch::stable::accelerator::DeviceGuard guard(seed.get_device_index());
   Tensor output =
-      torch::stable::empty(coefficient_shape(batch, modes), ScalarType::Double,
+      torch::stable::empty(coefficient_shape(planes, modes), ScalarType::Double,
                            std::nullopt, seed.device());
   if (output.numel() == 0) return output;
   const size_t last = modes.size() - 1;
   const CoefficientWork work{seed.const_data_ptr<int64_t>(),
+                             first,
                              output.numel(),
                              modes.size() == 3 ? modes[0] : 1,
                              modes[last - 1],

@@ -63,13 +63,15 @@ __global__ void backward_interpolated_kernel(
   });
 }
 
-// One thread per pixel sums over all channels: no atomics, one order.
+// One thread per pixel sums over all channels: no atomics, one order, and the
+// precision of the wider of image and displacement.
 template <Mode mode, int D, typename V, typename S, typename T>
 __global__ void backward_displacement_kernel(
     WarpWork<D, T> work,
     const V* __restrict__ gradient,  // (N, C, *size)
     const S* __restrict__ values,    // (N, C, *size)
     T* __restrict__ output) {        // (N, D, *size)
+  using Sum = std::conditional_t<std::is_same_v<S, double>, double, T>;
   const int64_t pixel = thread_index();
   if (pixel >= work.pixels) return;
   for (int64_t n = blockIdx.z; n < work.samples; n += gridDim.z) {
@@ -79,17 +81,18 @@ __global__ void backward_displacement_kernel(
     const S* const source = values + sample;
     for (int axis = 0; axis < D; ++axis) {
       const Taps<mode, D, T> taps(work, at, axis);
-      T sum = 0;
+      Sum sum = 0;
 #pragma unroll 2
       for (int64_t c = 0; c < work.channels; ++c) {
         const int64_t plane = c * work.channel_stride;
-        T slope = 0;
+        Sum slope = 0;
         taps.for_each_corner([&](int64_t offset, T weight) {
-          slope += weight * static_cast<T>(source[plane + offset]);
+          slope += static_cast<Sum>(weight) *
+                   static_cast<Sum>(source[plane + offset]);
         });
-        sum += slope * static_cast<T>(from[plane]);
+        sum += slope * static_cast<Sum>(from[plane]);
       }
-      output[(n * D + axis) * work.pixels + pixel] = sum;
+      output[(n * D + axis) * work.pixels + pixel] = static_cast<T>(sum);
     }
   }
 }
@@ -221,7 +224,7 @@ Tensor warp_backward_input(const Tensor& gradient_, const Tensor& displacement_,
                            int64_t mode, int64_t padding_mode,
                            bool deterministic) {
   const Tensor gradient = dense(gradient_);
-  const Tensor displacement = torch::stable::contiguous(displacement_);
+  const Tensor displacement = wide(displacement_);
   const torch::stable::accelerator::DeviceGuard guard(
       gradient.get_device_index());
   Tensor output = torch::stable::empty_like(gradient);
@@ -241,14 +244,16 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
   STD_TORCH_CHECK(static_cast<Mode>(mode) != Mode::kNearest,
                   "warp_backward_displacement: mode nearest has no gradient");
   const Tensor input = dense(input_);
-  const Tensor displacement = torch::stable::contiguous(displacement_);
+  const Tensor displacement = wide(displacement_);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   const Tensor gradient = with_layout_of(gradient_, input);
   Tensor output = torch::stable::empty_like(displacement);
-  if (output.numel() == 0) return output;
+  if (output.numel() == 0) {
+    return torch::stable::to(output, displacement_.scalar_type());
+  }
   if (input.numel() == 0) {  // no channels: nothing to launch a kernel for
     torch::stable::zero_(output);
-    return output;
+    return torch::stable::to(output, displacement_.scalar_type());
   }
   THO_DISPATCH_V2(
       input.scalar_type(), "warp_backward_displacement", AT_WRAP(([&] {
@@ -269,7 +274,7 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
             padding_mode, output);
       })),
       AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);
-  return output;
+  return torch::stable::to(output, displacement_.scalar_type());
 }
 
 }  // namespace tcwarp::cuda

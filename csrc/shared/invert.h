@@ -7,9 +7,10 @@ namespace tcwarp {
 
 // u(x + a) and its derivative by a, interpolated linearly, clamped at the
 // border. `field` is (D, *size), `at` the pixel x, `offset` a. False outside
-// the field, where the derivative is that of its continuation.
-template <int D, typename T>
-TCWARP_HOST_DEVICE bool sample_field(const T* field, const int32_t (&size)[D],
+// the field, where the derivative is that of its continuation. V is what the
+// field is stored in, here and below, T what is computed in.
+template <int D, typename V, typename T>
+TCWARP_HOST_DEVICE bool sample_field(const V* field, const int32_t (&size)[D],
                                      const int32_t (&at)[D],
                                      const T (&offset)[D], T (&value)[D],
                                      T (&jacobian)[D][D]) {
@@ -35,7 +36,7 @@ TCWARP_HOST_DEVICE bool sample_field(const T* field, const int32_t (&size)[D],
       weight *= taps[k].weight[t];
     }
     for (int c = 0; c < D; ++c) {
-      const T u = field[c * pixels + index];
+      const T u = static_cast<T>(field[c * pixels + index]);
       value[c] += weight * u;
       for (int k = 0; k < D; ++k) {
         T slope = u;
@@ -98,8 +99,8 @@ TCWARP_HOST_DEVICE T newton_step(T (&m)[D][D], const T (&residual)[D],
 // One minus the smallest determinant of the map at a pixel, over the cells of
 // pixels that meet there: the map is multilinear in each, so that in 2-D no
 // point of a cell folds more than one of its corners.
-template <int D, typename T>
-TCWARP_HOST_DEVICE T fold_at(const T* field, const int32_t (&size)[D],
+template <int D, typename T, typename V>
+TCWARP_HOST_DEVICE T fold_at(const V* field, const int32_t (&size)[D],
                              const int32_t (&at)[D]) {
   int64_t step[D], here = 0, pixels = 1;
   for (int k = D - 1; k >= 0; --k) {
@@ -115,9 +116,10 @@ TCWARP_HOST_DEVICE T fold_at(const T* field, const int32_t (&size)[D],
       const bool behind = side == 1 ? at[k] + 1 < size[k] : at[k] == 0;
       const int64_t low = here - (behind ? 0 : step[k]);
       for (int c = 0; c < D; ++c) {
-        slope[k][side][c] = size[k] == 1 ? T(0)
-                                         : field[c * pixels + low + step[k]] -
-                                               field[c * pixels + low];
+        const auto u = [&](int64_t i) {
+          return static_cast<T>(field[c * pixels + i]);
+        };
+        slope[k][side][c] = size[k] == 1 ? T(0) : u(low + step[k]) - u(low);
       }
     }
   }
@@ -138,8 +140,8 @@ TCWARP_HOST_DEVICE T fold_at(const T* field, const int32_t (&size)[D],
 // down is halved, and after some halvings, or where the map is close to
 // folding, replaced by the plain fixed-point step a = target - u(x + a).
 // Everything is relative to x, so precision does not depend on the image size.
-template <int D, typename T>
-TCWARP_HOST_DEVICE void solve_offset(const T* field, const int32_t (&size)[D],
+template <int D, typename V, typename T>
+TCWARP_HOST_DEVICE void solve_offset(const V* field, const int32_t (&size)[D],
                                      const int32_t (&at)[D],
                                      const T (&target)[D], T tolerance,
                                      int steps, T (&offset)[D],
@@ -198,7 +200,7 @@ TCWARP_HOST_DEVICE void solve_offset(const T* field, const int32_t (&size)[D],
   // Not solved in vain where nothing is finite. There NaN is left: outside the
   // image for every warp.
   const bool found = is_finite(left);
-  const T own = fold_at<D>(field, size, at);
+  const T own = fold_at<D, T>(field, size, at);
   report.add({found ? left : T(0), own > fold ? own : fold});
   for (int k = 0; k < D; ++k) offset[k] = found ? best[k] : T(NAN);
 }

@@ -17,6 +17,8 @@
 
 namespace tcwarp {
 
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -96,26 +98,39 @@ inline Tensor with_layout_of(const Tensor& tensor, const Tensor& like) {
   return copy;
 }
 
-// The shape (N, D, *modes) of the coefficients of random fields.
+// The shape (planes, *modes) of the coefficients of random fields.
 inline std::vector<int64_t> coefficient_shape(
-    int64_t batch, const std::vector<int64_t>& modes) {
-  std::vector<int64_t> shape{batch, static_cast<int64_t>(modes.size())};
+    int64_t planes, const std::vector<int64_t>& modes) {
+  std::vector<int64_t> shape{planes};
   shape.insert(shape.end(), modes.begin(), modes.end());
   return shape;
 }
 
-// A displacement (N, D, *size), contiguous, as rows along the last axis.
+// A displacement (N, D, *size), contiguous, as rows along the last axis. T is
+// what it is computed in; one of half precision is read through `half` or
+// `bfloat16` instead of `data`.
 template <int D, typename T>
 struct Field {
   static constexpr int kDimensions = D;
   using Scalar = T;
 
-  const T* data;
+  const T* data = nullptr;
+  const Half* half = nullptr;
+  const BFloat16* bfloat16 = nullptr;
   int32_t size[D];
-  int64_t pixels;
+  int64_t pixels = 1;
 
-  explicit Field(const Tensor& displacement)
-      : data(displacement.const_data_ptr<T>()), pixels(1) {
+  explicit Field(const Tensor& displacement) {
+    switch (displacement.scalar_type()) {
+      case ScalarType::Half:
+        half = displacement.const_data_ptr<Half>();
+        break;
+      case ScalarType::BFloat16:
+        bfloat16 = displacement.const_data_ptr<BFloat16>();
+        break;
+      default:
+        data = displacement.const_data_ptr<T>();
+    }
     for (int k = 0; k < D; ++k) {
       size[k] = static_cast<int32_t>(displacement.size(2 + k));
       pixels *= size[k];
@@ -179,6 +194,20 @@ void dispatch_field(const Tensor& displacement, const Body& body) {
   }
 }
 
+// Calls body(field, value) with a value of the type that the displacement is
+// stored in as well.
+template <typename Body>
+void dispatch_stored(const Tensor& displacement, const Body& body) {
+  dispatch_field(displacement, [&](const auto& field) {
+    using T = typename std::decay_t<decltype(field)>::Scalar;
+    if constexpr (std::is_same_v<T, float>) {
+      if (field.half != nullptr) return body(field, Half{});
+      if (field.bfloat16 != nullptr) return body(field, BFloat16{});
+    }
+    body(field, T{});
+  });
+}
+
 // Calls body(field, padding, index) with the type of the indices as well: 32
 // bits are twice as many to a register.
 template <typename Body>
@@ -186,7 +215,7 @@ void dispatch_warp(const Tensor& displacement, const Layout& layout,
                    int64_t padding_mode, const Body& body) {
   dispatch_field(displacement, [&](const auto& field) {
     dispatch_padding(padding_mode, [&](auto padding) {
-      if (layout.channels * layout.pixels <=
+      if (std::max<int64_t>(1, layout.channels) * layout.pixels <=
           std::numeric_limits<int32_t>::max()) {
         body(field, padding, int32_t{});
       } else {
