@@ -137,6 +137,7 @@ class LabelWriter:
             with warnings.catch_warnings():  # of names of patients that are short
                 warnings.simplefilter("ignore")
                 source, planes = read_dataset(self.path), np.stack(self.planes)
+                _share_pixel_measures(source)
                 segmentation = _dicom_segmentation(source, planes, self.classes)
             if int(segmentation.NumberOfFrames) != len(planes) * len(self.classes):
                 raise ValueError("the file does not say where its frames lie")
@@ -216,23 +217,14 @@ def _dicom_segmentation(source: Any, planes: Masks, classes: Sequence[str]) -> A
         software_versions=version("tcwarp"),
         device_serial_number="0",
         omit_empty_frames=False,
-        pixel_measures=_pixel_measures(source),
     )
 
 
-def _pixel_measures(source: Any) -> Any:
-    """Return those of an enhanced file that gives them by frame, if all are alike; else None."""
-    import highdicom
-
+def _share_pixel_measures(source: Any) -> None:
+    """Put the measures of frames, if alike, where highdicom looks for them."""
+    shared = source.get("SharedFunctionalGroupsSequence")
     frames = source.get("PerFrameFunctionalGroupsSequence") or []
-    measures = [
-        group.PixelMeasuresSequence[0] for group in frames if "PixelMeasuresSequence" in group
-    ]
-    if not measures or any(measure != measures[0] for measure in measures):
-        return None
-    first = measures[0]
-    return highdicom.PixelMeasuresSequence(
-        pixel_spacing=first.PixelSpacing,
-        slice_thickness=first.get("SliceThickness"),
-        spacing_between_slices=first.get("SpacingBetweenSlices"),
-    )
+    measures = [frame.get("PixelMeasuresSequence") for frame in frames]
+    alike = bool(measures) and all(measure == measures[0] for measure in measures)
+    if shared and alike and measures[0]:
+        shared[0].PixelMeasuresSequence = measures[0]

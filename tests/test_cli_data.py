@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 from click.testing import CliRunner
 from made_up import mask_file
+from PIL import Image
 
 from tcseg.cli import main
 
@@ -64,3 +66,35 @@ def test_splits_are_written_once_and_used(tmp_path):
     assert again.exit_code == 1
     assert f"{out} exists; choose another --out" in again.stderr
     assert tcseg("data", "check", "--size", 32, "--split-file", out).exit_code == 0
+
+
+def test_masks_none_of_which_can_be_used_are_each_named(tmp_path):
+    """What is wrong with them comes before the line that says that nothing is left."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    colours = np.zeros((20, 30, 3), np.uint8)
+    colours[5:15, 5:15] = 200, 30, 30
+    smooth = np.tile(np.arange(30, dtype=np.uint8) * 8, (20, 1))
+    for name, mask in (("a", colours), ("b", smooth)):
+        Image.fromarray(colours[..., 0]).save(tmp_path / "images" / f"{name}.png")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
+    result = tcseg("data", "check", "--data", "folder", "--root", tmp_path)
+    assert result.exit_code == 1
+    first, second = result.stdout.splitlines()
+    assert "a.png is a colour picture (#000000, #c81e1e)" in first
+    assert "b.png has 29 values beside 0" in second
+    assert result.stderr == f"Error: folder: no mask in {tmp_path / 'masks'} can be used\n"
+
+
+def test_values_and_their_structures_are_told(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    mask = np.zeros((40, 40), np.uint8)
+    mask[5:15, 5:15], mask[20:30, 20:30] = 1, 200
+    for name in "abc":
+        for part, values in (("images", mask), ("masks", mask)):
+            Image.fromarray(values).save(tmp_path / part / f"{name}.png")
+    (tmp_path / "classes.txt").write_text("1 nucleus [a]\n200 cell\n")
+    result = tcseg("data", "check", "--data", "folder", "--root", tmp_path, "--size", 32)
+    assert "a value for each structure: 1 is nucleus [a], 200 is cell\n" in result.stdout
+    assert result.exit_code == 0

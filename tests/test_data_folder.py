@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from made_up import write_dicom
 from PIL import Image
 
+import tcseg.data.masks
 from tcseg.cli import main
 from tcseg.config import Config
 from tcseg.data import DataError, Problems, load_dataset, make_split, save_splits
@@ -284,6 +285,52 @@ def test_planes_of_one_file_stay_together(tmp_path):
     assert list(map(len, parts)) == [4, 1, 1]
     assert len(set.union(*parts)) == 6
     assert len(split.train) == 16
+
+
+def test_palettes_of_masks_by_class_are_as_seen(by_class):
+    """Black and white pictures whose palette begins with white."""
+    _, disc, _ = picture(0)
+    expected = load(by_class).target_batch([0])[0, 0]
+    image = Image.fromarray((~disc).astype("u1"), "L")
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    for kind in ("gif", "png"):
+        (by_class / "masks" / "disc" / "scan0.png").unlink(missing_ok=True)
+        image.save(by_class / "masks" / "disc" / f"scan0.{kind}")
+        assert torch.equal(load(by_class).target_batch([0])[0, 0], expected)
+        (by_class / "masks" / "disc" / f"scan0.{kind}").unlink()
+
+
+def test_structures_that_touch_leave_no_gap(valued):
+    """At a quarter of the size, pixels between two have less than half of either."""
+    for number in range(6):
+        height, width = SHAPES[number]
+        y, x = np.indices((height, width))
+        values = np.where((x + y) % 20 < 10, 1, 5).astype("u1")
+        save(valued / "masks" / f"scan{number}.png", values)
+    data = load(valued, size=32)
+    assert not data.target_batch([1])[0, 2].any()
+
+
+def test_masks_of_volumes_are_read_once(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    volume = np.random.default_rng(0).integers(0, 2, (16, 16, 30)).astype("u1")
+    for part in ("images", "masks"):
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / part / "a.nii")
+    reads = []
+    read = tcseg.data.masks.read_volume
+    monkeypatch.setattr("tcseg.data.masks.read_volume", lambda path: reads.append(1) or read(path))
+    assert len(load(tmp_path, size=32).annotated) == 30
+    assert len(reads) == 2  # for the values, and for the masks
+
+
+def test_a_mask_of_more_planes_than_its_image_is_refused(by_class):
+    plane = Image.fromarray(picture(0)[1].astype("u1") * 255)
+    plane.save(
+        by_class / "masks" / "disc" / "scan0.tif", save_all=True, append_images=[plane, plane]
+    )
+    (by_class / "masks" / "disc" / "scan0.png").unlink()
+    refused(by_class, "scan0.tif has 3 planes, its image", "only one")
 
 
 def test_values_of_masks_by_class_all_count(by_class):

@@ -73,6 +73,27 @@ def test_pages_are_planes(tmp_path):
     assert np.array_equal(pictures[2].pixels[0] * 255, np.roll(GREY, 2, 0))
 
 
+@pytest.mark.parametrize(
+    ("description", "spacing"),
+    [
+        ("ImageJ=1.54\nunit=micron\n", (0.0005, 0.00025)),
+        ("ImageJ=1.54\nunit=\\u00B5m\nloop=false", (0.0005, 0.00025)),
+        ("ImageJ=1.54\nunit=pixel\n", None),
+        ('<OME><Pixels PhysicalSizeX="0.25" PhysicalSizeY="0.5"/></OME>', (0.0005, 0.00025)),
+        (
+            '<OME><Pixels PhysicalSizeX="25" PhysicalSizeXUnit="nm" PhysicalSizeY="x"/></OME>',
+            None,
+        ),
+        ("a picture to be printed", None),
+    ],
+)
+def test_microscopes_say_how_large_a_pixel_is(tmp_path, description, spacing):
+    tags = {270: description, 282: 4.0, 283: 2.0}
+    Image.fromarray(GREY).save(tmp_path / "a.tif", tiffinfo=tags)
+    picture = only(tmp_path / "a.tif")
+    assert picture.spacing == (None if spacing is None else pytest.approx(spacing))
+
+
 # ---- DICOM ----------------------------------------------------------------------------------
 
 
@@ -276,6 +297,15 @@ def test_a_picture_too_large_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     with pytest.raises(DataError, match="million pixels; make it smaller, or cut it"):
         only(tmp_path / "a.png")
+
+
+def test_nifti_that_is_no_grey_volume_says_what_to_do(tmp_path):
+    rgb = np.zeros((4, 5, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(rgb, np.eye(4)), tmp_path / "rgb.nii")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 2, 3)), np.eye(4)), tmp_path / "times.nii")
+    for name, words in (("rgb", "holds colours.*convert it"), ("times", "of its own")):
+        with pytest.raises(DataError, match=words):
+            only(tmp_path / f"{name}.nii")
 
 
 def test_other_files_are_no_images(tmp_path):

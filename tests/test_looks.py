@@ -207,7 +207,9 @@ def test_a_report_without_the_data_says_so(run, tmp_path):
     shutil.copytree(run, out)
     config = dataclasses.replace(TINY, data="folder", root=str(tmp_path / "nowhere"))
     config.save(out / "config.toml")
-    assert command("report", out, "--out", tmp_path / "report.html").exit_code == 0
+    result = command("report", out, "--out", tmp_path / "report.html")
+    assert result.exit_code == 0
+    assert "Remark: run: No cases can be shown: folder: no folder" in result.stderr
     assert "No cases can be shown: folder: no folder" in (tmp_path / "report.html").read_text()
 
 

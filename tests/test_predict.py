@@ -286,6 +286,24 @@ def test_nifti_label_maps_have_the_values_too(valued, tmp_path):
     assert np.array_equal(found, expected_labels(masks)[::-1].T)
 
 
+def test_nifti_units_and_orientation_are_kept(valued, tmp_path):
+    image, masks = chest()
+    affine = np.array([[0, 300.0, 0, 5], [200, 0, 0, -3], [0, 0, 4, 0], [0, 0, 0, 1]])
+    source = nibabel.Nifti1Image(image[::-1].T.astype(np.float32) * 3, affine)
+    source.header.set_xyzt_units("micron")
+    source.set_sform(affine, 2)
+    source.set_qform(affine, 1)
+    nibabel.save(source, tmp_path / "ct.nii.gz")
+    predict(valued, [tmp_path / "ct.nii.gz"], tmp_path / "out", console=QUIET)
+    found = nibabel.load(tmp_path / "out" / "labels" / "ct.nii.gz")
+    assert found.header.get_xyzt_units()[0] == "micron"
+    assert (int(found.header["qform_code"]), int(found.header["sform_code"])) == (1, 2)
+    np.testing.assert_allclose(found.affine, affine)
+    assert np.array_equal(np.asarray(found.dataobj), expected_labels(masks)[::-1].T)
+    (row,) = table(tmp_path / "out")
+    assert float(row["heart mm2"]) == pytest.approx(masks[2].sum() * 0.3 * 0.2, rel=1e-4)
+
+
 # ---- there and back -------------------------------------------------------------------------
 
 
@@ -306,13 +324,13 @@ def write_image(path, image, form):
         return 1
     else:
         frames = np.stack(planes).astype("u2")
-        attributes = enhanced(len(planes)) if form == "enhanced" else {}
+        attributes = {} if form == "frames" else enhanced(len(planes), form == "by frame")
         write_dicom(path.with_suffix(".dcm"), frames, NumberOfFrames=2, **attributes)
     return 2
 
 
 @pytest.mark.parametrize("values", [None, VALUES], ids=["by structure", "values"])
-@pytest.mark.parametrize("form", ["png", "tif", "nii.gz", "dcm", "frames", "enhanced"])
+@pytest.mark.parametrize("form", ["png", "tif", "nii.gz", "dcm", "frames", "enhanced", "by frame"])
 def test_what_is_found_can_be_masks_of_the_next_training(tmp_path, form, values):
     model = Model("unet", "float32", CLASSES, 1, 96, values=values)
     segmenter = Segmenter(Boxes(), model, torch.device("cpu"))

@@ -329,6 +329,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(run, monkeypatch):
     assert contents(run.path) == before
 
 
+def test_a_read_only_disk_names_the_file_that_was_asked_for(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(30, "Read-only file system", "something else")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(files.Path, "unlink", refuse)
+    with pytest.raises(OSError, match="Read-only") as error:
+        files.write_atomically(tmp_path / "a.json", b"{}")
+    assert error.value.filename == str(tmp_path / "a.json")
+
+
 def test_a_kill_during_a_write_leaves_a_whole_checkpoint(run):
     # A child writes checkpoints without end, is killed in the midst, and what is there is whole.
     code = (
