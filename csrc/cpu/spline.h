@@ -104,13 +104,12 @@ void spline_filter(const V* input, S* output, const Layout& layout,
   }
 }
 
-// An uninitialised buffer for the coefficients of a tensor, in its memory
-// order.
+// An uninitialised buffer for so many coefficients.
 template <typename S>
-Tensor coefficient_buffer(const Tensor& like) {
+Tensor coefficient_buffer(int64_t count) {
   const auto type =
       std::is_same_v<S, double> ? ScalarType::Double : ScalarType::Float;
-  Tensor buffer = torch::stable::empty({like.numel()}, type);
+  Tensor buffer = torch::stable::empty({count}, type);
   prefer_huge_pages(buffer);
   return buffer;
 }

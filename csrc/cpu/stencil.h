@@ -79,6 +79,7 @@ struct Stencil {
   template <int K, typename T>
   TCWARP_HOST_DEVICE void set(int axis, int64_t i, const AxisTaps<K, T>& taps,
                               Index step) {
+    TCWARP_UNROLL
     for (int t = 0; t < kTaps; ++t) {
       index[axis][t][i] = taps.index[t] * step;
       weight[axis][t][i] = static_cast<W>(taps.weight[t]);
@@ -88,12 +89,11 @@ struct Stencil {
 
 // One axis of a run: the taps of `displacement` at `position`, which changes by
 // `advance` from pixel to pixel.
-template <Mode mode, int D, Padding padding, typename T, typename W,
-          typename Index>
+template <Mode mode, int D, Padding padding, bool derivative, typename T,
+          typename W, typename Index>
 TCWARP_MULTIVERSION void taps_of_run(const T* displacement, int32_t position,
                                      int32_t advance, int32_t size, Index step,
-                                     bool derivative, int axis, int64_t at,
-                                     int64_t count,
+                                     int axis, int64_t at, int64_t count,
                                      Stencil<mode, D, W, Index>& stencil) {
   if constexpr (mode == Mode::kLinear) {
     for (int64_t i = 0; i < count; ++i) {
@@ -103,25 +103,44 @@ TCWARP_MULTIVERSION void taps_of_run(const T* displacement, int32_t position,
                   step);
     }
   } else {
-    // The few pixels near the border one by one, the others side by side.
-    bool all_inside = true;
-    for (int64_t i = 0; i < count; ++i) {
-      const int32_t x = position + advance * static_cast<int32_t>(i);
-      bool inside;
-      stencil.set(
-          axis, at + i,
-          inner_cubic_taps(displacement[i], x, size, derivative, inside), step);
-      all_inside &= inside;
+    // A few pixels side by side; once more, with more work, near the border.
+    constexpr int64_t kFew = 32;
+    for (int64_t begin = 0; begin < count; begin += kFew) {
+      const int64_t end = std::min(begin + kFew, count);
+      int32_t near_border = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        const int32_t x = position + advance * static_cast<int32_t>(i);
+        bool inside;
+        stencil.set(
+            axis, at + i,
+            inner_cubic_taps(displacement[i], x, size, derivative, inside),
+            step);
+        near_border |= static_cast<int32_t>(!inside);
+      }
+      if (near_border == 0) continue;
+      for (int64_t i = begin; i < end; ++i) {
+        const int32_t x = position + advance * static_cast<int32_t>(i);
+        stencil.set(axis, at + i,
+                    cubic_taps<padding>(displacement[i], x, size, derivative),
+                    step);
+      }
     }
-    if (all_inside) return;
-    for (int64_t i = 0; i < count; ++i) {
-      const int32_t x = position + advance * static_cast<int32_t>(i);
-      const int32_t first = x + floor_to_int(bounded(displacement[i])) - 1;
-      if (first >= 0 && first < size - 3) continue;
-      stencil.set(axis, at + i,
-                  cubic_taps<padding>(displacement[i], x, size, derivative),
-                  step);
-    }
+  }
+}
+
+// Pixels that are copied have no share in the spline.
+template <int D, typename T, typename W, typename Index>
+TCWARP_MULTIVERSION void drop_whole(
+    const Run<D, T>& run, int64_t at,
+    Stencil<Mode::kCubic, D, W, Index>& stencil) {
+  const int64_t count = run.count;
+  for (int64_t i = 0; i < count; ++i) {
+    T displacement[D];
+    int32_t position[D];
+    load_pixel(run, i, displacement, position);
+    const W kept = is_whole(displacement) ? W(0) : W(1);
+    TCWARP_UNROLL
+    for (int t = 0; t < 4; ++t) stencil.weight[0][t][at + i] *= kept;
   }
 }
 
@@ -131,19 +150,20 @@ void stencil_of_run(const Run<D, T>& run, int slope_axis, int64_t at,
                     Stencil<mode, D, W, Index>& stencil) {
   Index step = 1;
   for (int k = D - 1; k >= 0; --k) {
-    taps_of_run<mode, D, padding>(run.displacement[k], run.position[k],
-                                  k == D - 1 ? 1 : 0, run.size[k], step,
-                                  k == slope_axis, k, at, run.count, stencil);
+    const auto fill = [&](auto derivative) {
+      taps_of_run<mode, D, padding, derivative()>(
+          run.displacement[k], run.position[k], k == D - 1 ? 1 : 0, run.size[k],
+          step, k, at, run.count, stencil);
+    };
+    if (k == slope_axis) {
+      fill(std::true_type{});
+    } else {
+      fill(std::false_type{});
+    }
     step *= run.size[k];
   }
-  if (mode == Mode::kLinear || slope_axis >= 0) return;
-  // Pixels that are copied have no share in the spline.
-  for (int64_t i = 0; i < run.count; ++i) {
-    T displacement[D];
-    int32_t position[D];
-    load_pixel(run, i, displacement, position);
-    if (!is_whole(displacement)) continue;
-    for (int t = 0; t < stencil.kTaps; ++t) stencil.weight[0][t][at + i] = 0;
+  if constexpr (mode == Mode::kCubic) {
+    if (slope_axis < 0) drop_whole(run, at, stencil);
   }
 }
 

@@ -323,15 +323,26 @@ void launch_interpolated(const Tensor& input, const Tensor& displacement,
         });
     return;
   }
+  // Few samples at a time: their coefficients stay in the cache, and in little
+  // memory.
+  constexpr int64_t kEnough = 1 << 20;
   using S = SumOf<V>;
-  Tensor buffer = coefficient_buffer<S>(input);
+  Layout part = layout;
+  part.samples =
+      std::clamp<int64_t>(kEnough / layout.sample_offset(1), 1, layout.samples);
+  Tensor buffer = coefficient_buffer<S>(part.sample_offset(part.samples));
   S* const coefficients = buffer.mutable_data_ptr<S>();
   dispatch_warp(displacement, layout, padding_mode,
                 [&](const auto& field, auto padding, auto index) {
-                  spline_filter(source, coefficients, layout, field.size,
-                                padding(), false);
-                  warp_interpolated<Mode::kCubic, padding(), decltype(index)>(
-                      source, coefficients, field, layout, target);
+                  for (int64_t n = 0; n < layout.samples; n += part.samples) {
+                    part.samples = std::min(part.samples, layout.samples - n);
+                    const int64_t offset = layout.sample_offset(n);
+                    spline_filter(source + offset, coefficients, part,
+                                  field.size, padding(), false);
+                    warp_interpolated<Mode::kCubic, padding(), decltype(index)>(
+                        source + offset, coefficients, field.from(n), part,
+                        target + offset);
+                  }
                 });
 }
 

@@ -235,7 +235,8 @@ template <Padding padding, typename Index, int D, typename V, typename T>
 void backward_cubic(const V* gradient, const Field<D, T>& field,
                     const Layout& layout, Tensor& output) {
   using S = SumOf<V>;
-  Tensor sums = std::is_same_v<V, S> ? output : coefficient_buffer<S>(output);
+  Tensor sums =
+      std::is_same_v<V, S> ? output : coefficient_buffer<S>(output.numel());
   S* const data = sums.mutable_data_ptr<S>();
   backward_interpolated<Mode::kCubic, padding, Index>(gradient, field, layout,
                                                       data);
@@ -403,7 +404,7 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
                     from, source, field, layout, output);
               }
               using S = SumOf<scalar_t>;
-              Tensor buffer = coefficient_buffer<S>(input);
+              Tensor buffer = coefficient_buffer<S>(input.numel());
               S* const coefficients = buffer.mutable_data_ptr<S>();
               spline_filter(source, coefficients, layout, field.size, padding(),
                             false);

@@ -13,6 +13,16 @@
 #define TCWARP_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
+// Before a loop over a few taps inside one over pixels: only unrolled does GCC
+// take several pixels at once.
+#if defined(__CUDACC__)
+#define TCWARP_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__) && !defined(__clang__)
+#define TCWARP_UNROLL _Pragma("GCC unroll 16")
+#else
+#define TCWARP_UNROLL
+#endif
+
 namespace tcwarp {
 
 // The codes that Python sends. String arguments of stable operators leak with

@@ -120,6 +120,16 @@ struct Field {
   int32_t size[D];
   int64_t pixels = 1;
 
+  // The field of sample n and those after it.
+  Field from(int64_t n) const {
+    Field field = *this;
+    const int64_t skipped = n * D * pixels;
+    if (data != nullptr) field.data += skipped;
+    if (half != nullptr) field.half += skipped;
+    if (bfloat16 != nullptr) field.bfloat16 += skipped;
+    return field;
+  }
+
   explicit Field(const Tensor& displacement) {
     switch (displacement.scalar_type()) {
       case ScalarType::Half:
