@@ -100,10 +100,10 @@ def predict(
 
     Folders are searched with those in them. Writes masks at the size of the image, in the form of
     those trained with: label maps of the same values, or a folder for each structure (PNG; TIFF for
-    several pages; NIfTI for NIfTI; DICOM-SEG for DICOM); an overlay; and measurements.csv: areas (in mm2 where the file says how large a pixel is), cardiothoracic
-    ratio of chests, and consistency: how well predictions for deformed views agree, from 0 to 1,
-    empty where nothing was found. Images with a low one, or none, are those to check, or to label
-    next.
+    several pages; NIfTI for NIfTI; DICOM-SEG for DICOM); an overlay; and measurements.csv: areas
+    (in mm2 where the file says how large a pixel is), cardiothoracic ratio of chests, and
+    consistency: how well predictions for deformed views agree, from 0 to 1, empty where nothing was
+    found. Images with a low one, or none, are those to check, or to label next.
 
     A file that cannot be read is named and skipped; the exit status is then 1.
     """
