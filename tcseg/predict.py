@@ -113,7 +113,9 @@ def predict(
                     measured.append(_measure(picture, masks, prediction, segmenter.classes))
                     scales.append((_scale(segmenter.model, picture), path))
                 problems += writer.close()
-                file.write(rows.text(measured).encode())
+                content = rows.text(measured).encode()
+                if file.write(content) < len(content):  # a disk that fills up takes a part first
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except DataError as error:
                 problems.append(str(error))
             except OSError as error:  # of writing, for reading has its own
