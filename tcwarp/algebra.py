@@ -206,10 +206,12 @@ def valid_mask(displacement: Tensor, *, mode: str = "nearest") -> Tensor:
         return warp(inside, displacement)[:, 0]
     valid: Tensor | None = None
     for k, length in enumerate(size):
-        # The displacement is compared, never the position: exact for any image size.
+        # The displacement is compared, never the position, and in double precision, which has
+        # every position: exact for any image size.
         x = torch.arange(length, device=displacement.device)
         x = x.view(-1, *(1 for _ in range(dimensions - 1 - k)))
-        inside = (displacement[:, k] >= -x) & (displacement[:, k] <= length - 1 - x)
+        component = displacement[:, k].double()
+        inside = (component >= -x) & (component <= length - 1 - x)
         valid = inside if valid is None else valid & inside
     return cast(Tensor, valid)
 

@@ -1,5 +1,6 @@
 """The operators as modules."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -80,9 +81,13 @@ class RandomElastic(nn.Module):
         sigma = sigma.tolist() if isinstance(sigma, np.ndarray) else sigma
         several = isinstance(sigma, (tuple, list)) and len(sigma) == 3
         check_sigma("RandomElastic", sigma, 3 if several else 2)
-        for name in ("magnitude", "displacement_std", "identity_probability"):
+        for name, most in (
+            ("magnitude", math.inf),
+            ("displacement_std", math.inf),
+            ("identity_probability", 1.0),
+        ):
             if field.get(name) is not None:
-                check_number("RandomElastic", name, field[name])
+                check_number("RandomElastic", name, field[name], at_most=most)
         self.mode = mode
         self.padding_mode = padding_mode
         self.field = field

@@ -208,6 +208,16 @@ def test_valid_mask(device, case):
     assert torch.equal(tcwarp.valid_mask(field, mode="cubic"), mask)
 
 
+@pytest.mark.parametrize(("dtype", "x"), [(torch.bfloat16, 259), (torch.float16, 4095)])
+def test_positions_beyond_the_digits_of_half_precision(device, dtype, x):
+    """A displacement of one pixel more than there are: the position rounds to the edge."""
+    field = torch.zeros(1, 2, 1, x + 1, dtype=dtype, device=device)
+    field[0, 1, 0, x] = -(x + 1)
+    for mode in ("nearest", "linear"):
+        assert not tcwarp.valid_mask(field, mode=mode)[0, 0, x]
+        assert tcwarp.valid_mask(field, mode=mode)[0, 0, :x].all()
+
+
 def centred(size):
     return torch.meshgrid(*(torch.arange(float(n)) - (n - 1) / 2 for n in size), indexing="ij")
 

@@ -145,6 +145,27 @@ def test_channels_last_gradients_are_not_copied(mode):
     assert needed <= field.nbytes + coefficients + SMALL
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_cubic_warp_keeps_coefficients_of_few_samples(dtype):
+    """Beside the result, whatever the batch; forward and both backwards."""
+
+    def beside(batch):
+        image = torch.rand(batch, 3, 256, 256).to(dtype).requires_grad_()
+        field = torch.rand(batch, 2, 256, 256).requires_grad_()
+        output = tcwarp.warp(image, field, mode="cubic")
+        gradient = torch.ones_like(output)
+        return (
+            peak(lambda: tcwarp.warp(image.detach(), field.detach(), mode="cubic")) - output.nbytes,
+            peak(lambda: torch.autograd.grad(output, image, gradient, retain_graph=True))
+            - image.nbytes
+            - field.nbytes,
+        )
+
+    # 2^20 pixels are 5 samples of 3 channels; the gradient by the field is computed as well.
+    for few, many in zip(beside(6), beside(24), strict=True):
+        assert many <= few + SMALL
+
+
 @pytest.mark.parametrize("dtype", FLOATING_DTYPES)
 def test_the_algebra_allocates_its_result_only(dtype):
     field = tcwarp.random_displacement(2, (128, 128), sigma=30.0, dtype=dtype)

@@ -240,6 +240,11 @@ def test_size_of_the_displacement(argument):
         tcwarp.random_displacement(1, (4, 5), **{argument: "large"})
 
 
+def test_identity_probability_of_the_module():
+    with raises(ValueError, "RandomElastic: identity_probability must be at most 1, got 3"):
+        tcwarp.RandomElastic(identity_probability=3.0)
+
+
 def test_identity_probability():
     for value in (-0.1, 1.1, float("nan")):
         with raises(

@@ -81,7 +81,8 @@ void spline_filter(const V* input, S* output, const Layout& layout,
       }
       // Neighbours along the last axis (and the channels) side by side, as many
       // as the second cache holds.
-      const int64_t chunk = std::clamp<int64_t>((1 << 15) / n, 16, step);
+      const int64_t chunk =
+          std::min(step, std::max<int64_t>(16, (1 << 15) / n));
       const int64_t chunks = (step + chunk - 1) / chunk;
       torch::stable::parallel_for(
           0, lines / step * chunks, 1 + kGrainWork / (chunk * n),
@@ -104,12 +105,34 @@ void spline_filter(const V* input, S* output, const Layout& layout,
   }
 }
 
-// An uninitialised buffer for so many coefficients.
+// Samples that are worked on together: few, so that their coefficients stay in
+// the cache, and in little memory; enough for every thread to have a plane.
+inline int64_t samples_at_once(const Layout& layout) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t channels = std::max<int64_t>(1, layout.channels);
+  const int64_t few = std::max<int64_t>((1 << 20) / (channels * layout.pixels),
+                                        (threads + channels - 1) / channels);
+  return std::clamp<int64_t>(few, 1, layout.samples);
+}
+
+// Calls body(part, n) with the layout of those samples, n being the first.
+template <typename Body>
+void for_few_samples(const Layout& layout, const Body& body) {
+  Layout part = layout;
+  part.samples = samples_at_once(layout);
+  for (int64_t n = 0; n < layout.samples; n += part.samples) {
+    part.samples = std::min(part.samples, layout.samples - n);
+    body(part, n);
+  }
+}
+
+// An uninitialised buffer for their coefficients.
 template <typename S>
-Tensor coefficient_buffer(int64_t count) {
+Tensor coefficient_buffer(const Layout& layout) {
   const auto type =
       std::is_same_v<S, double> ? ScalarType::Double : ScalarType::Float;
-  Tensor buffer = torch::stable::empty({count}, type);
+  Tensor buffer = torch::stable::empty(
+      {layout.sample_offset(samples_at_once(layout))}, type);
   prefer_huge_pages(buffer);
   return buffer;
 }

@@ -46,24 +46,42 @@ void nearest_sources(const Field<D, T>& field, int64_t n, int64_t begin,
   });
 }
 
-// The taps of consecutive pixels, axis by axis: the weight of a corner is the
-// product of those of its taps, its flat index their sum. W is what is summed
-// in.
+// The taps of consecutive pixels along one axis. W is what is summed in.
+template <Mode mode, typename W, typename Index>
+struct AxisStencil {
+  static constexpr int kTaps = tap_count(mode);
+  static constexpr int64_t kTile =
+      mode == Mode::kLinear ? kLinearTile : kCubicTile;
+
+  Index index[kTaps][kTile];  // times the pixels of one step of the axis
+  W weight[kTaps][kTile];
+
+  template <typename T>
+  TCWARP_HOST_DEVICE void set(int64_t i, const AxisTaps<kTaps, T>& taps,
+                              Index step) {
+    TCWARP_UNROLL
+    for (int t = 0; t < kTaps; ++t) {
+      index[t][i] = taps.index[t] * step;
+      weight[t][i] = static_cast<W>(taps.weight[t]);
+    }
+  }
+};
+
+// Of all axes: the weight of a corner is the product of those of its taps, its
+// flat index their sum.
 template <Mode mode, int D, typename W, typename Index>
 struct Stencil {
   static constexpr int kTaps = tap_count(mode);
   static constexpr int kCorners =
       D == 2 ? kTaps * kTaps : kTaps * kTaps * kTaps;
-  static constexpr int64_t kTile =
-      mode == Mode::kLinear ? kLinearTile : kCubicTile;
+  static constexpr int64_t kTile = AxisStencil<mode, W, Index>::kTile;
 
-  Index index[D][kTaps][kTile];  // times the pixels of one step of the axis
-  W weight[D][kTaps][kTile];
+  AxisStencil<mode, W, Index> axis[D];
 
   TCWARP_HOST_DEVICE Index corner_index(int corner, int64_t i) const {
     Index flat = 0;
     for (int k = D - 1; k >= 0; --k, corner /= kTaps) {
-      flat += index[k][corner % kTaps][i];
+      flat += axis[k].index[corner % kTaps][i];
     }
     return flat;
   }
@@ -71,34 +89,24 @@ struct Stencil {
   TCWARP_HOST_DEVICE W corner_weight(int corner, int64_t i) const {
     W product = 1;
     for (int k = D - 1; k >= 0; --k, corner /= kTaps) {
-      product *= weight[k][corner % kTaps][i];
+      product *= axis[k].weight[corner % kTaps][i];
     }
     return product;
-  }
-
-  template <int K, typename T>
-  TCWARP_HOST_DEVICE void set(int axis, int64_t i, const AxisTaps<K, T>& taps,
-                              Index step) {
-    TCWARP_UNROLL
-    for (int t = 0; t < kTaps; ++t) {
-      index[axis][t][i] = taps.index[t] * step;
-      weight[axis][t][i] = static_cast<W>(taps.weight[t]);
-    }
   }
 };
 
 // One axis of a run: the taps of `displacement` at `position`, which changes by
 // `advance` from pixel to pixel.
-template <Mode mode, int D, Padding padding, bool derivative, typename T,
-          typename W, typename Index>
+template <Padding padding, bool derivative, Mode mode, typename T, typename W,
+          typename Index>
 TCWARP_MULTIVERSION void taps_of_run(const T* displacement, int32_t position,
                                      int32_t advance, int32_t size, Index step,
-                                     int axis, int64_t at, int64_t count,
-                                     Stencil<mode, D, W, Index>& stencil) {
+                                     int64_t at, int64_t count,
+                                     AxisStencil<mode, W, Index>& stencil) {
   if constexpr (mode == Mode::kLinear) {
     for (int64_t i = 0; i < count; ++i) {
       const int32_t x = position + advance * static_cast<int32_t>(i);
-      stencil.set(axis, at + i,
+      stencil.set(at + i,
                   linear_taps<padding>(displacement[i], x, size, derivative),
                   step);
     }
@@ -112,7 +120,7 @@ TCWARP_MULTIVERSION void taps_of_run(const T* displacement, int32_t position,
         const int32_t x = position + advance * static_cast<int32_t>(i);
         bool inside;
         stencil.set(
-            axis, at + i,
+            at + i,
             inner_cubic_taps(displacement[i], x, size, derivative, inside),
             step);
         near_border |= static_cast<int32_t>(!inside);
@@ -120,7 +128,7 @@ TCWARP_MULTIVERSION void taps_of_run(const T* displacement, int32_t position,
       if (near_border == 0) continue;
       for (int64_t i = begin; i < end; ++i) {
         const int32_t x = position + advance * static_cast<int32_t>(i);
-        stencil.set(axis, at + i,
+        stencil.set(at + i,
                     cubic_taps<padding>(displacement[i], x, size, derivative),
                     step);
       }
@@ -140,43 +148,48 @@ TCWARP_MULTIVERSION void drop_whole(
     load_pixel(run, i, displacement, position);
     const W kept = is_whole(displacement) ? W(0) : W(1);
     TCWARP_UNROLL
-    for (int t = 0; t < 4; ++t) stencil.weight[0][t][at + i] *= kept;
+    for (int t = 0; t < 4; ++t) stencil.axis[0].weight[t][at + i] *= kept;
   }
 }
 
-template <Mode mode, int D, Padding padding, typename T, typename W,
-          typename Index>
+template <Padding padding, bool slopes, Mode mode, int D, typename T,
+          typename W, typename Index>
 void stencil_of_run(const Run<D, T>& run, int slope_axis, int64_t at,
                     Stencil<mode, D, W, Index>& stencil) {
   Index step = 1;
   for (int k = D - 1; k >= 0; --k) {
     const auto fill = [&](auto derivative) {
-      taps_of_run<mode, D, padding, derivative()>(
-          run.displacement[k], run.position[k], k == D - 1 ? 1 : 0, run.size[k],
-          step, k, at, run.count, stencil);
+      taps_of_run<padding, derivative()>(run.displacement[k], run.position[k],
+                                         k == D - 1 ? 1 : 0, run.size[k], step,
+                                         at, run.count, stencil.axis[k]);
     };
-    if (k == slope_axis) {
-      fill(std::true_type{});
+    if (slopes && k == slope_axis) {
+      fill(std::bool_constant<slopes>{});
     } else {
       fill(std::false_type{});
     }
     step *= run.size[k];
   }
-  if constexpr (mode == Mode::kCubic) {
-    if (slope_axis < 0) drop_whole(run, at, stencil);
-  }
+  if constexpr (mode == Mode::kCubic && !slopes) drop_whole(run, at, stencil);
 }
 
-// The taps of pixels [begin, end) of sample n; along slope_axis, if it is not
-// negative, with the derivative of their weights.
+// The taps of pixels [begin, end) of sample n.
 template <Padding padding, Mode mode, int D, typename T, typename W,
           typename Index>
 void fill_stencil(const Field<D, T>& field, int64_t n, int64_t begin,
-                  int64_t end, int slope_axis,
-                  Stencil<mode, D, W, Index>& stencil) {
+                  int64_t end, Stencil<mode, D, W, Index>& stencil) {
   for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
-    stencil_of_run<mode, D, padding>(run, slope_axis, run.first - begin,
-                                     stencil);
+    stencil_of_run<padding, false>(run, -1, run.first - begin, stencil);
+  });
+}
+
+// The same with the derivative of the weights along one axis.
+template <Padding padding, Mode mode, int D, typename T, typename W,
+          typename Index>
+void fill_slopes(const Field<D, T>& field, int64_t n, int64_t begin,
+                 int64_t end, int axis, Stencil<mode, D, W, Index>& stencil) {
+  for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
+    stencil_of_run<padding, true>(run, axis, run.first - begin, stencil);
   });
 }
 

@@ -121,17 +121,17 @@ struct RowTaps {
   TCWARP_MULTIVERSION void fill(
       const Stencil<Mode::kCubic, D, W, Index>& stencil, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
-      const Index first = stencil.index[D - 1][0][i];
+      const Index first = stencil.axis[D - 1].index[0][i];
       bool side_by_side = true;
       for (int t = 0; t < 4; ++t) {
-        weight[i][t] = stencil.weight[D - 1][t][i];
-        side_by_side &= stencil.index[D - 1][t][i] == first + t;
+        weight[i][t] = stencil.axis[D - 1].weight[t][i];
+        side_by_side &= stencil.axis[D - 1].index[t][i] == first + t;
       }
       neighbours[i] = side_by_side;
       bool any = true;
       for (int k = 0; k < D; ++k) {
         bool along = false;
-        for (int t = 0; t < 4; ++t) along |= stencil.weight[k][t][i] != 0;
+        for (int t = 0; t < 4; ++t) along |= stencil.axis[k].weight[t][i] != 0;
         any &= along;
       }
       used[i] = any;
@@ -158,22 +158,22 @@ TCWARP_MULTIVERSION void blend_rows(
         W weight = 1;
         Index flat = 0;
         for (int k = D - 2, r = row; k >= 0; --k, r /= 4) {
-          weight *= stencil.weight[k][r % 4][i];
-          flat += stencil.index[k][r % 4][i];
+          weight *= stencil.axis[k].weight[r % 4][i];
+          flat += stencil.axis[k].index[r % 4][i];
         }
         Four<W> taps;
         load(values + flat, taps);
         sum += weight * taps;
       }
     };
-    const Index at = stencil.index[D - 1][0][i];
+    const Index at = stencil.axis[D - 1].index[0][i];
     if (rows.neighbours[i]) {
       add_rows([&](const W* row, Four<W>& taps) TCWARP_INLINE {
         std::memcpy(&taps, row + at, sizeof(taps));
       });
     } else {
       add_rows([&](const W* row, Four<W>& taps) TCWARP_INLINE {
-        const auto& index = stencil.index[D - 1];
+        const auto& index = stencil.axis[D - 1].index;
         for (int t = 0; t < 4; ++t) taps[t] = row[index[t][i]];
       });
     }
@@ -260,7 +260,7 @@ void warp_interpolated(const V* input, const S* values,
         auto& [stencil, initial, whole, rows] = scratch<Tile>();
         const int64_t sample = layout.sample_offset(n), count = end - begin;
         const int64_t first = sample + begin * layout.pixel_stride;
-        fill_stencil<padding>(field, n, begin, end, -1, stencil);
+        fill_stencil<padding>(field, n, begin, end, stencil);
         initial_values(stencil, initial, count);
         if (layout.pixel_stride != 1) {
           blend_pixels(values + sample, layout.channels, stencil, initial,
@@ -323,26 +323,19 @@ void launch_interpolated(const Tensor& input, const Tensor& displacement,
         });
     return;
   }
-  // Few samples at a time: their coefficients stay in the cache, and in little
-  // memory.
-  constexpr int64_t kEnough = 1 << 20;
   using S = SumOf<V>;
-  Layout part = layout;
-  part.samples =
-      std::clamp<int64_t>(kEnough / layout.sample_offset(1), 1, layout.samples);
-  Tensor buffer = coefficient_buffer<S>(part.sample_offset(part.samples));
+  Tensor buffer = coefficient_buffer<S>(layout);
   S* const coefficients = buffer.mutable_data_ptr<S>();
   dispatch_warp(displacement, layout, padding_mode,
                 [&](const auto& field, auto padding, auto index) {
-                  for (int64_t n = 0; n < layout.samples; n += part.samples) {
-                    part.samples = std::min(part.samples, layout.samples - n);
+                  for_few_samples(layout, [&](const Layout& part, int64_t n) {
                     const int64_t offset = layout.sample_offset(n);
                     spline_filter(source + offset, coefficients, part,
                                   field.size, padding(), false);
                     warp_interpolated<Mode::kCubic, padding(), decltype(index)>(
                         source + offset, coefficients, field.from(n), part,
                         target + offset);
-                  }
+                  });
                 });
 }
 

@@ -212,7 +212,7 @@ void backward_interpolated(const V* gradient, const Field<D, T>& field,
         const V* const source = gradient + layout.sample_offset(n);
         for (int64_t begin = 0; begin < field.pixels; begin += Taps::kTile) {
           const int64_t end = std::min(begin + Taps::kTile, field.pixels);
-          fill_stencil<padding>(field, n, begin, end, -1, stencil);
+          fill_stencil<padding>(field, n, begin, end, stencil);
           if (sums.pixel_stride != 1) {
             scatter_pixels(source + begin * stride, stride, first, last,
                            stencil, sums.data, end - begin);
@@ -232,28 +232,34 @@ void backward_interpolated(const V* gradient, const Field<D, T>& field,
 // The gradient by the coefficients, then through the filter that made them;
 // what was copied goes straight back.
 template <Padding padding, typename Index, int D, typename V, typename T>
-void backward_cubic(const V* gradient, const Field<D, T>& field,
+void backward_cubic(const V* all_gradients, const Field<D, T>& whole_field,
                     const Layout& layout, Tensor& output) {
   using S = SumOf<V>;
-  Tensor sums =
-      std::is_same_v<V, S> ? output : coefficient_buffer<S>(output.numel());
-  S* const data = sums.mutable_data_ptr<S>();
-  backward_interpolated<Mode::kCubic, padding, Index>(gradient, field, layout,
-                                                      data);
-  spline_filter(data, data, layout, field.size, padding, true);
-  parallel_over_channels(layout, [&](int64_t n, int64_t first, int64_t last) {
-    const Sums<S, int64_t> sums{data + layout.sample_offset(n), 0,
-                                layout.channel_stride, layout.pixel_stride};
-    add_nearest<padding, true, Index>(gradient, field, layout, n, first, last,
-                                      sums, layout.pixel_stride);
+  constexpr bool in_place = std::is_same_v<V, S>;
+  Tensor buffer = in_place ? output : coefficient_buffer<S>(layout);
+  for_few_samples(layout, [&](const Layout& part, int64_t first_sample) {
+    const int64_t offset = layout.sample_offset(first_sample);
+    const V* const gradient = all_gradients + offset;
+    const Field<D, T> field = whole_field.from(first_sample);
+    S* const data = buffer.mutable_data_ptr<S>() + (in_place ? offset : 0);
+    backward_interpolated<Mode::kCubic, padding, Index>(gradient, field, part,
+                                                        data);
+    spline_filter(data, data, part, field.size, padding, true);
+    parallel_over_channels(part, [&](int64_t n, int64_t first, int64_t last) {
+      const Sums<S, int64_t> sums{data + part.sample_offset(n), 0,
+                                  part.channel_stride, part.pixel_stride};
+      add_nearest<padding, true, Index>(gradient, field, part, n, first, last,
+                                        sums, part.pixel_stride);
+    });
+    if constexpr (!in_place) {
+      V* const target = output.mutable_data_ptr<V>() + offset;
+      torch::stable::parallel_for(0, part.sample_offset(part.samples),
+                                  kGrainWork, [&](int64_t begin, int64_t end) {
+                                    convert(data + begin, One{}, end - begin,
+                                            target + begin, One{});
+                                  });
+    }
   });
-  if constexpr (!std::is_same_v<V, S>) {
-    V* const target = output.mutable_data_ptr<V>();
-    torch::stable::parallel_for(
-        0, output.numel(), kGrainWork, [&](int64_t begin, int64_t end) {
-          convert(data + begin, One{}, end - begin, target + begin, One{});
-        });
-  }
 }
 
 // sum[i] += gradient * derivative of the interpolated value, one channel.
@@ -314,7 +320,7 @@ template <Mode mode, Padding padding, typename Index, int D, typename V,
           typename S, typename T>
 void backward_displacement(const V* gradient, const S* values,
                            const Field<D, T>& field, const Layout& layout,
-                           Tensor& output) {
+                           Tensor& output, int64_t first_sample = 0) {
   using Taps = Stencil<mode, D, SumOf<V>, Index>;
   struct Tile {
     Taps stencil;
@@ -330,7 +336,7 @@ void backward_displacement(const V* gradient, const S* values,
             gradient + layout.sample_offset(n) + begin * layout.pixel_stride;
         for (int axis = 0; axis < D; ++axis) {
           std::fill_n(sum, count, SumOf<V>(0));
-          fill_stencil<padding>(field, n, begin, end, axis, stencil);
+          fill_slopes<padding>(field, n, begin, end, axis, stencil);
           if (layout.pixel_stride != 1) {
             add_slope_pixels(from, source, layout.channels, stencil, sum,
                              count);
@@ -340,7 +346,8 @@ void backward_displacement(const V* gradient, const S* values,
               add_slope(from + plane, source + plane, stencil, sum, count);
             }
           }
-          store(sum, count, output, (n * D + axis) * layout.pixels + begin);
+          store(sum, count, output,
+                ((first_sample + n) * D + axis) * layout.pixels + begin);
         }
       });
 }
@@ -404,12 +411,16 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
                     from, source, field, layout, output);
               }
               using S = SumOf<scalar_t>;
-              Tensor buffer = coefficient_buffer<S>(input.numel());
+              Tensor buffer = coefficient_buffer<S>(layout);
               S* const coefficients = buffer.mutable_data_ptr<S>();
-              spline_filter(source, coefficients, layout, field.size, padding(),
-                            false);
-              backward_displacement<Mode::kCubic, padding(), Index>(
-                  from, coefficients, field, layout, output);
+              for_few_samples(layout, [&](const Layout& part, int64_t n) {
+                const int64_t offset = layout.sample_offset(n);
+                spline_filter(source + offset, coefficients, part, field.size,
+                              padding(), false);
+                backward_displacement<Mode::kCubic, padding(), Index>(
+                    from + offset, coefficients, field.from(n), part, output,
+                    n);
+              });
             });
       }),
       AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);

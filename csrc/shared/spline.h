@@ -117,7 +117,6 @@ TCWARP_HOST_DEVICE AxisTaps<4, T> cubic_taps(T displacement, int32_t position,
   cubic_weights(value - static_cast<T>(below), derivative, weight);
   AxisTaps<4, T> taps;
   if constexpr (padding == Padding::kReflection) {
-    TCWARP_UNROLL
     for (int t = 0; t < 4; ++t) {
       taps.index[t] = pad_index<padding>(first + t, size);
       taps.weight[t] = finite ? weight[t] : T(0);
@@ -128,7 +127,6 @@ TCWARP_HOST_DEVICE AxisTaps<4, T> cubic_taps(T displacement, int32_t position,
     const int32_t end = size > 4 ? size - 4 : 0;
     const int32_t low = first < 0 ? 0 : first;
     const int32_t start = low > end ? end : low;
-    TCWARP_UNROLL
     for (int s = 0; s < 4; ++s) {
       taps.index[s] = start + s < size ? start + s : size - 1;
       taps.weight[s] = T(0);
@@ -137,7 +135,6 @@ TCWARP_HOST_DEVICE AxisTaps<4, T> cubic_taps(T displacement, int32_t position,
     constexpr T z = static_cast<T>(kPole);
     const T edge_share = size > 1 ? (T(4) + z) / (T(5) + z) : T(1);
     const T inner_share = size > 1 ? T(1) / (T(5) + z) : T(0);
-    TCWARP_UNROLL
     for (int t = 0; t < 4; ++t) {
       const int32_t index = first + t;
       const int32_t left = -index, right = index - (size - 1);
@@ -147,7 +144,6 @@ TCWARP_HOST_DEVICE AxisTaps<4, T> cubic_taps(T displacement, int32_t position,
       const int32_t inner = left > 0 ? 1 : size - 2;
       const T flat = padding == Padding::kBorder ? T(1) - power : T(0);
       const T own = finite ? weight[t] : T(0);
-      TCWARP_UNROLL
       for (int s = 0; s < 4; ++s) {
         const T to_edge = own * (power + flat * edge_share);
         const T to_inner = own * flat * inner_share;
