@@ -261,8 +261,8 @@ void warp_interpolated(const V* input, const S* values,
         const int64_t sample = layout.sample_offset(n), count = end - begin;
         const int64_t first = sample + begin * layout.pixel_stride;
         fill_stencil<padding>(field, n, begin, end, stencil);
-        initial_values(stencil, initial, count);
         if (layout.pixel_stride != 1) {
+          initial_values(stencil, initial, count);
           blend_pixels(values + sample, layout.channels, stencil, initial,
                        output + first, count);
         } else if constexpr (mode == Mode::kCubic) {
@@ -273,6 +273,7 @@ void warp_interpolated(const V* input, const S* values,
                        output + first + plane, count);
           }
         } else {
+          initial_values(stencil, initial, count);
           for (int64_t c = 0; c < layout.channels; ++c) {
             const int64_t plane = c * layout.channel_stride;
             blend(values + sample + plane, stencil, initial,

@@ -7,9 +7,9 @@ segments are the classes, alone or beside either of the others.
 
 from __future__ import annotations
 
+import abc
 import functools
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,17 @@ from numpy.typing import NDArray
 
 from .dataset import DataError, Problems, pack_masks, reason
 from .dicom import read_dataset, read_segments, segment_labels
-from .images import NIFTI, Picture, Placement, is_dicom, is_image, open_plain, read_volume, stem
-from .images import suffix as suffix_of
+from .images import (
+    NIFTI,
+    Picture,
+    Placement,
+    is_dicom,
+    is_image,
+    open_plain,
+    read_volume,
+    stem,
+    suffix,
+)
 
 __all__ = ["MAX_CLASSES", "Masks", "mask_reader"]
 
@@ -30,7 +39,7 @@ MAX_CLASSES = 8
 Planes = NDArray[np.integer]
 
 
-class Masks:
+class Masks(abc.ABC):
     """Masks by image.
 
     Attributes
@@ -44,24 +53,33 @@ class Masks:
     classes: tuple[str, ...]
     values: tuple[int, ...] | None = None
 
+    @abc.abstractmethod
     def read(self, picture: Picture, place: Placement) -> torch.Tensor | None:
         """Return the masks of an image, fitted and packed into bits; None if it has none."""
-        raise NotImplementedError
 
 
 class _Valued(Masks):
     """One file for each image, a value for each class."""
 
-    def __init__(self, files: dict[str, Path], names: dict[int, str], problems: Problems) -> None:
+    def __init__(
+        self,
+        files: dict[str, Path],
+        labels: Mapping[Path, Sequence[str]],
+        names: dict[int, str],
+        problems: Problems,
+    ) -> None:
         self.files = files
-        counts: Counter[int] = Counter()
+        marked: set[int] = set()
         for name, path in list(files.items()):
             try:
-                counts.update(_values_in(path, names))
+                if path in labels:
+                    marked.update(_value_of(label, names, path) for label in labels[path])
+                else:
+                    marked.update(_values_in(path))
             except DataError as error:
                 problems.add(str(error))
                 del files[name]
-        values = sorted(set(counts) | set(names))
+        values = sorted(marked | set(names))
         if len(values) > MAX_CLASSES:
             raise DataError(
                 f"folder: the masks have {len(values)} values ({', '.join(map(str, values[:12]))} "
@@ -70,7 +88,11 @@ class _Valued(Masks):
             )
         self.values = tuple(values)
         self.classes = tuple(names.get(value, f"class {value}") for value in values)
-        self._planes = functools.lru_cache(maxsize=1)(functools.partial(_label_planes, names=names))
+
+        def planes(path: Path) -> Planes:
+            return _label_planes(path, names) if path in labels else _read_planes(path)
+
+        self._planes = functools.lru_cache(maxsize=1)(planes)
 
     def read(self, picture: Picture, place: Placement) -> torch.Tensor | None:
         path = self.files.get(stem(picture.path))
@@ -88,11 +110,14 @@ class _ByClass(Masks):
     """Masks of each class for themselves: in folders of files, or as segments of DICOM files."""
 
     def __init__(
-        self, folders: Mapping[str, Mapping[str, Path]], files: Mapping[str, Path]
+        self,
+        folders: Mapping[str, Mapping[str, Path]],
+        files: Mapping[str, Path],
+        labels: Mapping[Path, Sequence[str]],
     ) -> None:
         self.folders, self.files = folders, files
-        labels = {label for path in files.values() for label in segment_labels(path) or ()}
-        self.classes = tuple(dict.fromkeys([*folders, *sorted(labels)]))
+        segments = {label for found in labels.values() for label in found}
+        self.classes = tuple(dict.fromkeys([*folders, *sorted(segments)]))
         self._planes = functools.lru_cache(maxsize=MAX_CLASSES)(_white_planes)
         self._segments = functools.lru_cache(maxsize=1)(read_segments)
 
@@ -130,7 +155,10 @@ def mask_reader(root: Path, images: Sequence[Path], problems: Problems) -> Masks
         )
     subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
     files = {stem(p): p for p in sorted(folder.iterdir()) if is_image(p)}
-    plain = [path for path in files.values() if not _is_segmentation(path)]
+    # The names of the segments of those files that are segmentations.
+    found = {path: segment_labels(path) for path in files.values() if is_dicom(path)}
+    labels = {path: names for path, names in found.items() if names is not None}
+    plain = [path for path in files.values() if path not in labels]
     if subfolders and plain:
         raise DataError(
             f"folder: {folder} has both folders ({subfolders[0].name}) and masks "
@@ -145,7 +173,7 @@ def mask_reader(root: Path, images: Sequence[Path], problems: Problems) -> Masks
         problems.add(f"folder: no masks in {folder / empty[0]}; remove it, or put masks there")
     if plain:
         known = len(problems.found)
-        reader: Masks = _Valued(files, _class_names(root / "classes.txt"), problems)
+        reader: Masks = _Valued(files, labels, _class_names(root / "classes.txt"), problems)
         if not reader.classes:
             raise DataError(
                 f"folder: no mask in {folder} can be used"
@@ -153,7 +181,7 @@ def mask_reader(root: Path, images: Sequence[Path], problems: Problems) -> Masks
                 else f"folder: all masks in {folder} are 0: no class is marked in any image"
             )
         return reader
-    reader = _ByClass({name: part for name, part in by_class.items() if part}, files)
+    reader = _ByClass({name: part for name, part in by_class.items() if part}, files, labels)
     if len(reader.classes) > MAX_CLASSES:
         raise DataError(
             f"folder: {folder} has {len(reader.classes)} classes, at most {MAX_CLASSES} are "
@@ -206,15 +234,8 @@ def _class_names(path: Path) -> dict[int, str]:
 # ---- files ----------------------------------------------------------------------------------
 
 
-def _is_segmentation(path: Path) -> bool:
-    return is_dicom(path) and segment_labels(path) is not None
-
-
-def _values_in(path: Path, names: Mapping[int, str]) -> set[int]:
-    """Return the values of classes in a mask, few enough to be classes."""
-    labels = segment_labels(path) if is_dicom(path) else None
-    if labels is not None:
-        return {_value_of(label, names, path) for label in labels}
+def _values_in(path: Path) -> set[int]:
+    """Return the values in a mask, few enough to be classes."""
     found = set(np.unique(_read_planes(path)).tolist()) - {0}
     if len(found) > MAX_CLASSES:
         raise DataError(
@@ -240,9 +261,7 @@ def _value_of(label: str, names: Mapping[int, str], path: Path) -> int:
 
 
 def _label_planes(path: Path, names: Mapping[int, str]) -> Planes:
-    """Read a file of values, or a segmentation as one."""
-    if not _is_segmentation(path):
-        return _read_planes(path)
+    """Read a segmentation as a file of values."""
     segments = read_segments(path)
     planes = np.zeros_like(next(iter(segments.values())), np.int64)
     for label, masks in segments.items():
@@ -291,7 +310,7 @@ def _segments_of(
 def _read_planes(path: Path, as_seen: bool = False) -> Planes:
     """Read a mask value by value, (planes, H, W); of palettes the index, or, as seen, the grey."""
     try:
-        if suffix_of(path) in NIFTI:
+        if suffix(path) in NIFTI:
             return _whole(read_volume(path)[0], path)
         if is_dicom(path):
             values = read_dataset(path).pixel_array
