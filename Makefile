@@ -76,9 +76,10 @@ cuda-compile: $(VENV)/stamp.build  ## compile the CUDA sources with nvcc; needs 
 	@command -v nvcc >/dev/null || test -x "$$CUDA_HOME/bin/nvcc" || { echo "cuda-compile: nvcc not found; put it on the path or set CUDA_HOME" >&2; exit 1; }
 	$(BIN)/python setup.py build_ext --inplace
 
-cuda-check:  ## on a machine with a GPU, with PYTHON as it is: build, CUDA tests, compute-sanitizer, benchmarks, one JSON
-	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m benchmarks.cuda_check --out benchmarks/results/cuda-check.json
+# The build is one of its parts. OUT: a file, or a folder for cuda-check.json; REHEARSE=--rehearse needs no GPU.
+OUT ?= benchmarks/results/cuda-check.json
+cuda-check:  ## on a machine with a GPU, with PYTHON as it is: build, benchmarks, CUDA tests, compute-sanitizer, one JSON
+	$(PYTHON) -m benchmarks.cuda_check --out "$(OUT)" $(REHEARSE)
 
 clean:  ## remove what the build made (.venv and runs stay)
 	rm -rf build dist *.egg-info tcwarp/*.so $(VENV)/stamp.build
