@@ -38,6 +38,14 @@ OPERATOR_TESTS = tuple(
     f"tests/test_{name}.py"
     for name in ("cuda_only", "warp", "warp_gradients", "algebra", "fields", "citizen")
 )
+# ninja may lie beside this python, nvcc and compute-sanitizer in a toolkit that is on no path.
+PATH = os.pathsep.join(
+    [
+        str(Path(sys.executable).parent),
+        os.environ.get("PATH", os.defpath),
+        *([str(Path(CUDA_HOME) / "bin")] if CUDA_HOME else []),
+    ]
+)
 LINES_KEPT = 300  # of the output of a part that did not pass
 LOADED = "import sys, tcwarp; s = tcwarp.cuda_status(); print(s); sys.exit(s != 'loaded')"
 
@@ -60,10 +68,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def run_part(part: Part) -> dict[str, Any]:
     """Run a command to its end or its limit; return its result, seconds and last lines."""
-    if shutil.which(part.command[0]) is None:
+    if shutil.which(part.command[0], path=PATH) is None:
         return {"result": "not found", "command": part.command[0]}
     start = time.monotonic()
-    variables = {**os.environ, "PYTHONUNBUFFERED": "1", **part.variables}
+    variables = {**os.environ, "PATH": PATH, "PYTHONUNBUFFERED": "1", **part.variables}
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             part.command,
@@ -114,9 +122,9 @@ def all_parts(out: Path, rehearse: bool) -> dict[str, Part]:
     python = sys.executable
     flag = ["--rehearse"] if rehearse else []
     small = [python, "-m", "benchmarks.cuda_small", *flag]
-    build = {"CUDA_HOME": CUDA_HOME} if CUDA_HOME else {}
-    if not rehearse:  # for this card and no other
-        build["TORCH_CUDA_ARCH_LIST"] = ".".join(map(str, torch.cuda.get_device_capability()))
+    # For this card and no other.
+    capability = (9, 0) if rehearse else torch.cuda.get_device_capability()
+    build = {"TORCH_CUDA_ARCH_LIST": ".".join(map(str, capability))}
     tests = [
         *(python, "-m", "pytest", "-m", "cuda", "-v", "--tb=short", "--durations=10"),
         *("-p", "no:cacheprovider", *OPERATOR_TESTS),
@@ -137,12 +145,19 @@ def all_parts(out: Path, rehearse: bool) -> dict[str, Part]:
 
 
 def sanitizer(tool: str) -> list[str]:
-    """Return how compute-sanitizer is called, from the path or beside nvcc."""
-    beside = Path(CUDA_HOME or "") / "bin" / "compute-sanitizer"
-    program = str(beside) if beside.exists() else "compute-sanitizer"
+    """Return how compute-sanitizer is called."""
     # Torch's kernels are its own business; but what they wrote counts as initialised.
     ours = [] if tool == "initcheck" else ["--kernel-name", "kns=tcwarp"]
-    return [program, "--tool", tool, "--error-exitcode", "1", "--print-limit", "5", *ours]
+    return [
+        "compute-sanitizer",
+        "--tool",
+        tool,
+        "--error-exitcode",
+        "1",
+        "--print-limit",
+        "5",
+        *ours,
+    ]
 
 
 def missing_packages() -> list[str]:
