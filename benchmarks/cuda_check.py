@@ -60,9 +60,12 @@ class Part:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and what it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Kill a process and its whole session: ninja gives what it starts groups of their own."""
+    for _ in range(2):  # once more for what was started meanwhile
+        for entry in Path("/proc").glob("[1-9]*"):
+            with contextlib.suppress(OSError):
+                if os.getsid(int(entry.name)) == process.pid:
+                    os.kill(int(entry.name), signal.SIGKILL)
     process.wait()
 
 
@@ -80,7 +83,7 @@ def run_part(part: Part) -> dict[str, Any]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # and so a group of its own, to be ended as one
+            start_new_session=True,  # to be ended as one
         )
         try:
             status = process.wait(part.seconds)

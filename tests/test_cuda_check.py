@@ -6,7 +6,9 @@ import re
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -101,9 +103,9 @@ def test_a_part_that_fails_leaves_the_others_their_results(load, tmp_path):
     def part(code: str, seconds: float = 60) -> object:
         return module.Part([sys.executable, "-c", code], seconds, {"SAID": "this"})
 
-    # It leaves a child behind, which would go on for long.
+    # It leaves a child behind, in a group of its own, which would go on for long.
     slow = (
-        "import subprocess, time; child = subprocess.Popen(['sleep', '1000']);"
+        "import subprocess, time; child = subprocess.Popen(['sleep', '1000'], process_group=0);"
         "print(child.pid); time.sleep(1000)"
     )
     parts = {
@@ -219,3 +221,60 @@ def test_a_record_is_written_whole_or_not_at_all(load, tmp_path):
     with pytest.raises(TypeError):
         record.amend(out, rows=[object()])
     assert json.loads(out.read_text()) == {"date": "today", "rows": [1]}
+
+
+# ------------------------------------------------------------------------------ calls of torch.cuda
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Stand in for torch.cuda: what is called, not what it does."""
+    stand_in = MagicMock()
+    stand_in.get_device_capability.return_value = (9, 0)
+    monkeypatch.setattr(torch, "cuda", stand_in)
+    return stand_in
+
+
+def test_a_graph_keeps_its_inputs_alive(load, gpu):
+    values = torch.ones(3)
+    watched = weakref.ref(values)
+    repeated = load("cuda_timing").repeated
+    run, how = repeated(lambda tensor: tensor + 1, [(values,)], torch.device("cuda"))
+    del values
+    assert how == "graph"
+    run()
+    gpu.CUDAGraph.return_value.replay.assert_called_once_with()
+    assert watched() is not None
+
+
+def test_where_no_graph_is_captured_calls_are_timed(load, gpu):
+    gpu.graph.side_effect = RuntimeError("operation not permitted\nwhen capturing")
+    calls = []
+    timing = load("cuda_timing")
+    run, how = timing.repeated(calls.append, [(1,), (2,)], torch.device("cuda"))
+    assert how == "calls: no graph was captured (RuntimeError: operation not permitted)"
+    calls.clear()
+    run()
+    assert calls == [1, 2] * (timing.CALLS // 2)
+
+
+def test_times_and_memory_are_the_device_s(load, gpu):
+    timing, cuda = load("cuda_timing"), torch.device("cuda")
+    gpu.Event.return_value.elapsed_time.return_value = 4.0
+    assert timing.medians({"a": lambda: None}, 3, cuda) == {"a": 4.0 / timing.CALLS}
+    gpu.memory_allocated.return_value, gpu.max_memory_allocated.return_value = 2**20, 3 * 2**20
+    assert timing.peak_mib(lambda: None, cuda) == 2.0
+    gpu.get_device_properties.return_value.L2_cache_size = 50 * 2**20
+    sets_for = load("cuda_figures").sets_for
+    assert [sets_for(n * 2**20, cuda) for n in (1, 60, 1000)] == [timing.CALLS, 4, 2]
+
+
+def test_what_is_run_on_a_gpu(load, gpu, tmp_path):
+    parts = load("cuda_check").all_parts(tmp_path, rehearse=False)
+    assert list(parts) == list(load("cuda_check").LIMITS)
+    assert parts["build"].variables == {"TORCH_CUDA_ARCH_LIST": "9.0"}
+    for name in ("memcheck", "racecheck", "initcheck", "synccheck"):
+        assert parts[name].command[:3] == ["compute-sanitizer", "--tool", name]
+        assert parts[name].command[-2:] == ["-m", "benchmarks.cuda_small"]
+        assert parts[name].variables == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    assert not any("--rehearse" in part.command for part in parts.values())
