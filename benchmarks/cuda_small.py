@@ -128,7 +128,9 @@ def check_large(sizes: dict[int, tuple[int, tuple[int, ...]]], device: str) -> N
 def check_fields(device: str) -> None:
     """Compare random fields, in which a sample may be the identity."""
     for size, sigma, dtype in itertools.product(
-        ((96, 128), (37, 53), (9, 12, 20)), (2.0, 30.0), (torch.float32, torch.float64)
+        ((96, 128), (37, 53), (9, 12, 20)),
+        (2.0, 30.0),
+        (torch.float16, torch.float32, torch.float64),
     ):
 
         def draw(like: Tensor) -> list[Tensor]:
@@ -144,7 +146,8 @@ def check_fields(device: str) -> None:
                 )
             ]
 
-        compare(draw, [torch.empty(0, dtype=dtype)], device, 1e-4)
+        rounding = 4 * torch.finfo(dtype).eps
+        compare(draw, [torch.empty(0, dtype=dtype)], device, max(1e-4, rounding), rounding)
 
 
 def check_alignment(device: str) -> None:
