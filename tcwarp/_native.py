@@ -80,6 +80,11 @@ def _(
     return seed.new_empty((planes, *modes), dtype=torch.float64)
 
 
+@torch.library.register_fake("tcwarp::sum_modes")
+def _(coefficients: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    return rows.new_empty((len(coefficients), len(rows), len(columns)), dtype=dtype)
+
+
 @torch.library.register_fake("tcwarp::align")
 def _(first: Tensor, second: Tensor | None, tolerance: float, steps: int) -> tuple[Tensor, Tensor]:
     output = torch.empty_like(first, memory_format=torch.contiguous_format)
