@@ -54,8 +54,8 @@ template <int K, typename T, typename V>
 __global__ void sum_modes_kernel(SumWork<T> work,
                                  V* __restrict__ output) {  // (planes, h, w)
   constexpr int P = 4;
-  __shared__ alignas(16) T modes[K][kFieldColumns];
-  __shared__ alignas(16) T rows[kFieldRows][K];
+  alignas(16) __shared__ T modes[K][kFieldColumns];
+  alignas(16) __shared__ T rows[kFieldRows][K];
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % work.lanes, team = thread / work.lanes;
   const int teams = kThreads / work.lanes;

@@ -9,7 +9,7 @@ namespace tcwarp::cuda {
 namespace {
 
 // P pixels, a block apart, and W neighbouring channels at a time. With
-// whole_only, what a cubic warp copies.
+// whole_only (P = 1), what a cubic warp copies.
 template <int D, int P, int W, typename V, typename T, typename I,
           typename Sums>
 __global__ void backward_nearest_kernel(
@@ -22,19 +22,20 @@ __global__ void backward_nearest_kernel(
   for_each_item<P, kThreads>(work, [&](int64_t n, I group, I first) {
     PixelWork<D, T> at[P];
     I index[P], source[P];
+    bool used[P];
 #pragma unroll
     for (int p = 0; p < P; ++p) {
       source[p] = first + p * kThreads;
-      at[p] = PixelWork<D, T>(work, n, source[p] < work.pixels ? source[p] : 0);
+      used[p] = source[p] < work.pixels;
+      at[p] = PixelWork<D, T>(work, n, used[p] ? source[p] : 0);
+      if (P == 1 && whole_only) used[p] &= is_whole(at[p].displacement);
     }
     with_padding(work, [&](auto padding) {
 #pragma unroll
       for (int p = 0; p < P; ++p) {
-        const bool used = source[p] < work.pixels &&
-                          (!whole_only || is_whole(at[p].displacement));
-        index[p] = used ? source_of<decltype(padding)::value>(
-                              work, at[p].displacement, at[p].position)
-                        : I(kOutside);
+        const I found = source_of<decltype(padding)::value>(
+            work, at[p].displacement, at[p].position);
+        index[p] = used[p] ? found : I(kOutside);
         source[p] *= work.pixel_stride;
       }
     });
@@ -303,7 +304,7 @@ void run_backward_input(const Tensor& gradient, const Tensor& displacement,
           } else if (pack == 2) {
             return run(i, backward_nearest_kernel<D, 1, 2, V, T, I, Sums>, 1, 2,
                        sums, chunk, whole_only);
-          } else if (layout.pixel_stride == 1) {
+          } else if (layout.pixel_stride == 1 && !whole_only) {
             return run(i, backward_nearest_kernel<D, 4, 1, V, T, I, Sums>, 4, 1,
                        sums, chunk, whole_only);
           }
