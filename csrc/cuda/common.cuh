@@ -27,7 +27,7 @@ template <typename Kernel, typename... Arguments>
 void launch(const Tensor& on, dim3 blocks, int threads, Kernel kernel,
             const Arguments&... arguments) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
   kernel<<<blocks, threads, 0, static_cast<cudaStream_t>(stream)>>>(
       arguments...);
