@@ -25,6 +25,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Command, Extension, setup
 
@@ -240,7 +241,7 @@ class CompileOnly(Command):
     """Compile without linking, against the headers of several releases of torch."""
 
     description = "compile, against the headers of several releases of torch; link nothing"
-    user_options = ()
+    user_options: ClassVar[list[tuple[str, str, str]]] = []
 
     def initialize_options(self) -> None:
         """Do nothing: there are no options."""
