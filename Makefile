@@ -75,9 +75,10 @@ sanitize: $(VENV)/stamp.test  ## run the tests of the operators with AddressSani
 cuda-compile: $(VENV)/stamp.torch  ## compile the CUDA sources with nvcc, and all against torch 2.10 and 2.11; needs no GPU
 	TCWARP_TORCH_HEADERS="$$($(BIN)/python .ci/torch_headers.py)" $(BIN)/python setup.py -q compile_only
 
-cuda-check:  ## on a machine with a GPU, with PYTHON as it is: build, CUDA tests, compute-sanitizer, benchmarks, one JSON
-	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m benchmarks.cuda_check --out benchmarks/results/cuda-check.json
+# The build is one of its parts. OUT: a file, or a folder for cuda-check.json; REHEARSE=--rehearse needs no GPU.
+OUT ?= benchmarks/results/cuda-check.json
+cuda-check:  ## on a machine with a GPU, with PYTHON as it is: build, benchmarks, CUDA tests, compute-sanitizer, one JSON
+	$(PYTHON) -m benchmarks.cuda_check --out "$(OUT)" $(REHEARSE)
 
 clean:  ## remove what the build made (.venv and runs stay)
 	rm -rf build dist *.egg-info tcwarp/*.so $(VENV)/stamp.build
