@@ -23,6 +23,8 @@ py::dict build_info() {
   info["torch_target"] = TCWARP_TORCH_TARGET;
   info["cuda"] = TCWARP_CUDA;
   info["cuda_architectures"] = TCWARP_CUDA_ARCHITECTURES;
+  info["cuda_left_out"] = TCWARP_CUDA_LEFT_OUT;  // why
+  info["identity"] = TCWARP_IDENTITY;  // of what both libraries must agree on
   return info;
 }
 

@@ -39,9 +39,10 @@ def emulated(tmp_path_factory):
     library = tmp_path_factory.mktemp("emulation") / "kernels.so"
     sanitizers = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command = [
-        *(compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas"),
+        *(compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"),
+        "-Wno-unknown-pragmas",
         *(sanitizers if "TCWARP_EXPECTED" in os.environ else []),  # make sanitize
-        *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTCWARP_ENOUGH=64"),
+        *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTCWARP_ENOUGH=64", "-DTCWARP_CHUNK=6000"),
         *(f"-isystem{path}" for path in cpp_extension.include_paths()),
         *(f"-I{HERE / 'emulation'}", str(HERE / "emulation" / "kernels.cpp"), "-o", str(library)),
         *(f"-L{path}" for path in cpp_extension.library_paths()),

@@ -34,16 +34,8 @@ void launch(const torch::stable::Tensor&, dim3 blocks, int threads,
                       blocks.x <= 2147483647u && blocks.y <= 65535u &&
                       blocks.z <= 65535u && threads >= 1 && threads <= 1024,
                   "launch: invalid configuration");
-  gridDim = blocks;
-  const std::function<void()> body = [&] { kernel(arguments...); };
-  for (unsigned z = 0; z < blocks.z; ++z) {
-    for (unsigned y = 0; y < blocks.y; ++y) {
-      for (unsigned x = 0; x < blocks.x; ++x) {
-        blockIdx = dim3(x, y, z);
-        emulation::run_block(static_cast<unsigned>(threads), body);
-      }
-    }
-  }
+  emulation::launch(blocks, static_cast<unsigned>(threads),
+                    [&] { kernel(arguments...); });
 }
 
 }  // namespace tcwarp::cuda
