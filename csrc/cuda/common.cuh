@@ -373,10 +373,9 @@ inline int64_t channel_pack(const Layout& layout, const void* a, const void* b,
   return 1;
 }
 
-// Whether threads of P pixels of planes, read and written P at once, are enough
-// for the device.
-inline bool takes_packs(const Layout& layout, int64_t P) {
-  return layout.pixel_stride == 1 && layout.pixels % P == 0 &&
+// Whether threads of P pixels of planes are enough for the device.
+inline bool fills_device(const Layout& layout, int64_t P) {
+  return layout.pixel_stride == 1 &&
          layout.samples * layout.pixels >= P * kEnough;
 }
 

@@ -157,7 +157,8 @@ void run_nearest(const Tensor& input, const Tensor& displacement,
       };
       constexpr int P = 4;
       if constexpr (sizeof(I) == 4) {
-        if (takes_packs(layout, P) && is_aligned(field.data, P * sizeof(T)) &&
+        if (fills_device(layout, P) && layout.pixels % P == 0 &&
+            is_aligned(field.data, P * sizeof(T)) &&
             is_aligned(target, P * sizeof(V))) {
           return run(std::integral_constant<int, P>{});
         }
@@ -192,7 +193,8 @@ void run_interpolated(const Tensor& input, const S* values,
     // Packs for the usual kinds only: each is a kernel of its own.
     if constexpr (mode == Mode::kLinear && std::is_same_v<T, float> &&
                   !std::is_same_v<V, double> && sizeof(I) == 4) {
-      if (takes_packs(layout, 2) && is_aligned(target, 2 * sizeof(V))) {
+      if (fills_device(layout, 2) && layout.pixels % 2 == 0 &&
+          is_aligned(target, 2 * sizeof(V))) {
         return run(two, one);
       }
       if constexpr (D == 2) {

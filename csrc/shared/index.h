@@ -81,10 +81,12 @@ TCWARP_HOST_DEVICE int32_t pad_index(int32_t index, int32_t size) {
     return low >= size ? size - 1 : low;
   } else {
     if (index >= 0 && index < size) return index;
-    const int32_t period = 2 * size;  // fits: no axis has 2^30 pixels
-    int32_t folded = index % period;
-    folded += folded < 0 ? period : 0;
-    return folded < size ? folded : period - 1 - folded;
+    // The mirror image beyond the first pixel; then periods of 32 bits.
+    const auto at = static_cast<uint32_t>(index < 0 ? -1 - index : index);
+    const uint32_t period = 2 * static_cast<uint32_t>(size);
+    const uint32_t folded = at % period;
+    return static_cast<int32_t>(
+        folded < static_cast<uint32_t>(size) ? folded : period - 1 - folded);
   }
 }
 
