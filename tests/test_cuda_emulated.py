@@ -1,17 +1,16 @@
 """The CUDA kernels, run on the host (`emulation/`), against the CPU operators.
 
-For machines without a GPU: indices, bounds, vector paths and sums are those of the device code.
+For machines without a GPU: indices, bounds, vector paths and sums are those of the device code, and
+what no thread writes stays NaN. `test_cuda_races.py` is about races.
 """
 
 import math
 import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 from assertions import assert_bits_equal, assert_close
+from emulator import compile_library, poison
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
@@ -23,35 +22,19 @@ from strategies import (
     warp_cases,
     with_layout,
 )
-from torch.utils import cpp_extension
 
 from tcwarp._native import MODES, PADDING_MODES
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
-    """torch.ops.tcwarp_emulated, compiled with few threads for a device to be full of."""
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("emulation") / "kernels.so"
+    """torch.ops.tcwarp_emulated; what its operators allocate is poisoned."""
     sanitizers = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    command = [
-        *(compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"),
-        "-Wno-unknown-pragmas",
-        *(sanitizers if "TCWARP_EXPECTED" in os.environ else []),  # make sanitize
-        *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTCWARP_ENOUGH=64"),
-        *(f"-isystem{path}" for path in cpp_extension.include_paths()),
-        *(f"-I{HERE / 'emulation'}", str(HERE / "emulation" / "kernels.cpp"), "-o", str(library)),
-        *(f"-L{path}" for path in cpp_extension.library_paths()),
-        "-ltorch_cpu",
-    ]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    flags = sanitizers if "TCWARP_EXPECTED" in os.environ else []  # make sanitize
+    library = compile_library("kernels", tmp_path_factory.mktemp("emulation"), *flags)
     torch.ops.load_library(str(library))
-    return torch.ops.tcwarp_emulated
+    with poison():
+        yield torch.ops.tcwarp_emulated
 
 
 def codes(case: WarpCase) -> tuple[int, int]:
@@ -154,6 +137,30 @@ def test_vector_paths(emulated, dtype, layout, channels, size):
             assert_close(
                 scattered, expected, "gradient", atol=tolerance(displacement, expected, sums)
             )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_order_of_blocks_changes_no_bit(emulated, mode):
+    """Save in sums by atomics, which show that the order does change from launch to launch."""
+    image = image_values(torch.float32, (2, 3, 24, 40), 0)
+    field = displacement_values("rough", (2, 2, 24, 40), 1).float()
+    arguments = image, field, MODES[mode], PADDING_MODES["border"]
+    ordered, unordered = [], set()
+    for _ in range(5):
+        results = [
+            emulated.warp(*arguments),
+            emulated.warp_backward_input(*arguments, True),
+            *(
+                []
+                if mode == "nearest"
+                else [emulated.warp_backward_displacement(image, *arguments)]
+            ),
+        ]
+        ordered.append(torch.cat([result.flatten() for result in results]))
+        unordered.add(emulated.warp_backward_input(*arguments, False).numpy().tobytes())
+    for other in ordered[1:]:
+        assert_bits_equal(other, ordered[0], mode)
+    assert len(unordered) > 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
