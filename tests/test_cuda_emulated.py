@@ -1,17 +1,16 @@
 """The CUDA kernels, run on the host (`emulation/`), against the CPU operators.
 
-For machines without a GPU: indices, bounds, vector paths and sums are those of the device code.
+For machines without a GPU: indices, bounds, vector paths and sums are those of the device code, and
+what no thread writes stays NaN. `test_cuda_races.py` is about races.
 """
 
 import math
 import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 from assertions import assert_bits_equal, assert_close
+from emulator import compile_library, poison
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
@@ -23,35 +22,19 @@ from strategies import (
     warp_cases,
     with_layout,
 )
-from torch.utils import cpp_extension
 
 from tcwarp._native import MODES, PADDING_MODES
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
-    """torch.ops.tcwarp_emulated, compiled with few threads for a device to be full of."""
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("emulation") / "kernels.so"
+    """torch.ops.tcwarp_emulated; what its operators allocate is poisoned."""
     sanitizers = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    command = [
-        *(compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"),
-        "-Wno-unknown-pragmas",
-        *(sanitizers if "TCWARP_EXPECTED" in os.environ else []),  # make sanitize
-        *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTCWARP_ENOUGH=64", "-DTCWARP_CHUNK=6000"),
-        *(f"-isystem{path}" for path in cpp_extension.include_paths()),
-        *(f"-I{HERE / 'emulation'}", str(HERE / "emulation" / "kernels.cpp"), "-o", str(library)),
-        *(f"-L{path}" for path in cpp_extension.library_paths()),
-        "-ltorch_cpu",
-    ]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    flags = sanitizers if "TCWARP_EXPECTED" in os.environ else []  # make sanitize
+    library = compile_library("kernels", tmp_path_factory.mktemp("emulation"), *flags)
     torch.ops.load_library(str(library))
-    return torch.ops.tcwarp_emulated
+    with poison():
+        yield torch.ops.tcwarp_emulated
 
 
 def codes(case: WarpCase) -> tuple[int, int]:
@@ -156,6 +139,30 @@ def test_vector_paths(emulated, dtype, layout, channels, size):
             )
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_the_order_of_blocks_changes_no_bit(emulated, mode):
+    """Save in sums by atomics, which show that the order does change from launch to launch."""
+    image = image_values(torch.float32, (2, 3, 24, 40), 0)
+    field = displacement_values("rough", (2, 2, 24, 40), 1).float()
+    arguments = image, field, MODES[mode], PADDING_MODES["border"]
+    ordered, unordered = [], set()
+    for _ in range(5):
+        results = [
+            emulated.warp(*arguments),
+            emulated.warp_backward_input(*arguments, True),
+            *(
+                []
+                if mode == "nearest"
+                else [emulated.warp_backward_displacement(image, *arguments)]
+            ),
+        ]
+        ordered.append(torch.cat([result.flatten() for result in results]))
+        unordered.add(emulated.warp_backward_input(*arguments, False).numpy().tobytes())
+    for other in ordered[1:]:
+        assert_bits_equal(other, ordered[0], mode)
+    assert len(unordered) > 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_deterministic_sums_are_exact(emulated, dtype):
     """Terms that cancel: sums of floats would keep what is lost in another order."""
@@ -223,3 +230,54 @@ def test_field_coefficients(emulated, modes):
     arguments = torch.tensor([-5]), 7, 60, list(modes), 0.3
     expected = torch.ops.tcwarp.field_coefficients(*arguments)
     assert_close(emulated.field_coefficients(*arguments), expected, "coefficients", atol=1e-13)
+
+
+# Modes that end where a kernel for fewer ends, and the most; rows that end amid four pixels.
+@pytest.mark.parametrize("modes", [(1, 1), (8, 12), (9, 64), (24, 3)])
+@pytest.mark.parametrize("size", [(3, 2), (70, 45), (65, 1100)])
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_sum_modes(emulated, dtype, size, modes):
+    working = torch.promote_types(dtype, torch.float32)
+    coefficients, rows, columns = (
+        image_values(working, shape, seed)
+        for seed, shape in enumerate([(3, *modes), (size[0], modes[0]), (size[1], modes[1])])
+    )
+    output = emulated.sum_modes(coefficients, rows, columns, dtype)
+    expected = (rows.double() @ coefficients.double() @ columns.double().mT).to(dtype)
+    largest = float((rows.abs() @ coefficients.abs() @ columns.abs().mT).max())
+    assert output.dtype == dtype
+    assert_close(
+        output,
+        expected,
+        "sum",
+        atol=64 * torch.finfo(working).eps * largest
+        + torch.finfo(dtype).eps * float(expected.abs().max()),
+    )
+
+
+def test_sum_modes_of_too_many(emulated):
+    with pytest.raises(RuntimeError, match="at most 24 and 64 modes, got 25 and 1"):
+        emulated.sum_modes(torch.ones(1, 25, 1), torch.ones(4, 25), torch.ones(4, 1), torch.float32)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_sample_of_large_gradients_does_not_coarsen_another(emulated, deterministic):
+    image = image_values(torch.float32, (2, 1, 16, 16), 0)
+    image[1] *= 1e30
+    displacement = displacement_values("smooth", (2, 2, 16, 16), 1)
+    arguments = displacement, 1, 1, deterministic
+    output = emulated.warp_backward_input(image, *arguments)
+    alone = emulated.warp_backward_input(image[:1], displacement[:1], 1, 1, deterministic)
+    assert_close(output[:1], alone, "gradient", atol=1e-6)
+
+
+@pytest.mark.parametrize("axes", [(1, 1, 64), (2, 1, 32), (1, 1, 1)])
+def test_deterministic_sums_of_short_axes(emulated, axes):
+    """All taps of a cubic volume meet in a pixel: 64 rests of half a unit each."""
+    image = image_values(torch.float64, (1, 1, *axes), 0).mul_(1 / 3)
+    displacement = torch.full((1, 3, *axes), 0.3, dtype=torch.float64)
+    for padding in PADDING_MODES.values():
+        arguments = image, displacement, 2, padding
+        output = emulated.warp_backward_input(*arguments, True)
+        expected = torch.ops.tcwarp.warp_backward_input(*arguments, False)
+        assert_close(output, expected, "gradient", atol=1e-13)

@@ -1,6 +1,7 @@
 // Runs the blocks of a launch: threads are fibers, which change where they wait
 // for each other. Blocks, and threads between two barriers, take another order
-// at every launch, a permutation seeded with the launch's number.
+// at every launch, a permutation seeded with the launch's number. Under
+// ThreadSanitizer all blocks run at once, each in a thread of the host.
 #pragma once
 
 #include <link.h>
@@ -15,7 +16,11 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <stdexcept>
+#include <thread>
 #include <vector>
+
+#include "watch.h"
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -28,6 +33,14 @@ constexpr int warpSize = 32;
 
 namespace emulation {
 
+// What a barrier orders by. Two in turn: who is first at the next barrier must
+// not be taken for one who came to this one.
+struct Keys {
+  char pair[2];
+  unsigned turn = 0;
+  void* now() { return &pair[turn % 2]; }
+};
+
 enum class State { kReady, kAtBarrier, kInWarp, kDone };
 
 struct Thread {
@@ -35,12 +48,14 @@ struct Thread {
 
   ucontext_t context;
   // Not a vector, which would write, and so occupy, all of it.
-  std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  std::unique_ptr<char[]> stack;
+  void* fiber = nullptr;
   dim3 index, block;
   State state;
   const char* call = "";  // what it waits in, and where
   int line = 0;
   unsigned mask = 0;
+  Keys keys;                // of masks of which this is the first lane
   uint64_t value = 0;       // what it gives to its warp,
   uint64_t seen[warpSize];  // and what the lanes of the mask gave
 
@@ -52,6 +67,9 @@ struct Block {
   unsigned count;
   const std::function<void()>* body;
   ucontext_t scheduler;
+  void* fiber;
+  Keys keys;
+  char start, end;
 };
 
 inline thread_local Block* block = nullptr;
@@ -65,18 +83,28 @@ inline thread_local Thread* current = nullptr;
   std::abort();
 }
 
+// Reads nothing between telling and doing.
+inline void change(ucontext_t* from, ucontext_t* to, void* fiber) {
+  switch_to(fiber);
+  swapcontext(from, to);
+}
+
 inline void wait(State state, const char* call, int line) {
   current->state = state;
   current->call = call;
   current->line = line;
-  swapcontext(&current->context, &block->scheduler);
+  change(&current->context, &block->scheduler, block->fiber);
 }
 
 inline void barrier(int line) {
+  void* const key = block->keys.now();
+  release(key);
   wait(State::kAtBarrier, "__syncthreads", line);
+  acquire(key);
 }
 
-// What every lane of the mask gives, once all of them have come.
+// What every lane of the mask gives, once all of them have come. Alone it
+// orders no memory, as on a GPU.
 inline const uint64_t* exchange(const char* call, unsigned mask,
                                 uint64_t value) {
   current->mask = mask;
@@ -89,8 +117,17 @@ inline const uint64_t* exchange(const char* call, unsigned mask,
   return current->seen;
 }
 
+inline void warp_barrier(unsigned mask) {
+  Thread* const warp = current - current->lane();
+  void* const key = warp[mask == 0 ? 0 : __builtin_ctz(mask)].keys.now();
+  release(key);
+  exchange("__syncwarp", mask, 0);
+  acquire(key);
+}
+
 // Lanes of the calling thread's warp that have not returned.
 inline unsigned live_lanes() {
+  const Unwatched unwatched;
   const unsigned first = current->index.x - current->lane();
   unsigned lanes = 0;
   for (unsigned l = 0; l < warpSize && first + l < block->count; ++l) {
@@ -99,9 +136,13 @@ inline unsigned live_lanes() {
   return lanes;
 }
 
-inline void enter() {
+// Not the sanitizer's: the first and the last access are the scheduler's, and
+// it never returns.
+__attribute__((no_sanitize_thread)) inline void enter() {
+  acquire(&block->start);
   (*block->body)();
-  current->state = State::kDone;
+  release(&block->end);
+  wait(State::kDone, "", 0);
 }
 
 // Reads of shared memory that nobody wrote give NaN or -1: all thread-local
@@ -133,7 +174,7 @@ inline bool sweep(const std::vector<unsigned>& order) {
     Thread& thread = block->threads[t];
     if (thread.state == State::kReady) {
       current = &thread;
-      swapcontext(&block->scheduler, &thread.context);
+      change(&block->scheduler, &thread.context, thread.fiber);
     }
     left = left || thread.state != State::kDone;
   }
@@ -154,7 +195,8 @@ inline bool release_barrier() {
     Thread& thread = block->threads[t];
     if (thread.state == State::kAtBarrier) thread.state = State::kReady;
   }
-  return first != nullptr;
+  ++block->keys.turn;
+  return true;
 }
 
 // Lets the lanes go on for which `waiting` waits, if all of them have come.
@@ -177,10 +219,12 @@ inline bool release_lanes(const Thread& waiting, Thread* warp, unsigned count) {
     std::memcpy(warp[l].seen, values, sizeof(values));
     warp[l].state = State::kReady;
   }
+  ++warp[__builtin_ctz(mask)].keys.turn;
   return true;
 }
 
-inline void release() {
+// Lets those go on who have waited for each other.
+inline void release_waiting() {
   bool released = release_barrier();
   for (unsigned t = 0; t < block->count; ++t) {
     const unsigned first = t - t % warpSize;
@@ -189,29 +233,36 @@ inline void release() {
                              block->count - first) ||
                released;
   }
-  if (released) return;
-  for (unsigned t = 0; t < block->count; ++t) {
+  for (unsigned t = 0; t < block->count && !released; ++t) {
     const Thread& thread = block->threads[t];
     if (thread.state == State::kInWarp) fail(thread, "lanes have diverged");
   }
 }
 
-inline void run_block(Block& running, dim3 index,
+inline void run_block(Block running, dim3 index,
                       const std::vector<unsigned>& order) {
+  const Unwatched unwatched;
   block = &running;
   poison_shared();
+  running.fiber = this_fiber();
   for (unsigned t = 0; t < running.count; ++t) {
     Thread& thread = running.threads[t];
     thread.index = dim3(t, 0, 0);
     thread.block = index;
     thread.state = State::kReady;
+    if (thread.stack == nullptr) {
+      thread.stack.reset(new char[Thread::kStackBytes]);
+      thread.fiber = create_fiber();
+    }
     getcontext(&thread.context);
     thread.context.uc_stack.ss_sp = thread.stack.get();
     thread.context.uc_stack.ss_size = Thread::kStackBytes;
-    thread.context.uc_link = &running.scheduler;
+    thread.context.uc_link = nullptr;
     makecontext(&thread.context, enter, 0);
   }
-  while (sweep(order)) release();
+  release(&running.start);
+  while (sweep(order)) release_waiting();
+  acquire(&running.end);
 }
 
 inline std::vector<unsigned> shuffled(unsigned count, std::mt19937& random) {
@@ -224,17 +275,31 @@ inline std::vector<unsigned> shuffled(unsigned count, std::mt19937& random) {
 inline void launch(dim3 blocks, unsigned threads,
                    const std::function<void()>& body) {
   static unsigned launches = 0;
-  static const std::unique_ptr<Thread[]> pool(new Thread[1024]);
+  constexpr unsigned most = kWatched ? 4096 : 1024;  // fibers
+  static Thread* const pool = new Thread[most];
+  const unsigned count = blocks.x * blocks.y * blocks.z;
+  if (kWatched && count * threads > most) {
+    throw std::runtime_error("emulation: too many threads to run at once");
+  }
   std::mt19937 random(++launches);
   gridDim = blocks;
   blockDim = dim3(threads);
-  Block running{pool.get(), threads, &body, {}};
   const std::vector<unsigned> order = shuffled(threads, random);
-  for (unsigned b : shuffled(blocks.x * blocks.y * blocks.z, random)) {
+  std::vector<std::thread> running;
+  for (unsigned b : shuffled(count, random)) {
     const dim3 index(b % blocks.x, b / blocks.x % blocks.y,
                      b / blocks.x / blocks.y);
-    run_block(running, index, order);
+    Thread* const own = pool + running.size() * threads;
+    const auto run = [&, own, index] {
+      run_block({own, threads, &body, {}, nullptr, {}, 0, 0}, index, order);
+    };
+    if (kWatched) {
+      running.emplace_back(run);
+    } else {
+      run();
+    }
   }
+  for (std::thread& thread : running) thread.join();
 }
 
 }  // namespace emulation
