@@ -12,11 +12,11 @@ namespace {
 // whole_only (P = 1), what a cubic warp copies.
 template <int D, int P, int W, typename V, typename T, typename I,
           typename Sums>
-__global__ void __launch_bounds__(kThreads, P > 1 ? 3 : 1)
-    backward_nearest_kernel(WarpWork<D, T, I> work,
-                            const V* __restrict__ gradient,  // (N, C, *size)
-                            Sums sums,                       // (N, C, *size)
-                            Zeros<SumOf<V>> zeros, bool whole_only) {
+__global__ void backward_nearest_kernel(
+    WarpWork<D, T, I> work,
+    const V* __restrict__ gradient,  // (N, C, *size)
+    Sums sums,                       // (N, C, *size)
+    Zeros<SumOf<V>> zeros, bool whole_only) {
   using S = SumOf<V>;
   zeros.write();
   for_each_item<P, kThreads>(work, [&](int64_t n, I group, I first) {
@@ -305,8 +305,8 @@ void run_backward_input(const Tensor& gradient, const Tensor& displacement,
             return run(i, backward_nearest_kernel<D, 1, 2, V, T, I, Sums>, 1, 2,
                        sums, chunk, whole_only);
           }
-          if (sizeof(T) == 4 && !whole_only && fills_device(layout, 4)) {
-            return run(i, backward_nearest_kernel<D, 4, 1, V, T, I, Sums>, 4, 1,
+          if (sizeof(T) == 4 && !whole_only && fills_device(layout, 2)) {
+            return run(i, backward_nearest_kernel<D, 2, 1, V, T, I, Sums>, 2, 1,
                        sums, chunk, whole_only);
           }
         }
