@@ -71,14 +71,14 @@ sanitize: $(VENV)/stamp.test  ## run the tests of the operators with AddressSani
 	$(BIN)/pytest -p no:cacheprovider tests/test_sanitized.py tests/test_warp.py tests/test_warp_gradients.py tests/test_algebra.py \
 		tests/test_fields.py tests/test_fuzz.py tests/test_native_header.py tests/test_cuda_emulated.py -k "not compile and not opcheck"
 
-# setup.py compiles the CUDA sources wherever it finds nvcc, and links them where torch has CUDA: no GPU is needed.
-cuda-compile: $(VENV)/stamp.build  ## compile the CUDA sources with nvcc; needs no GPU
-	@command -v nvcc >/dev/null || test -x "$$CUDA_HOME/bin/nvcc" || { echo "cuda-compile: nvcc not found; put it on the path or set CUDA_HOME" >&2; exit 1; }
-	$(BIN)/python setup.py build_ext --inplace
+# Nothing is linked, so torch may lack CUDA. Users build from source beside any torch from 2.10 on: other headers.
+cuda-compile: $(VENV)/stamp.torch  ## compile the CUDA sources with nvcc, and all against torch 2.10 and 2.11; needs no GPU
+	TCWARP_TORCH_HEADERS="$$($(BIN)/python .ci/torch_headers.py)" $(BIN)/python setup.py -q compile_only
 
-cuda-check:  ## on a machine with a GPU, with PYTHON as it is: build, CUDA tests, compute-sanitizer, benchmarks, one JSON
-	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m benchmarks.cuda_check --out benchmarks/results/cuda-check.json
+# The build is one of its parts. OUT: a file, or a folder for cuda-check.json; REHEARSE=--rehearse needs no GPU.
+OUT ?= benchmarks/results/cuda-check.json
+cuda-check:  ## on a machine with a GPU, with PYTHON as it is: build, benchmarks, CUDA tests, compute-sanitizer, one JSON
+	$(PYTHON) -m benchmarks.cuda_check --out "$(OUT)" $(REHEARSE)
 
 clean:  ## remove what the build made (.venv and runs stay)
 	rm -rf build dist *.egg-info tcwarp/*.so $(VENV)/stamp.build

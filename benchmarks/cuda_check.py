@@ -1,129 +1,197 @@
-"""Check and time the operators on a GPU: `python -m benchmarks.cuda_check --out FILE`.
+"""Build, time and check the operators on a GPU: `python -m benchmarks.cuda_check --out FILE`.
 
-Bandwidth is counted over compulsory bytes (every input read once, every output written once)
-and set against a device copy that moves as many. The GPU's tests and compute-sanitizer (on
-`--small`, a small case only) run first, each in a process of its own. A part that fails is said so
-in the file and leaves the others their figures; the exit status is 1 then.
+Every part is a process of its own that is ended, with all it started, at its limit. What it found
+is in the JSON as soon as it is there: a part that fails or runs out of time leaves the others
+theirs. The exit status is 1 then. Nothing is fetched, and nothing of the trainer is needed.
 """
 
 import argparse
 import contextlib
-import itertools
+import importlib.util
 import json
+import os
 import re
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
-import traceback
-from collections.abc import Callable, Iterator
-from functools import partial
+import tempfile
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.utils.cpp_extension import CUDA_HOME
 
-import tcwarp
-from benchmarks import peers
-from benchmarks.record import environment
-from tcwarp._native import PADDING_MODES
+from benchmarks.record import amend, figures_table, surroundings
 
-ROUNDS = 30
-SHAPE = (16, 6, 512, 512)
-FIELDS = (64, (512, 512))
-SANITIZERS = ("memcheck", "racecheck")
-PEERS = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}
-
-
-def milliseconds(function: Callable[[], Any]) -> float:
-    """Time one call by events on the device."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    function()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end))
-
-
-def medians(functions: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Time functions in alternating rounds; return the median of each in milliseconds."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        for _ in range(3):
-            function()
-    for _ in range(ROUNDS):
-        for name, function in functions.items():
-            times[name].append(milliseconds(function))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def peak_mib(function: Callable[[], Any]) -> float:
-    """Return how much memory one call allocates at its peak, its result included."""
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    function()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-def copy_of(total_bytes: int) -> Callable[[], Any]:
-    """Return a device copy that reads and writes `total_bytes` in all."""
-    source = torch.empty(total_bytes // 2, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
-
-
-@contextlib.contextmanager
-def algorithms(deterministic: bool) -> Iterator[None]:
-    """Set whether algorithms must be deterministic, and set it back."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(deterministic)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-def check_results(image: Tensor, displacement: Tensor) -> None:
-    """Raise unless the GPU computes what the CPU does, in every mode, padding and layout."""
-    whole = (image * 8).round()
-    # Weights may be fused into sums or not; nearest copies.
-    tolerance = {"nearest": 0.0, "linear": 1e-4, "cubic": 1e-3}
-    layouts = (torch.contiguous_format, torch.channels_last)
-    for mode, padding_mode, layout in itertools.product(PEERS, PADDING_MODES, layouts):
-        for deterministic in (False, True):
-            results = []
-            for device in ("cuda", "cpu"):
-                leaf = whole.to(device, memory_format=layout).requires_grad_()
-                output = tcwarp.warp(
-                    leaf, displacement.to(device), mode=mode, padding_mode=padding_mode
-                )
-                # Small integers: sums of a nearest scatter are exact in any order.
-                with algorithms(deterministic):
-                    (grad,) = torch.autograd.grad(output, leaf, whole.to(device))
-                results.append((output.detach().cpu(), grad.cpu()))
-            for own, expected in zip(*results, strict=True):
-                torch.testing.assert_close(own, expected, rtol=1e-5, atol=tolerance[mode])
-    size = tuple(image.shape[2:])
-    fields = [
-        tcwarp.random_displacement(
-            2, size, generator=torch.Generator().manual_seed(3), device=device
-        )
-        for device in ("cuda", "cpu")
+ROOT = Path(__file__).parents[1]
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+# Seconds; together less than ten minutes.
+LIMITS = {
+    **{"build": 150.0, "load": 15.0, "figures": 130.0, "tests": 120.0},
+    **dict.fromkeys(TOOLS, 40.0),
+}
+NEEDED = ("torch", "numpy", "scipy", "pytest", "hypothesis", "ninja", "pybind11", "setuptools")
+OPERATOR_TESTS = tuple(
+    f"tests/test_{name}.py"
+    for name in ("cuda_only", "warp", "warp_gradients", "algebra", "fields", "citizen")
+)
+# ninja may lie beside this python, nvcc and compute-sanitizer in a toolkit that is on no path.
+PATH = os.pathsep.join(
+    [
+        str(Path(sys.executable).parent),
+        os.environ.get("PATH", os.defpath),
+        *([str(Path(CUDA_HOME) / "bin")] if CUDA_HOME else []),
     ]
-    torch.testing.assert_close(fields[0].cpu(), fields[1], rtol=0, atol=1e-4)
-    for pair in zip(
-        *((tcwarp.align(f[:1], f[1:]), tcwarp.invert(f[:1])) for f in fields), strict=True
-    ):
-        torch.testing.assert_close(pair[0].cpu(), pair[1], rtol=0, atol=1e-3)
+)
+LINES_KEPT = 300  # of the output of a part that did not pass
+LOADED = "import sys, tcwarp; s = tcwarp.cuda_status(); print(s); sys.exit(s != 'loaded')"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command, how long it may take, and variables of its environment."""
+
+    command: list[str]
+    seconds: float
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and its whole session: ninja gives what it starts groups of their own."""
+    for _ in range(2):  # once more for what was started meanwhile
+        for entry in Path("/proc").glob("[1-9]*"):
+            with contextlib.suppress(OSError):
+                if os.getsid(int(entry.name)) == process.pid:
+                    os.kill(int(entry.name), signal.SIGKILL)
+    process.wait()
+
+
+def run_part(part: Part) -> dict[str, Any]:
+    """Run a command to its end or its limit; return its result, seconds and last lines."""
+    if shutil.which(part.command[0], path=PATH) is None:
+        return {"result": "not found", "command": part.command[0]}
+    start = time.monotonic()
+    variables = {**os.environ, "PATH": PATH, "PYTHONUNBUFFERED": "1", **part.variables}
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(
+            part.command,
+            cwd=ROOT,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # to be ended as one
+        )
+        try:
+            status = process.wait(part.seconds)
+            result = "passed" if status == 0 else f"failed: exit status {status}"
+        except subprocess.TimeoutExpired:
+            result = f"out of time: ended after {part.seconds:g} s"
+        finally:
+            end(process)
+        log.seek(0)
+        lines = log.read().splitlines()
+    kept = 10 if result == "passed" else LINES_KEPT
+    seconds = round(time.monotonic() - start, 1)
+    return {"result": result, "seconds": seconds, "limit": part.seconds, "output": lines[-kept:]}
+
+
+def run_parts(parts: dict[str, Part], out: Path) -> list[str]:
+    """Run the parts in turn, each result into the JSON at once; return names of those that fail.
+
+    Without a library that loads there is nothing to run the others on.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    failed: list[str] = []
+    for name, part in parts.items():
+        if {"build", "load"} & set(failed):
+            results[name] = {"result": "not run: there is no library to run it on"}
+        else:
+            print(f"== {name}, at most {part.seconds:g} s", flush=True)
+            results[name] = run_part(part)
+            print(f"== {name}: {results[name]['result']}, {results[name].get('seconds', 0)} s")
+        if results[name]["result"] not in ("passed", "not found"):
+            print("\n".join(results[name].get("output", [])[-25:]), flush=True)
+            failed.append(name)
+        amend(out, parts=results)
+    return failed
+
+
+def all_parts(out: Path, rehearse: bool) -> dict[str, Part]:
+    """Return every part by its name, in order; in a rehearsal the CPU is the device."""
+    python = sys.executable
+    flag = ["--rehearse"] if rehearse else []
+    small = [python, "-m", "benchmarks.cuda_small", *flag]
+    # For this card and no other.
+    capability = (9, 0) if rehearse else torch.cuda.get_device_capability()
+    build = {"TORCH_CUDA_ARCH_LIST": ".".join(map(str, capability))}
+    tests = [
+        *(python, "-m", "pytest", "-m", "cuda", "-v", "--tb=short", "--durations=10"),
+        *("-p", "no:cacheprovider", *OPERATOR_TESTS),
+    ]
+    figures = [python, "-m", "benchmarks.cuda_figures", "--out", str(out), *flag]
+    parts = {
+        "build": Part([python, "setup.py", "build_ext", "--inplace"], LIMITS["build"], build),
+        "load": Part([python, "-c", "import tcwarp" if rehearse else LOADED], LIMITS["load"]),
+        "figures": Part(figures, LIMITS["figures"]),
+        "tests": Part(tests, LIMITS["tests"]),
+    }
+    # Blocks of the caching allocator have no limits that a tool could see.
+    uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    for tool in TOOLS[:1] if rehearse else TOOLS:  # one is enough where none can be used
+        command = small if rehearse else [*sanitizer(tool), *small]
+        parts[tool] = Part(command, LIMITS[tool], uncached)
+    return parts
+
+
+def sanitizer(tool: str) -> list[str]:
+    """Return how compute-sanitizer is called."""
+    # Torch's kernels are its own business; but what they wrote counts as initialised.
+    ours = [] if tool == "initcheck" else ["--kernel-name", "kns=tcwarp"]
+    return [
+        "compute-sanitizer",
+        "--tool",
+        tool,
+        "--error-exitcode",
+        "1",
+        "--print-limit",
+        "5",
+        *ours,
+    ]
+
+
+def missing_packages() -> list[str]:
+    """Return what the parts need and is not installed."""
+    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
+
+
+def device_facts() -> dict[str, Any]:
+    """Return what the GPU is, and its driver."""
+    if not torch.cuda.is_available():
+        return {"gpu": "no CUDA device"}
+    device = torch.cuda.get_device_properties(0)
+    facts = {
+        "gpu": device.name,
+        "compute_capability": f"{device.major}.{device.minor}",
+        "multiprocessors": device.multi_processor_count,
+        "memory_gib": round(device.total_memory / 2**30, 1),
+        "l2_mib": round(device.L2_cache_size / 2**20, 1),
+        "driver": "not known",
+    }
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+        said = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+        facts["driver"] = said.stdout.strip()
+    return facts
 
 
 def compiled_kernels() -> dict[str, dict[str, int]]:
     """Return registers and spilled bytes by file, the worst kernel of each, as nvcc said."""
     found = {}
-    for log in sorted(Path("build").glob("temp.*/cuda/*.log")):
+    for log in sorted((ROOT / "build").glob("temp.*/cuda/*.log")):
         text = log.read_text()
         registers = [int(n) for n in re.findall(r"Used (\d+) registers", text)]
         spills = [int(n) for n in re.findall(r"(\d+) bytes spill stores", text)]
@@ -136,179 +204,37 @@ def compiled_kernels() -> dict[str, dict[str, int]]:
     return found
 
 
-def warp_figures(image: Tensor, displacement: Tensor, mode: str) -> dict[str, Any]:
-    """Time forward and backward against a device copy and against grid_sample."""
-    leaf = image.clone().requires_grad_()
-    gradient = image.flip(-1).contiguous()
-    peer_mode = PEERS[mode]
-    grid = peers.grid_from(displacement)
-    own_output = tcwarp.warp(leaf, displacement, mode=mode)
-    peer_output = peers.grid_sample(leaf, grid, peer_mode)
-
-    def backward(output: Tensor) -> Tensor:
-        return torch.autograd.grad(output, leaf, gradient, retain_graph=True)[0]
-
-    def deterministic() -> None:
-        with algorithms(True):
-            backward(own_output)
-
-    # The same for both directions: two images and one field.
-    compulsory = 2 * image.nbytes + displacement.nbytes
-    last = image.to(memory_format=torch.channels_last)
-    last_leaf = last.clone(memory_format=torch.preserve_format).requires_grad_()
-    last_output = tcwarp.warp(last_leaf, displacement, mode=mode)
-    last_gradient = gradient.to(memory_format=torch.channels_last)
-    functions: dict[str, Callable[[], Any]] = {
-        "copy": copy_of(compulsory),
-        "forward": lambda: tcwarp.warp(image, displacement, mode=mode),
-        "grid_sample": lambda: peers.grid_sample(image, grid, peer_mode),
-        "grid_sample and its grid": lambda: peers.grid_sample(
-            image, peers.grid_from(displacement), peer_mode
-        ),
-        "backward": lambda: backward(own_output),
-        "grid_sample backward": lambda: backward(peer_output),
-        "deterministic backward": deterministic,
-        "forward, channels last": lambda: tcwarp.warp(last, displacement, mode=mode),
-        "backward, channels last": lambda: torch.autograd.grad(
-            last_output, last_leaf, last_gradient, retain_graph=True
-        ),
-    }
-    times = medians(functions)
-    return {
-        "compulsory_bytes": compulsory,
-        "ms": times,
-        "copy_gb_per_s": compulsory / times["copy"] / 1e6,
-        **{
-            direction: {
-                "gb_per_s": compulsory / times[direction] / 1e6,
-                "of_copy": times["copy"] / times[direction],
-                "times_faster_than_grid_sample": times[peer] / times[direction],
-                "peak_mib": peak_mib(functions[direction]),
-            }
-            for direction, peer in (
-                ("forward", "grid_sample and its grid"),
-                ("backward", "grid_sample backward"),
-                ("forward, channels last", "grid_sample and its grid"),
-                ("backward, channels last", "grid_sample backward"),
-                ("deterministic backward", "grid_sample backward"),
-            )
-        },
-    }
-
-
-def sampler_figures() -> dict[str, Any]:
-    """Time the field sampler against writing as many bytes, and against a convolution."""
-    batch, size = FIELDS
-    generator = torch.Generator("cuda").manual_seed(0)
-
-    def sample() -> Tensor:
-        return tcwarp.random_displacement(batch, size, generator=generator, device="cuda")
-
-    target = torch.empty_like(sample())
-    noise = torch.rand(1, 2, *size, device="cuda")
-    times = medians(
-        {
-            "write": lambda: target.fill_(1.0),
-            "sampler": sample,
-            "convolution of one field": lambda: peers.separable_gaussian(noise, 100.0),
-        }
-    )
-    return {
-        "compulsory_bytes": target.nbytes,
-        "ms": times,
-        "write_gb_per_s": target.nbytes / times["write"] / 1e6,
-        "gb_per_s": target.nbytes / times["sampler"] / 1e6,
-        "of_write": times["write"] / times["sampler"],
-        "times_faster_than_convolution": batch
-        * times["convolution of one field"]
-        / times["sampler"],
-        "peak_mib": peak_mib(sample),
-    }
-
-
-def run(command: list[str]) -> str:
-    """Run a command; raise where it fails."""
-    if shutil.which(command[0]) is None:
-        return "not found"
-    status = subprocess.run(command).returncode
-    if status:
-        raise RuntimeError(f"exit status {status} of {' '.join(command)}")
-    return "passed"
-
-
-def run_parts(parts: dict[str, Callable[[], Any]], record: dict[str, Any], out: Path) -> list[str]:
-    """Write what the parts return into one JSON, after each; return names of those that fail."""
-    failed = []
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for name, part in parts.items():
-        try:
-            record[name] = part()
-        except Exception as error:
-            traceback.print_exc()
-            record[name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
-            failed.append(name)
-        out.write_text(json.dumps(record, indent=2) + "\n")
-    return failed
-
-
-def print_figures(record: dict[str, Any]) -> None:
-    """Print the figures that there are, and what was not found."""
-    for mode, direction in itertools.product(
-        PEERS, ("forward", "backward", "deterministic backward")
-    ):
-        if one := record[mode].get(direction):
-            print(
-                f"{mode} warp {direction}: {one['gb_per_s']:.0f} GB/s, {one['of_copy']:.0%} of a "
-                f"device copy, {one['times_faster_than_grid_sample']:.2f}x grid_sample"
-            )
-    if "ms" in (sampler := record["sampler"]):
-        print(
-            f"sampler: {sampler['gb_per_s']:.0f} GB/s, {sampler['of_write']:.0%} of writing the "
-            f"result, {sampler['times_faster_than_convolution']:.0f}x a separable convolution"
-        )
-    for tool in SANITIZERS:
-        if record[tool] == "not found":
-            print(f"compute-sanitizer is not on the path: {tool} NOT run", file=sys.stderr)
-
-
 def main() -> None:
-    """Check, time, write one JSON."""
+    """Run all parts, write one JSON, print its figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_check", description=__doc__)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=Path, metavar="FILE", help="JSON to write")
-    what.add_argument("--small", action="store_true", help="check a small case only")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON to write")
+    parser.add_argument("--rehearse", action="store_true", help="without a GPU, on tiny inputs")
+    parser.add_argument("--only", metavar="PART,...", help=f"some of: {', '.join(LIMITS)}")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
+    # Ended from outside it ends its part, whose session is another.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    out = arguments.out.resolve()
+    out = out / "cuda-check.json" if out.is_dir() else out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.unlink(missing_ok=True)
+    amend(out, **surroundings(f"python -m benchmarks.cuda_check --out {out.name}"))
+    if missing := missing_packages():
+        amend(out, failed=f"not installed: {', '.join(missing)}")
+        sys.exit(
+            f"cuda_check: not installed: {', '.join(missing)}; where there is no network, bring "
+            f"wheels along (pip download {' '.join(missing)}) and install them first"
+        )
+    if not (arguments.rehearse or torch.cuda.is_available()):
+        amend(out, failed="no CUDA device")
         sys.exit(f"cuda_check: torch {torch.__version__} sees no CUDA device; run it where one is")
-    if tcwarp.cuda_status() != "loaded":
-        sys.exit(f"cuda_check: the CUDA operators are {tcwarp.cuda_status()}")
-    generator = torch.Generator().manual_seed(0)
-    shape = (2, 4, 40, 36) if arguments.small else SHAPE
-    image = torch.rand(shape, generator=generator).cuda()
-    displacement = tcwarp.random_displacement(
-        shape[0], shape[2:], sigma=40.0, displacement_std=8.0, generator=generator, device="cuda"
-    )
-
-    def results() -> str:
-        check_results(image[:2, :4], displacement[:2])
-        return "the GPU's are the CPU's"
-
-    if arguments.small:
-        return print(results())
-    python, out = sys.executable, arguments.out
-    small = [python, "-m", "benchmarks.cuda_check", "--small"]
-    sanitizer = ["compute-sanitizer", "--error-exitcode", "1", "--tool"]
-    parts: dict[str, Callable[[], Any]] = {
-        "tests": lambda: run([python, "-m", "pytest", "tests", "-m", "cuda"]),
-        **{tool: partial(run, [*sanitizer, tool, *small]) for tool in SANITIZERS},
-        "results": results,
-        **{mode: partial(warp_figures, image, displacement, mode) for mode in PEERS},
-        "sampler": sampler_figures,
-        "compiled": compiled_kernels,
-    }
-    record = environment(f"python -m benchmarks.cuda_check --out {out}")
-    failed = run_parts(parts, record, out)
-    print_figures(record)
+    amend(out, device=device_facts(), rehearsal=arguments.rehearse)
+    parts = all_parts(out, arguments.rehearse)
+    wanted = arguments.only.split(",") if arguments.only else list(parts)
+    failed = run_parts({name: part for name, part in parts.items() if name in wanted}, out)
+    amend(out, compiled=compiled_kernels())
+    record = json.loads(out.read_text())
+    print(figures_table(record.get("rows", []), record.get("eager_call_us", {})))
+    print("; ".join(f"{name}: {part['result']}" for name, part in record["parts"].items()))
     print(f"written: {out}")
     if failed:
         sys.exit(f"cuda_check: failed: {', '.join(failed)}")

@@ -11,16 +11,12 @@ from torch.nn import functional
 
 def grid_from(displacement: Tensor) -> Tensor:
     """Return the grid of `grid_sample` (align_corners=True) for a displacement in pixels."""
-    height, width = displacement.shape[2:]
-    y = torch.arange(height, device=displacement.device, dtype=displacement.dtype)[:, None]
-    x = torch.arange(width, device=displacement.device, dtype=displacement.dtype)
-    return torch.stack(
-        (
-            (x + displacement[:, 1]) * (2 / (width - 1)) - 1,
-            (y + displacement[:, 0]) * (2 / (height - 1)) - 1,
-        ),
-        dim=-1,
-    )
+    coordinates = []
+    for axis, length in enumerate(displacement.shape[2:]):
+        position = torch.arange(length, device=displacement.device, dtype=displacement.dtype)
+        position = position.view(-1, *[1] * (displacement.dim() - 3 - axis))
+        coordinates.append((position + displacement[:, axis]) * (2 / (length - 1)) - 1)
+    return torch.stack(coordinates[::-1], dim=-1)
 
 
 def grid_sample(image: Tensor, grid: Tensor, mode: str = "nearest") -> Tensor:

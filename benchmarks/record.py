@@ -48,10 +48,8 @@ def version_of(package: str) -> str:
         return "not installed"
 
 
-def environment(command: str) -> dict[str, Any]:
-    """Return hardware, versions, date and command of this run."""
-    from tcwarp import _C
-
+def surroundings(command: str) -> dict[str, Any]:
+    """Return hardware, versions, date and command of this run; tcwarp need not be built yet."""
     hardware: dict[str, Any] = {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -74,8 +72,22 @@ def environment(command: str) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             **{package: version_of(package) for package in packages},
         },
-        "build": _C.build_info(),
     }
+
+
+def environment(command: str) -> dict[str, Any]:
+    """Return the surroundings of this run and how the native library was built."""
+    from tcwarp import _C
+
+    return {**surroundings(command), "build": _C.build_info()}
+
+
+def amend(path: Path, **entries: Any) -> None:
+    """Add entries to a JSON file, whole or not at all: its writers may be ended at any time."""
+    facts = json.loads(path.read_text()) if path.exists() else {}
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(json.dumps({**facts, **entries}, indent=2) + "\n")
+    draft.replace(path)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -104,3 +116,34 @@ def write(path: Path, rows: Sequence[Row], command: str) -> None:
     path.with_suffix(".md").write_text(
         f"`{command}`, {facts['date']}\n\n{hardware}; {versions}\n\n{table(rows)}\n"
     )
+
+
+def figures_table(rows: Sequence[dict[str, Any]], latency: dict[str, float]) -> str:
+    """Return the rows of `cuda_figures` as text 80 columns wide."""
+    lines = [f"{'work':41}{'ms':>7}{'GB/s':>6}{'of it':>6}{'goal':>6}{'':>8}{'peer':>6}"]
+    missed = []
+    for row in rows:
+        if "failed" in row:
+            lines.append(f"{row['work']}: failed: {row['failed']}"[:80])
+            continue
+        ratios, goals = row["times_as_fast_as"], row["goals"]
+        limit, *others = ratios
+        peer = f"{ratios[others[0]]:.1f}x" if others else ""
+        goal = f"{next(iter(goals.values())):.0%}" if goals else ""
+        verdict = {True: "reached", False: "missed", None: ""}[row["reached"]]
+        lines.append(
+            f"{row['work']:41}{row['ms']:7.3f}{row['gb_per_s']:6.0f}"
+            f"{ratios[limit]:6.0%}{goal:>6}{verdict:>8}{peer:>6}"
+        )
+        missed += [
+            f"missed: {row['work']}: {ratios[name]:.2f} of {name}, to reach {least:.2f}"
+            for name, least in goals.items()
+            if ratios[name] < least
+        ]
+    lines += [
+        "of it: of the speed of a device copy of the same bytes; for fields, of a fill",
+        "goal: of that; for a deterministic backward, of the plain one, its peer here",
+        *missed,
+        *(f"one eager call, {name:34}{value:8.1f} us" for name, value in latency.items()),
+    ]
+    return "\n".join(lines)

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "build_info.h"  // written by setup.py
+#include "shared/divider.h"
 #include "shared/index.h"
 #include "shared/philox.h"
 
@@ -23,6 +24,8 @@ py::dict build_info() {
   info["torch_target"] = TCWARP_TORCH_TARGET;
   info["cuda"] = TCWARP_CUDA;
   info["cuda_architectures"] = TCWARP_CUDA_ARCHITECTURES;
+  info["cuda_left_out"] = TCWARP_CUDA_LEFT_OUT;  // why
+  info["identity"] = TCWARP_IDENTITY;  // of what both libraries must agree on
   return info;
 }
 
@@ -54,6 +57,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"));
   m.def("pad_index", &pad_index, py::arg("index"), py::arg("size"),
         py::arg("padding_mode"));
+  m.def(
+      "quotient",
+      [](int32_t value, int32_t divisor) {
+        return tcwarp::Divider<int32_t>(divisor).quotient(value);
+      },
+      py::arg("value"), py::arg("divisor"), "As the CUDA kernels divide.");
   m.def(
       "nearest_offset",
       [](float displacement) {

@@ -45,10 +45,10 @@ def check_device(function: str, name: str, device: torch.device) -> None:
     """Raise unless the operators run on this device."""
     if device.type not in ("cpu", "cuda", "meta"):
         raise ValueError(f"{function}: {name} must be on a CPU or CUDA device, got {device}")
-    if device.type == "cuda" and cuda_status() != "loaded":
+    if device.type == "cuda" and (status := cuda_status(device)) != "loaded":
         raise RuntimeError(
             f"{function}: {name} is on {device}, but the CUDA operators of tcwarp are "
-            f"{cuda_status()}. Use the CPU until they are loaded"
+            f"{status}. Use the CPU until they are loaded"
         )
 
 

@@ -4,6 +4,8 @@ The operators stand in ``csrc/schemas.cpp``, one line each; what torch must know
 their kernels stands here, in the same order.
 """
 
+import functools
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 try:
-    from . import _C  # noqa: F401  (registers torch.ops.tcwarp)
+    from . import _C  # registers torch.ops.tcwarp
 except ImportError as error:
     raise ImportError(
         "tcwarp: the native library cannot be loaded "
@@ -24,26 +26,101 @@ MODES = {"nearest": NEAREST, "linear": 1, "cubic": 2}
 PADDING_MODES = {"zeros": 0, "border": 1, "reflection": 2}
 
 
-def _load_cuda() -> str:
-    """Load the CUDA operators where torch has CUDA; return what came of it."""
-    if torch.version.cuda is None:
-        return f"not used: torch {torch.__version__} has no CUDA"
-    library = Path(__file__).parent / "_cuda.so"
-    if not library.exists():
-        return "not built: install nvcc (the CUDA toolkit) and run `pip install .` again"
+def _load_cuda(library: Path) -> str:
+    """Load the CUDA operators where torch has CUDA; return, in one line, what came of it.
+
+    CUDA itself is left alone: a process that has started it cannot fork.
+    """
+    cuda, built = torch.version.cuda, _C.build_info()
+    name = f"torch {torch.__version__}"
+    again = "run `pip install --no-build-isolation .` in the source folder"
+    if cuda is None:
+        return f"not used: {name} has no CUDA"
+    if built["cuda_left_out"]:
+        return f"not built: {built['cuda_left_out']}"
+    if built["cuda"].split(".")[0] != cuda.split(".")[0]:
+        return f"not loaded: built for CUDA {built['cuda']}, {name} has CUDA {cuda}; {again}"
     try:
+        with library.open("rb") as file:
+            start = file.read(2**16)  # the linker writes what the library is of near it
+        if bytes.fromhex(built["identity"]) not in start:
+            return f"not loaded: {library.name} is of another build than _C; {again}"
+        if library.stat().st_size < _elf_size(start):
+            return f"not loaded: {library.name} is truncated; {again}"
         torch.ops.load_library(str(library))
-    except OSError as error:
-        return f"not loaded: {error}"
+    except OSError as error:  # missing, truncated, or one that it needs is missing
+        return f"not loaded: {str(error).splitlines()[0]}; {again}"
+    lacking = [
+        operator
+        for operator in torch._C._dispatch_get_all_op_names()
+        if operator.startswith("tcwarp::")
+        and not torch._C._dispatch_has_kernel_for_dispatch_key(operator, "CUDA")
+    ]
+    if lacking:
+        return f"not loaded: {library.name} lacks {', '.join(sorted(lacking))}; {again}"
     return "loaded"
 
 
-_CUDA_STATUS = _load_cuda()
+def _elf_size(start: bytes) -> int:
+    # The table of sections comes last. Loading a truncated library ends the process.
+    (offset,) = struct.unpack_from("<Q", start, 0x28)
+    entry, count = struct.unpack_from("<HH", start, 0x3A)
+    return int(offset + entry * count)
 
 
-def cuda_status() -> str:
-    """Return ``"loaded"`` where the CUDA operators can be used, otherwise why not."""
-    return _CUDA_STATUS
+_CUDA_STATUS = _load_cuda(Path(__file__).parent / "_cuda.so")
+
+
+def cuda_status(device: torch.device | None = None) -> str:
+    """Return ``"loaded"`` where the CUDA operators can be used, otherwise why not.
+
+    Parameters
+    ----------
+    device : torch.device, optional
+        The one to be used. Without, it is enough that one of the devices can be. Where torch
+        sees devices, the question starts CUDA in this process.
+    """
+    if _CUDA_STATUS != "loaded" or torch.compiler.is_compiling():
+        return _CUDA_STATUS
+    if device is None:
+        return _status_of_any()
+    return _status_of(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _status_of_any() -> str:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    every = [_status_of(index) for index in range(count)]
+    return "loaded" if not every or "loaded" in every else every[0]
+
+
+@functools.cache
+def _status_of(index: int) -> str:
+    if not torch.cuda.is_available():  # tensors without memory, as exporters use them
+        return "loaded"
+    try:
+        capability = torch.cuda.get_device_capability(index)
+    except RuntimeError as error:  # in a fork of a process that uses CUDA, for one
+        return f"not usable: {str(error).splitlines()[0]}"
+    built = _C.build_info()["cuda_architectures"]
+    if _runs_on(capability, built):
+        return "loaded"
+    version = ".".join(map(str, capability))
+    return (
+        f"not usable on {torch.cuda.get_device_name(index)}: built for compute capabilities "
+        f"{built}, it has {version}; run `TORCH_CUDA_ARCH_LIST={version} pip install "
+        "--no-build-isolation .` in the source folder"
+    )
+
+
+def _runs_on(capability: tuple[int, int], architectures: str) -> bool:
+    # A binary runs on newer devices of the same major version, PTX on all newer ones.
+    for architecture in architectures.split():
+        major, minor = map(int, architecture.removesuffix("+PTX").rstrip("af").split("."))
+        same = capability[0] == major or architecture.endswith("+PTX")
+        if same and capability >= (major, minor):
+            return True
+    return False
 
 
 def _dense_like(tensor: Tensor) -> Tensor:
@@ -78,6 +155,11 @@ def _(
     seed: Tensor, first: int, planes: int, modes: list[int], identity_probability: float
 ) -> Tensor:
     return seed.new_empty((planes, *modes), dtype=torch.float64)
+
+
+@torch.library.register_fake("tcwarp::sum_modes")
+def _(coefficients: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    return rows.new_empty((len(coefficients), len(rows), len(columns)), dtype=dtype)
 
 
 @torch.library.register_fake("tcwarp::align")

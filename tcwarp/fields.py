@@ -33,6 +33,8 @@ LARGEST_BATCH = 2**31
 # Pixels that are made at once where they need room beside the result: enough for the kernels of a
 # GPU to outlast their launches.
 AT_ONCE = {"cpu": 2**18, "cuda": 2**20, "meta": 2**20}
+# What the kernel that sums modes on a GPU takes along the last two axes; more are matrix products.
+MOST_MODES = (24, 64)
 LARGEST = 1e30  # pixels: far beyond any image, far below what single precision holds
 TRUNCATE = 8.0  # the kernel ends at this many sigma; SciPy's default of 4 moves results by 4e-4
 
@@ -105,7 +107,7 @@ class _Cache:
     def __init__(self, most: int) -> None:
         self.most, self.bytes = most, 0
         self.kept: OrderedDict[tuple[Any, ...], tuple[Tensor, Tensor]] = OrderedDict()
-        self.captured: list[tuple[Tensor, Tensor]] = []
+        self.captured: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         self.lock = threading.Lock()
 
     def get(
@@ -125,9 +127,18 @@ class _Cache:
             with torch.inference_mode(False):
                 value = factor(*arguments)
             self._keep(key, value)
-        if _is_capturing(value[0].device):
-            self.captured.append(value)  # the graph holds its address for good
+        if value[0].is_cuda:
+            self._guard(key, value)
         return value
+
+    def _guard(self, key: tuple[Any, ...], value: tuple[Tensor, Tensor]) -> None:
+        """Keep what is dropped from the cache while the GPU may still read it."""
+        if _is_capturing(value[0].device):
+            self.captured[key] = value  # the graph holds its address for good
+            return
+        for tensor in value:
+            if tensor.is_cuda:  # the stream that reads it need not be the one it was made on
+                tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
     def _keep(self, key: tuple[Any, ...], value: tuple[Tensor, Tensor]) -> None:
         size = _bytes_of(value)
@@ -392,20 +403,24 @@ def random_displacement(
         scale = displacement_std / torch.stack(variances).prod().sqrt()
     seed = seed.to(device, non_blocking=True)
     modes = [factor.shape[1] for factor in factors]
+    in_one = device.type == "cuda" and modes[-2] <= MOST_MODES[0] and modes[-1] <= MOST_MODES[1]
 
     def draw(first: int, count: int) -> Tensor:
         planes: Tensor = ops.tcwarp.field_coefficients(
             seed, first, count, modes, identity_probability
         )
         planes = planes.mul_(scale).to(working)
-        for axis, factor in enumerate(factors, start=1):
+        for axis, factor in enumerate(factors[:-2] if in_one else factors, start=1):
             planes = _along(planes, factor, axis)
+        if in_one:
+            planes = ops.tcwarp.sum_modes(planes.flatten(0, -3), *factors[-2:], dtype)
         return planes
 
     planes = batch * len(size)
     at_once = planes
     # Where the modes of the last axis are few, so are all numbers on the way to the pixels.
-    if not torch.compiler.is_compiling() and (dtype != working or 8 * modes[-1] > size[-1]):
+    few = in_one or (dtype == working and 8 * modes[-1] <= size[-1])
+    if not torch.compiler.is_compiling() and not few:
         at_once = _at_once(size, device)
     with without_autocast(device):
         if at_once >= planes:

@@ -30,12 +30,16 @@ def compiler() -> str:
 
 
 def compile_library(source: str, folder: Path, *flags: str) -> Path:
-    """Compile one source of `emulation/`, with few threads for a device to be full of."""
+    """Compile one source of `emulation/` for a small device.
+
+    Few threads fill it, its cache holds a sample or two, and offsets of some samples fit 32 bits.
+    """
     library = folder / f"{source}.so"
     command = [
         *(compiler(), "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"),
         *("-Wno-unknown-pragmas", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
-        *("-DTCWARP_ENOUGH=64", *flags, f"-I{HERE / 'emulation'}"),
+        *("-DTCWARP_ENOUGH=64", "-DTCWARP_CHUNK=6000", "-DTCWARP_MOST_32=6000"),
+        *(*flags, f"-I{HERE / 'emulation'}"),
         *(f"-isystem{path}" for path in cpp_extension.include_paths()),
         *(str(HERE / "emulation" / f"{source}.cpp"), "-o", str(library)),
         *(f"-L{path}" for path in cpp_extension.library_paths()),

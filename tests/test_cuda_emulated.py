@@ -230,3 +230,54 @@ def test_field_coefficients(emulated, modes):
     arguments = torch.tensor([-5]), 7, 60, list(modes), 0.3
     expected = torch.ops.tcwarp.field_coefficients(*arguments)
     assert_close(emulated.field_coefficients(*arguments), expected, "coefficients", atol=1e-13)
+
+
+# Modes that end where a kernel for fewer ends, and the most; rows that end amid four pixels.
+@pytest.mark.parametrize("modes", [(1, 1), (8, 12), (9, 64), (24, 3)])
+@pytest.mark.parametrize("size", [(3, 2), (70, 45), (65, 1100)])
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_sum_modes(emulated, dtype, size, modes):
+    working = torch.promote_types(dtype, torch.float32)
+    coefficients, rows, columns = (
+        image_values(working, shape, seed)
+        for seed, shape in enumerate([(3, *modes), (size[0], modes[0]), (size[1], modes[1])])
+    )
+    output = emulated.sum_modes(coefficients, rows, columns, dtype)
+    expected = (rows.double() @ coefficients.double() @ columns.double().mT).to(dtype)
+    largest = float((rows.abs() @ coefficients.abs() @ columns.abs().mT).max())
+    assert output.dtype == dtype
+    assert_close(
+        output,
+        expected,
+        "sum",
+        atol=64 * torch.finfo(working).eps * largest
+        + torch.finfo(dtype).eps * float(expected.abs().max()),
+    )
+
+
+def test_sum_modes_of_too_many(emulated):
+    with pytest.raises(RuntimeError, match="at most 24 and 64 modes, got 25 and 1"):
+        emulated.sum_modes(torch.ones(1, 25, 1), torch.ones(4, 25), torch.ones(4, 1), torch.float32)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_sample_of_large_gradients_does_not_coarsen_another(emulated, deterministic):
+    image = image_values(torch.float32, (2, 1, 16, 16), 0)
+    image[1] *= 1e30
+    displacement = displacement_values("smooth", (2, 2, 16, 16), 1)
+    arguments = displacement, 1, 1, deterministic
+    output = emulated.warp_backward_input(image, *arguments)
+    alone = emulated.warp_backward_input(image[:1], displacement[:1], 1, 1, deterministic)
+    assert_close(output[:1], alone, "gradient", atol=1e-6)
+
+
+@pytest.mark.parametrize("axes", [(1, 1, 64), (2, 1, 32), (1, 1, 1)])
+def test_deterministic_sums_of_short_axes(emulated, axes):
+    """All taps of a cubic volume meet in a pixel: 64 rests of half a unit each."""
+    image = image_values(torch.float64, (1, 1, *axes), 0).mul_(1 / 3)
+    displacement = torch.full((1, 3, *axes), 0.3, dtype=torch.float64)
+    for padding in PADDING_MODES.values():
+        arguments = image, displacement, 2, padding
+        output = emulated.warp_backward_input(*arguments, True)
+        expected = torch.ops.tcwarp.warp_backward_input(*arguments, False)
+        assert_close(output, expected, "gradient", atol=1e-13)

@@ -32,6 +32,18 @@ def test_pad_index(code, padding_mode, index, size):
     assert _C.pad_index(index, size, code) == reference.pad_index(index, size, padding_mode)
 
 
+@given(st.integers(0, LARGEST), st.one_of(st.integers(1, 9), st.integers(1, LARGEST)))
+@example(LARGEST, LARGEST)
+@example(LARGEST, 1)
+@example(2**30, 2**30 + 1)
+def test_quotient(value, divisor):
+    assert _C.quotient(value, divisor) == value // divisor
+    multiple = value - value % divisor  # where a quotient that is off by one would show
+    assert _C.quotient(multiple, divisor) == value // divisor
+    if multiple:
+        assert _C.quotient(multiple - 1, divisor) == value // divisor - 1
+
+
 def test_pad_index_refuses_an_unknown_code():
     with pytest.raises(ValueError, match="padding_mode must be 0, 1 or 2"):
         _C.pad_index(0, 4, 3)

@@ -8,24 +8,16 @@
 namespace tcwarp::cuda {
 namespace {
 
-// The larger of two numbers that are not negative: their bits have their order.
-__device__ inline void raise(double* target, double value) {
-  if (!(value > *target)) return;
-  atomicMax(reinterpret_cast<unsigned long long*>(target),
-            static_cast<unsigned long long>(__double_as_longlong(value)));
-}
-
-template <int D, typename V, typename T>
-__global__ void align_kernel(WarpWork<D, T> work,
+template <int D, typename V, typename T, typename I>
+__global__ void align_kernel(WarpWork<D, T, I> work,
                              const V* __restrict__ first,   // (N, D, *size)
                              const V* __restrict__ second,  // (N, D, *size)
                              T tolerance, int steps,
-                             V* __restrict__ output,  // (N, D, *size)
-                             double* found) {         // (2), zeroed
-  const int64_t pixel = thread_index();
-  if (pixel >= work.pixels) return;
+                             V* __restrict__ output,       // (N, D, *size)
+                             unsigned long long* found) {  // (2), zeroed
   Report<T> report;
-  for (int64_t n = blockIdx.z; n < work.samples; n += gridDim.z) {
+  for_each_item<1, 1>(work, [&](int64_t n, I, I pixel) {
+    if (pixel >= work.pixels) return;
     int32_t position[D];
     position_of(work, pixel, position);
     const int64_t sample = n * D * work.pixels;
@@ -39,7 +31,7 @@ __global__ void align_kernel(WarpWork<D, T> work,
     for (int k = 0; k < D; ++k) {
       output[sample + k * work.pixels + pixel] = static_cast<V>(offset[k]);
     }
-  }
+  });
   raise(found, report.residual);
   raise(found + 1, report.fold);
 }
@@ -62,12 +54,13 @@ std::tuple<Tensor, Tensor> align(const Tensor& first_,
     constexpr int D = std::decay_t<decltype(field)>::kDimensions;
     using T = typename std::decay_t<decltype(field)>::Scalar;
     using V = decltype(value);
-    const WarpWork<D, T> work(field, layout_of(first), 0, 1);
+    const WarpWork<D, T, int64_t> work(field, layout_of(first), 0, 1);
     const V* const target = second ? second->const_data_ptr<V>() : nullptr;
-    launch(output, blocks_for(work.pixels, 1, work.samples), kThreads,
-           align_kernel<D, V, T>, work, first.const_data_ptr<V>(), target,
-           static_cast<T>(tolerance), static_cast<int>(steps),
-           output.mutable_data_ptr<V>(), report.mutable_data_ptr<double>());
+    launch(output, work.blocks(), kThreads, align_kernel<D, V, T, int64_t>,
+           work, first.const_data_ptr<V>(), target, static_cast<T>(tolerance),
+           static_cast<int>(steps), output.mutable_data_ptr<V>(),
+           reinterpret_cast<unsigned long long*>(
+               report.mutable_data_ptr<double>()));
   });
   return {output, report};
 }

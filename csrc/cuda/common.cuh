@@ -9,13 +9,20 @@
 #include <torch/csrc/stable/macros.h>
 
 #include <algorithm>
+#include <cstring>
 
+#include "../shared/divider.h"
 #include "../shared/spline.h"
 #include "../shared/tensors.h"
 
 namespace tcwarp::cuda {
 
-constexpr int kThreads = 256;
+#if !defined(TCWARP_THREADS)
+#define TCWARP_THREADS 256
+#endif
+constexpr int kThreads = TCWARP_THREADS;  // of a block
+constexpr int kWarp = 32;
+constexpr unsigned kWholeWarp = 0xFFFFFFFF;
 // Threads that fill a large device: 132 multiprocessors of 2048.
 #if !defined(TCWARP_ENOUGH)
 #define TCWARP_ENOUGH (132 * 2048)
@@ -27,7 +34,7 @@ template <typename Kernel, typename... Arguments>
 void launch(const Tensor& on, dim3 blocks, int threads, Kernel kernel,
             const Arguments&... arguments) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
   kernel<<<blocks, threads, 0, static_cast<cudaStream_t>(stream)>>>(
       arguments...);
@@ -42,21 +49,9 @@ inline dim3 blocks_for(int64_t work, int64_t y = 1, int64_t z = 1) {
               static_cast<unsigned>(std::min(z, most)));
 }
 
-__device__ inline int64_t thread_index() {
-  return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-}
-
-// Quotient and remainder; in 32 bits, several times faster, where they fit.
-__device__ inline int64_t divide(int64_t value, int64_t by, int64_t& rest) {
-  if (((value | by) >> 32) == 0) {
-    const auto a = static_cast<uint32_t>(value), b = static_cast<uint32_t>(by);
-    const uint32_t quotient = a / b;
-    rest = a - quotient * b;
-    return quotient;
-  }
-  const int64_t quotient = value / by;
-  rest = value - quotient * by;
-  return quotient;
+template <typename I = int64_t>
+__device__ I thread_index() {
+  return static_cast<I>(blockIdx.x) * kThreads + threadIdx.x;
 }
 
 // A displacement as the warp kernels read it: contiguous, float32 or float64.
@@ -73,70 +68,150 @@ struct alignas(sizeof(V) * P < 16 ? sizeof(V) * P : 16) Pack {
   V value[P];
 };
 
+template <int P, typename V>
+__device__ Pack<V, P> load(const V* from) {
+  return *reinterpret_cast<const Pack<V, P>*>(from);
+}
+
+// One store, written out: made of parts the compiler takes it apart otherwise.
+template <int P, typename V>
+__device__ void store(V* to, const Pack<V, P>& values) {
+#if defined(__CUDACC__)
+  constexpr int bytes = sizeof(values);
+  if constexpr (bytes == 4) {
+    unsigned part;
+    std::memcpy(&part, &values, bytes);
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(part));
+    return;
+  } else if constexpr (bytes == 8) {
+    unsigned part[2];
+    std::memcpy(part, &values, bytes);
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(part[0]),
+                 "r"(part[1]));
+    return;
+  } else if constexpr (bytes % 16 == 0) {
+    unsigned part[bytes / 4];
+    std::memcpy(part, &values, bytes);
+#pragma unroll
+    for (int i = 0; i < bytes / 4; i += 4) {
+      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(
+                       reinterpret_cast<unsigned*>(to) + i),
+                   "r"(part[i]), "r"(part[i + 1]), "r"(part[i + 2]),
+                   "r"(part[i + 3]));
+    }
+    return;
+  }
+#endif
+  *reinterpret_cast<Pack<V, P>*>(to) = values;
+}
+
 // What every warp kernel walks. Blocks run over samples (z) and, for planes,
 // channel groups (y). Threads (x) run over pixels: each computes where they
 // read from once for all channels of its group. In channels-last tensors they
 // run over pixels and groups, groups fastest: neighbours in a warp are
-// neighbours in memory in both.
-template <int D, typename T>
+// neighbours in memory in both. I is what offsets within a sample are computed
+// in: 32 bits, where they fit, are half the instructions and registers.
+template <int D, typename T, typename I>
 struct WarpWork {
+  using Index = I;
+  static constexpr int kDimensions = D;
+
   const T* displacement;  // (N, D, *size)
   int32_t size[D];
-  int64_t samples, channels;
-  int64_t pixels;  // product of size
-  int64_t groups;  // parts of the channels; each is one thread's
-  int64_t pixel_stride, channel_stride;
+  Divider<I> by_size[D], by_groups;
+  int64_t first, samples;  // the samples from `first` on, `samples` the end
+  int64_t sample_stride;
+  I pixels;    // product of size
+  I channels;  // packs of `pack` neighbouring channels
+  I groups;    // a thread takes every groups-th of them
+  I pixel_stride, channel_stride;
   Padding padding;
 
   WarpWork(const Field<D, T>& field, const Layout& layout, int64_t padding_mode,
-           int64_t groups_)
+           int64_t groups_, int64_t pack = 1)
       : displacement(field.data),
+        by_groups(static_cast<I>(groups_)),
+        first(0),
         samples(layout.samples),
-        channels(layout.channels),
-        pixels(field.pixels),
-        groups(groups_),
-        pixel_stride(layout.pixel_stride),
-        channel_stride(layout.channel_stride),
+        sample_stride(layout.channels * layout.pixels),
+        pixels(static_cast<I>(field.pixels)),
+        channels(static_cast<I>(layout.channels / pack)),
+        groups(static_cast<I>(groups_)),
+        pixel_stride(static_cast<I>(layout.pixel_stride)),
+        channel_stride(static_cast<I>(layout.channel_stride * pack)),
         padding(static_cast<Padding>(padding_mode)) {
-    for (int k = 0; k < D; ++k) size[k] = field.size[k];
+    for (int k = 0; k < D; ++k) {
+      size[k] = field.size[k];
+      by_size[k] = Divider<I>(field.size[k]);
+    }
   }
 
   __host__ __device__ bool channels_last() const { return pixel_stride != 1; }
 
   // P: pixels of one thread.
   dim3 blocks(int64_t P = 1) const {
-    return channels_last() ? blocks_for(pixels * groups, 1, samples)
-                           : blocks_for(pixels / P, groups, samples);
+    return channels_last()
+               ? blocks_for(int64_t{pixels} * groups, 1, samples - first)
+               : blocks_for((pixels + P - 1) / P, groups, samples - first);
   }
 };
 
-// Calls body(sample, first channel, last channel, pixel) for all that is the
-// calling thread's.
-template <int P, int D, typename T, typename Body>
-__device__ void for_each_item(const WarpWork<D, T>& work, const Body& body) {
-  int64_t pixel = thread_index() * P, group = blockIdx.y, groups = work.groups;
-  int64_t step = gridDim.y;
+// Calls body(sample, group, pixel) for all that is the calling thread's. Of the
+// P pixels of a thread `pixel` is the first and the next is `step` away: 1
+// where they are loaded or stored at once, kThreads where the threads of a warp
+// are to stay neighbours. The loops are the same in all threads of a block, so
+// that they may wait for each other: what is beyond the last pixel is the
+// body's to leave out.
+template <int P, int step, typename Work, typename Body>
+__device__ void for_each_item(const Work& work, const Body& body) {
+  using I = typename Work::Index;
+  static_assert(P == 1 || step == 1 || step == kThreads);
+  I pixel = P == 1 || step == 1
+                ? thread_index<I>() * P
+                : static_cast<I>(blockIdx.x) * kThreads * P + threadIdx.x;
+  I group = blockIdx.y, groups_at_once = gridDim.y;
   if (work.channels_last()) {
-    pixel = divide(thread_index(), work.groups, group);
-    step = groups;  // one group only
+    pixel = work.by_groups.divide(thread_index<I>(), group);
+    groups_at_once = work.groups;  // one group only
   }
-  if (pixel >= work.pixels) return;
-  for (int64_t n = blockIdx.z; n < work.samples; n += gridDim.z) {
-    for (int64_t g = group; g < groups; g += step) {
-      body(n, work.channels * g / groups, work.channels * (g + 1) / groups,
-           pixel);
-    }
+  for (int64_t n = work.first + blockIdx.z; n < work.samples; n += gridDim.z) {
+    for (I g = group; g < work.groups; g += groups_at_once) body(n, g, pixel);
   }
 }
 
-template <int D, typename T>
-__device__ void position_of(const WarpWork<D, T>& work, int64_t pixel,
+// Calls body(count, plane) for the channels of one group, B at a time as long
+// as there are so many: their loads are in flight together. The first stands at
+// offset `plane`, the others follow by channel_step.
+template <int B, typename Work, typename Body>
+__device__ void for_each_batch(const Work& work, typename Work::Index group,
+                               const Body& body) {
+  using I = typename Work::Index;
+  I c = group;
+  if constexpr (B > 1) {
+    for (; c + (B - 1) * work.groups < work.channels; c += B * work.groups) {
+      body(std::integral_constant<int, B>{}, c * work.channel_stride);
+    }
+  }
+  for (; c < work.channels; c += work.groups) {
+    body(std::integral_constant<int, 1>{}, c * work.channel_stride);
+  }
+}
+
+template <typename Work>
+__device__ auto channel_step(const Work& work) {
+  return work.groups * work.channel_stride;
+}
+
+template <int D, typename T, typename I>
+__device__ void position_of(const WarpWork<D, T, I>& work, I pixel,
                             int32_t (&position)[D]) {
-  for (int k = D - 1; k >= 0; --k) {
-    int64_t at;
-    pixel = divide(pixel, work.size[k], at);
+#pragma unroll
+  for (int k = D - 1; k > 0; --k) {
+    I at;
+    pixel = work.by_size[k].divide(pixel, at);
     position[k] = static_cast<int32_t>(at);
   }
+  position[0] = static_cast<int32_t>(pixel);
 }
 
 // Displacement and position of one pixel.
@@ -145,105 +220,147 @@ struct PixelWork {
   T displacement[D];
   int32_t position[D];
 
-  __device__ PixelWork(const WarpWork<D, T>& work, int64_t n, int64_t pixel) {
+  PixelWork() = default;
+
+  template <typename I>
+  __device__ PixelWork(const WarpWork<D, T, I>& work, int64_t n, I pixel) {
     position_of(work, pixel, position);
-    for (int k = 0; k < D; ++k) {
-      displacement[k] = work.displacement[(n * D + k) * work.pixels + pixel];
-    }
+    const T* const field = work.displacement + n * D * work.pixels + pixel;
+#pragma unroll
+    for (int k = 0; k < D; ++k) displacement[k] = field[k * work.pixels];
   }
 };
 
-// The same branch in every thread costs nothing beside the loads; a kernel for
-// each padding would cost the compiler three times as long.
-template <int D, typename T>
-__device__ int64_t source_of(const WarpWork<D, T>& work,
-                             const T (&displacement)[D],
-                             const int32_t (&position)[D]) {
+// Calls body with the constant of the work's padding. The same branch in every
+// thread costs little beside the loads; a kernel for each padding would cost
+// the compiler three times as long.
+template <typename Work, typename Body>
+__device__ auto with_padding(const Work& work, const Body& body) {
   switch (work.padding) {
     case Padding::kBorder:
-      return nearest_source<D, Padding::kBorder, int64_t>(displacement,
-                                                          position, work.size);
+      return body(std::integral_constant<Padding, Padding::kBorder>{});
     case Padding::kReflection:
-      return nearest_source<D, Padding::kReflection, int64_t>(
-          displacement, position, work.size);
+      return body(std::integral_constant<Padding, Padding::kReflection>{});
     default:
-      return nearest_source<D, Padding::kZeros, int64_t>(displacement, position,
-                                                         work.size);
+      return body(std::integral_constant<Padding, Padding::kZeros>{});
   }
 }
 
+// Offset in a plane, in elements, of the pixel that nearest reads, or kOutside.
+template <Padding padding, int D, typename T, typename I>
+__device__ I source_of(const WarpWork<D, T, I>& work,
+                       const T (&displacement)[D],
+                       const int32_t (&position)[D]) {
+  const I index =
+      nearest_source<D, padding, I>(displacement, position, work.size);
+  return index < 0 ? index : index * work.pixel_stride;
+}
+
+template <int D, typename T, typename I>
+__device__ I source_of(const WarpWork<D, T, I>& work,
+                       const PixelWork<D, T>& at) {
+  return with_padding(work, [&](auto padding) {
+    return source_of<decltype(padding)::value>(work, at.displacement,
+                                               at.position);
+  });
+}
+
+// Calls body(a) for the taps of the first axis, unrolled save where all 64
+// corners of a cubic volume would have to fit the registers.
+template <int K, int D, typename Body>
+__device__ void for_each_first_tap(const Body& body) {
+  if constexpr (D == 3 && K == 4) {
+#pragma unroll 1
+    for (int a = 0; a < K; ++a) body(a);
+  } else {
+#pragma unroll
+    for (int a = 0; a < K; ++a) body(a);
+  }
+}
+
+// values[i] by selection: an array in registers has no index that varies.
+template <int K, typename V>
+__device__ V pick(const V (&values)[K], int i) {
+  V value = values[0];
+#pragma unroll
+  for (int k = 1; k < K; ++k) value = i == k ? values[k] : value;
+  return value;
+}
+
 // The taps of one pixel, axis by axis, as offsets into a plane, in elements.
-template <Mode mode, int D, typename T>
+template <Mode mode, int D_, typename T, typename I>
 struct Taps {
-  static constexpr int K = tap_count(mode);
-  int64_t offset[D][K];
+  static constexpr int D = D_, K = tap_count(mode);
+  I offset[D][K];
   T weight[D][K];
 
-  __device__ Taps(const WarpWork<D, T>& work, const PixelWork<D, T>& at,
-                  int slope_axis) {
-    int64_t step = work.pixel_stride;
+  Taps() = default;
+
+  // With `derivative`, weights are those of the derivative by the displacement
+  // along each axis.
+  template <typename Work>
+  __device__ Taps(const Work& work, const PixelWork<D, T>& at,
+                  bool derivative = false) {
+    with_padding(work, [&](auto padding) {
+      I step = work.pixel_stride;
 #pragma unroll
-    for (int k = D - 1; k >= 0; --k) {
-      const AxisTaps<K, T> taps = along(work, at, k, k == slope_axis);
+      for (int k = D - 1; k >= 0; --k) {
+        const AxisTaps<K, T> taps = axis_taps<mode, decltype(padding)::value>(
+            at.displacement[k], at.position[k], work.size[k], derivative);
 #pragma unroll
-      for (int t = 0; t < K; ++t) {
-        offset[k][t] = taps.index[t] * step;
-        weight[k][t] = taps.weight[t];
+        for (int t = 0; t < K; ++t) {
+          offset[k][t] = taps.index[t] * step;
+          weight[k][t] = taps.weight[t];
+        }
+        step *= work.size[k];
       }
-      step *= work.size[k];
-    }
+    });
   }
 
-  __device__ static AxisTaps<K, T> along(const WarpWork<D, T>& work,
-                                         const PixelWork<D, T>& at, int k,
-                                         bool derivative) {
-    const T u = at.displacement[k];
-    const int32_t x = at.position[k], n = work.size[k];
-    switch (work.padding) {
-      case Padding::kBorder:
-        return axis_taps<mode, Padding::kBorder>(u, x, n, derivative);
-      case Padding::kReflection:
-        return axis_taps<mode, Padding::kReflection>(u, x, n, derivative);
-      default:
-        return axis_taps<mode, Padding::kZeros>(u, x, n, derivative);
-    }
+  // Calls body(offset, weight) for all taps of all axes but the last: the rows
+  // that a pixel reads from.
+  template <typename Body>
+  __device__ void for_each_row(const Body& body) const {
+    for_each_first_tap<K, D>([&](int a) {
+      const I first = pick(offset[0], a);
+      const T product = pick(weight[0], a);
+      if constexpr (D == 2) {
+        body(first, product);
+      } else {
+#pragma unroll
+        for (int b = 0; b < K; ++b) {
+          body(first + offset[1][b], product * weight[1][b]);
+        }
+      }
+    });
   }
 
   // Calls body(offset, weight) for every corner with a weight.
   template <typename Body>
   __device__ void for_each_corner(const Body& body) const {
-    // All 64 corners of a cubic volume in registers would not fit.
-#pragma unroll(D == 3 && K == 4 ? 1 : K)
-    for (int a = 0; a < K; ++a) {
+    for_each_row([&](I row, T product) {
 #pragma unroll
-      for (int b = 0; b < K; ++b) {
-        const T product = weight[0][a] * weight[1][b];
-        const int64_t at = offset[0][a] + offset[1][b];
-        if constexpr (D == 2) {
-          if (product != 0) body(at, product);
-        } else {
-#pragma unroll
-          for (int c = 0; c < K; ++c) {
-            const T whole = product * weight[2][c];
-            if (whole != 0) body(at + offset[2][c], whole);
-          }
-        }
+      for (int t = 0; t < K; ++t) {
+        const T whole = product * weight[D - 1][t];
+        if (whole != 0) body(row + offset[D - 1][t], whole);
       }
-    }
+    });
   }
 };
 
-// Channel groups that give the device enough threads: one group (the index is
-// computed once for all channels) where there are pixels enough. `pack`
-// neighbouring channels of a channels-last tensor are one thread's.
-inline int64_t channel_groups(const Layout& layout, int64_t pack = 1) {
-  if (layout.pixel_stride != 1) return layout.channels / pack;
-  const int64_t pixels = layout.samples * layout.pixels;
-  return std::clamp<int64_t>(kEnough / std::max<int64_t>(1, pixels), 1,
-                             layout.channels);
+// Groups of channels (packs of `pack`) that give the device enough threads of P
+// pixels: one, so that the index is computed once for all channels, where there
+// are pixels enough. Channels last, a thread takes at most four packs.
+inline int64_t channel_groups(const Layout& layout, int64_t pack = 1,
+                              int64_t P = 1) {
+  const int64_t packs = layout.channels / pack;
+  const int64_t fewest = layout.pixel_stride == 1 ? 1 : (packs + 3) / 4;
+  const int64_t threads = layout.samples * layout.pixels / P;
+  return std::clamp<int64_t>(kEnough / std::max<int64_t>(1, threads), fewest,
+                             packs);
 }
 
-// Neighbouring channels of a channels-last tensor that one thread takes.
+// Neighbouring channels of a channels-last tensor that are read at once.
 inline int64_t channel_pack(const Layout& layout, const void* a, const void* b,
                             int64_t element_size) {
   for (int64_t pack : {4, 2}) {
@@ -254,6 +371,38 @@ inline int64_t channel_pack(const Layout& layout, const void* a, const void* b,
     }
   }
   return 1;
+}
+
+// Whether threads of P pixels of planes are enough for the device.
+inline bool fills_device(const Layout& layout, int64_t P) {
+  return layout.pixel_stride == 1 &&
+         layout.samples * layout.pixels >= P * kEnough;
+}
+
+// Adds the largest of a block's values, none negative, to *target. Every thread
+// of the block calls it. One atomic a block: all threads of a launch at one
+// address would wait for each other.
+__device__ inline void raise(unsigned long long* target, double value) {
+  constexpr int warps = kThreads / kWarp;
+  __shared__ unsigned long long largest[warps];
+  // Bits of doubles that are not negative have the order of their values.
+  auto bits = static_cast<unsigned long long>(__double_as_longlong(value));
+  const auto reduce = [&] {
+#pragma unroll
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+      const auto other = __shfl_xor_sync(kWholeWarp, bits, lanes);
+      bits = other > bits ? other : bits;
+    }
+  };
+  reduce();
+  __syncthreads();  // an earlier call may still be read
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  if (lane == 0) largest[threadIdx.x / kWarp] = bits;
+  __syncthreads();
+  if (threadIdx.x >= kWarp) return;
+  bits = lane < warps ? largest[lane] : 0;
+  reduce();
+  if (lane == 0 && bits > 0) atomicMax(target, bits);
 }
 
 }  // namespace tcwarp::cuda

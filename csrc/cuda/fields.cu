@@ -1,4 +1,5 @@
-// Coefficients of random fields: standard normals of the cosine modes.
+// Random fields: standard normals of the cosine modes, and the sum of the
+// modes.
 #include "../shared/philox.h"
 
 #include "common.cuh"
@@ -32,6 +33,88 @@ __global__ void coefficients_kernel(CoefficientWork work,
           : field_normal(*work.seed, sample, kz, ky, kx, component);
 }
 
+constexpr int kFieldRows = 64;     // that a block writes of a plane
+constexpr int kMostModes = 24;     // along the last axis but one
+constexpr int kFieldColumns = 64;  // along the last axis, at most
+
+template <typename T>
+struct SumWork {
+  const T* coefficients;  // (planes, ky, kx)
+  const T* rows;          // (height, ky)
+  const T* columns;       // (width, kx)
+  int64_t planes, height, width;
+  int ky, kx;
+  int lanes;  // threads along a row, 4 pixels each; the others take other rows
+};
+
+// rows @ coefficients @ columns^T of each plane. A thread sums over kx once for
+// its 4 columns, then over ky for row after row: what the result costs is K
+// multiplications a pixel, and writing it. K: at least ky.
+template <int K, typename T, typename V>
+__global__ void sum_modes_kernel(SumWork<T> work,
+                                 V* __restrict__ output) {  // (planes, h, w)
+  constexpr int P = 4;
+  alignas(16) __shared__ T modes[K][kFieldColumns];
+  alignas(16) __shared__ T rows[kFieldRows][K];
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % work.lanes, team = thread / work.lanes;
+  const int teams = kThreads / work.lanes;
+  const int64_t column =
+      (static_cast<int64_t>(blockIdx.x) * work.lanes + lane) * P;
+  const int64_t begin = static_cast<int64_t>(blockIdx.y) * kFieldRows;
+  const int64_t left = work.height - begin;
+  const int count = static_cast<int>(left < kFieldRows ? left : kFieldRows);
+  for (int i = thread; i < count * K; i += kThreads) {
+    const int y = i / K, k = i % K;
+    rows[y][k] = k < work.ky ? work.rows[(begin + y) * work.ky + k] : T(0);
+  }
+  for (int64_t n = blockIdx.z; n < work.planes; n += gridDim.z) {
+    __syncthreads();  // the modes of the plane before are still read
+    for (int i = thread; i < K * work.kx; i += kThreads) {
+      const int k = i / work.kx, l = i % work.kx;
+      modes[k][l] = k < work.ky
+                        ? work.coefficients[(n * work.ky + k) * work.kx + l]
+                        : T(0);
+    }
+    __syncthreads();
+    if (column >= work.width) continue;
+    T sums[K][P] = {};
+    for (int l = 0; l < work.kx; ++l) {
+      T basis[P];
+#pragma unroll
+      for (int p = 0; p < P; ++p) {
+        const int64_t x = column + p < work.width ? column + p : column;
+        basis[p] = work.columns[x * work.kx + l];
+      }
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+#pragma unroll
+        for (int p = 0; p < P; ++p) sums[k][p] += modes[k][l] * basis[p];
+      }
+    }
+    for (int y = team; y < count; y += teams) {
+      T pixels[P] = {};
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+#pragma unroll
+        for (int p = 0; p < P; ++p) pixels[p] += rows[y][k] * sums[k][p];
+      }
+      Pack<V, P> written;
+#pragma unroll
+      for (int p = 0; p < P; ++p) written.value[p] = static_cast<V>(pixels[p]);
+      V* const to =
+          output + (n * work.height + begin + y) * work.width + column;
+      if (work.width % P == 0) {
+        store(to, written);
+      } else {
+        for (int p = 0; p < P && column + p < work.width; ++p) {
+          to[p] = written.value[p];
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 Tensor field_coefficients(const Tensor& seed, int64_t first, int64_t planes,
@@ -56,8 +139,63 @@ Tensor field_coefficients(const Tensor& seed, int64_t first, int64_t planes,
   return output;
 }
 
+// rows @ coefficients @ columns^T, written once, as `dtype`.
+Tensor sum_modes(const Tensor& coefficients_, const Tensor& rows_,
+                 const Tensor& columns_, ScalarType dtype) {
+  const Tensor coefficients = torch::stable::contiguous(coefficients_);
+  const Tensor rows = torch::stable::contiguous(rows_);
+  const Tensor columns = torch::stable::contiguous(columns_);
+  const torch::stable::accelerator::DeviceGuard guard(rows.get_device_index());
+  const int64_t planes = coefficients.size(0), height = rows.size(0);
+  const int64_t width = columns.size(0);
+  const int ky = static_cast<int>(rows.size(1));
+  const int kx = static_cast<int>(columns.size(1));
+  STD_TORCH_CHECK(ky <= kMostModes && kx <= kFieldColumns,
+                  "sum_modes: at most ", kMostModes, " and ", kFieldColumns,
+                  " modes, got ", ky, " and ", kx);
+  Tensor output = torch::stable::empty({planes, height, width}, dtype,
+                                       std::nullopt, rows.device());
+  if (output.numel() == 0) return output;
+  int lanes = 1;  // a power of two: teams of threads fill the block
+  while (lanes < kThreads && 4 * lanes < width) lanes *= 2;
+  const auto run = [&](auto modes, auto value, auto stored) {
+    constexpr int K = decltype(modes)::value;
+    using T = decltype(value);
+    using V = decltype(stored);
+    const SumWork<T> work{coefficients.const_data_ptr<T>(),
+                          rows.const_data_ptr<T>(),
+                          columns.const_data_ptr<T>(),
+                          planes,
+                          height,
+                          width,
+                          ky,
+                          kx,
+                          lanes};
+    const dim3 blocks(
+        static_cast<unsigned>((width + 4 * lanes - 1) / (4 * lanes)),
+        static_cast<unsigned>((height + kFieldRows - 1) / kFieldRows),
+        static_cast<unsigned>(std::min<int64_t>(planes, 65535)));
+    launch(output, blocks, kThreads, sum_modes_kernel<K, T, V>, work,
+           output.mutable_data_ptr<V>());
+  };
+  THO_DISPATCH_V2(dtype, "sum_modes", AT_WRAP(([&] {
+                    using T = SumOf<scalar_t>;
+                    if (ky <= 8) {
+                      run(std::integral_constant<int, 8>{}, T{}, scalar_t{});
+                    } else if (ky <= 16) {
+                      run(std::integral_constant<int, 16>{}, T{}, scalar_t{});
+                    } else {
+                      run(std::integral_constant<int, kMostModes>{}, T{},
+                          scalar_t{});
+                    }
+                  })),
+                  AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);
+  return output;
+}
+
 }  // namespace tcwarp::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(tcwarp, CUDA, m) {
   m.impl("field_coefficients", TORCH_BOX(&tcwarp::cuda::field_coefficients));
+  m.impl("sum_modes", TORCH_BOX(&tcwarp::cuda::sum_modes));
 }

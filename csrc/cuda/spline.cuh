@@ -12,13 +12,13 @@ constexpr int kRows = 32;  // rows that a block solves side by side
 // threads have neighbouring lines.
 template <typename V, typename S>
 __global__ void filter_columns_kernel(
-    SplineFilter<S> filter, int64_t lines, int64_t step, bool transposed,
+    const __grid_constant__ SplineFilter<S> filter, int64_t lines, int64_t step,
+    bool transposed,
     const V* input,  // (lines / step, n, step)
     S* output) {     // likewise
   const int64_t line = thread_index();
   if (line >= lines) return;
-  int64_t column;
-  const int64_t slab = divide(line, step, column);
+  const int64_t slab = line / step, column = line - slab * step;
   const int64_t first = slab * step * filter.n + column, n = filter.n;
   S value = 0;
 #pragma unroll 4
@@ -40,10 +40,11 @@ __global__ void filter_columns_kernel(
 // A block of kRows threads solves as many rows of contiguous pixels, by way of
 // shared tiles, so that memory is read and written along the rows.
 template <typename V, typename S>
-__global__ void filter_rows_kernel(SplineFilter<S> filter, int64_t lines,
-                                   bool transposed,
-                                   const V* input,  // (lines, n)
-                                   S* output) {     // likewise
+__global__ void filter_rows_kernel(
+    const __grid_constant__ SplineFilter<S> filter, int64_t lines,
+    bool transposed,
+    const V* input,  // (lines, n)
+    S* output) {     // likewise
   __shared__ S tile[kRows][kRows + 1];
   const int64_t n = filter.n, chunks = (n + kRows - 1) / kRows;
   const int64_t block = static_cast<int64_t>(blockIdx.x) * kRows;

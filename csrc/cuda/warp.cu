@@ -4,106 +4,132 @@
 namespace tcwarp::cuda {
 namespace {
 
-// Where P consecutive pixels read from, as offsets into a plane, or kOutside.
-template <int P, int D, typename T>
-__device__ void sources_of(const WarpWork<D, T>& work, int64_t n, int64_t pixel,
-                           int64_t (&source)[P]) {
-  PixelWork<D, T> at(work, n, pixel);
+// Where P neighbouring pixels read from, as offsets into a plane, or kOutside.
+template <int P, int D, typename T, typename I>
+__device__ void sources_of(const WarpWork<D, T, I>& work, int64_t n, I pixel,
+                           I (&source)[P]) {
+  const T* const field = work.displacement + n * D * work.pixels + pixel;
   Pack<T, P> displacement[D];
 #pragma unroll
   for (int k = 0; k < D; ++k) {
-    displacement[k] = *reinterpret_cast<const Pack<T, P>*>(
-        work.displacement + (n * D + k) * work.pixels + pixel);
+    displacement[k] = load<P>(field + k * work.pixels);
   }
+  int32_t position[D];
+  position_of(work, pixel, position);
+  with_padding(work, [&](auto padding) {
 #pragma unroll
-  for (int p = 0; p < P; ++p) {
-    T u[D];
+    for (int p = 0; p < P; ++p) {
+      T u[D];
 #pragma unroll
-    for (int k = 0; k < D; ++k) u[k] = displacement[k].value[p];
-    const int64_t index = source_of(work, u, at.position);
-    source[p] = index < 0 ? index : index * work.pixel_stride;
-    // The next pixel, in the next row where this one ends.
+      for (int k = 0; k < D; ++k) u[k] = displacement[k].value[p];
+      source[p] = source_of<decltype(padding)::value>(work, u, position);
+      // The next pixel, in the next row where this one ends.
 #pragma unroll
-    for (int k = D - 1; k >= 0; --k) {
-      if (++at.position[k] < work.size[k]) break;
-      at.position[k] = 0;
+      for (int k = D - 1; k >= 0; --k) {
+        if (++position[k] < work.size[k]) break;
+        position[k] = 0;
+      }
     }
-  }
+  });
 }
 
-template <int D, int P, typename V, typename T>
-__global__ void warp_nearest_kernel(WarpWork<D, T> work,
+template <int P, int D, typename V, typename T, typename I>
+__global__ void warp_nearest_kernel(WarpWork<D, T, I> work,
                                     const V* __restrict__ input,  // (N, C, *)
                                     V* __restrict__ output) {     // (N, C, *)
-  for_each_item<P>(
-      work, [&](int64_t n, int64_t first, int64_t last, int64_t pixel) {
-        int64_t index[P];
-        sources_of(work, n, pixel, index);
-        const int64_t sample = n * work.channels * work.pixels;
-        const V* const source = input + sample;
-        V* const target = output + sample + pixel * work.pixel_stride;
-#pragma unroll 4
-        for (int64_t c = first; c < last; ++c) {
-          const int64_t plane = c * work.channel_stride;
-          Pack<V, P> values;
+  for_each_item<P, 1>(work, [&](int64_t n, I group, I pixel) {
+    if (pixel >= work.pixels) return;
+    I index[P];
+    sources_of(work, n, pixel, index);
+    const V* const source = input + n * work.sample_stride;
+    V* const target =
+        output + n * work.sample_stride + pixel * work.pixel_stride;
+    for_each_batch<3>(work, group, [&](auto batch, I plane) {
+      constexpr int B = decltype(batch)::value;
+      Pack<V, P> values[B];
 #pragma unroll
-          for (int p = 0; p < P; ++p) {
-            values.value[p] = index[p] < 0 ? V{} : source[plane + index[p]];
-          }
-          *reinterpret_cast<Pack<V, P>*>(target + plane) = values;
+      for (int b = 0; b < B; ++b) {
+        const V* const from = source + plane + b * channel_step(work);
+#pragma unroll
+        for (int p = 0; p < P; ++p) {
+          values[b].value[p] = index[p] < 0 ? V{} : from[index[p]];
         }
-      });
+      }
+#pragma unroll
+      for (int b = 0; b < B; ++b) {
+        store(target + plane + b * channel_step(work), values[b]);
+      }
+    });
+  });
 }
 
-// W neighbouring channels at a time. `values` are what is interpolated: pixels,
-// or coefficients of a spline.
-template <Mode mode, int D, int W, typename V, typename S, typename T>
+// P neighbouring pixels, or W neighbouring channels, at a time. `values` are
+// what is interpolated: pixels, or coefficients of a spline.
+template <Mode mode, int D, int P, int W, typename V, typename S, typename T,
+          typename I>
 __global__ void warp_interpolated_kernel(
-    WarpWork<D, T> work,
+    WarpWork<D, T, I> work,
     const V* __restrict__ input,   // (N, C, *size)
     const S* __restrict__ values,  // (N, C, *size)
     V* __restrict__ output) {      // (N, C, *size)
+  static_assert(P == 1 || W == 1);
   using Sum = std::conditional_t<std::is_same_v<V, double>, double, T>;
-  for_each_item<1>(work, [&](int64_t n, int64_t first, int64_t last,
-                             int64_t pixel) {
-    const PixelWork<D, T> at(work, n, pixel);
-    const int64_t sample = n * work.channels * work.pixels;
+  for_each_item<P, 1>(work, [&](int64_t n, I group, I pixel) {
+    if (pixel >= work.pixels) return;
+    const int64_t sample = n * work.sample_stride;
     V* const target = output + sample + pixel * work.pixel_stride;
-    if (mode == Mode::kCubic && is_whole(at.displacement)) {
-      const int64_t index = source_of(work, at.displacement, at.position);
-      for (int64_t c = first; c < last; ++c) {
-        const int64_t plane = c * work.channel_stride;
-        target[plane] = index < 0
-                            ? V(0)
-                            : input[sample + plane + index * work.pixel_stride];
+    if constexpr (mode == Mode::kCubic) {
+      const PixelWork<D, T> at(work, n, pixel);
+      if (is_whole(at.displacement)) {
+        const I index = source_of(work, at);
+        for_each_batch<1>(work, group, [&](auto, I plane) {
+          target[plane] = index < 0 ? V(0) : input[sample + plane + index];
+        });
+        return;
       }
-      return;
     }
-    const Taps<mode, D, T> taps(work, at, -1);
-    // -0 is neutral for every sum: a displacement of 0 returns -0 as -0.
-    T used = 0;
-    taps.for_each_corner([&](int64_t, T weight) { used += weight; });
-    const Sum initial = used > 0 ? Sum(-0.0) : Sum(0);
+    Taps<mode, D, T, I> taps[P];
+    Sum initial[P];
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      taps[p] = Taps<mode, D, T, I>(work, PixelWork<D, T>(work, n, pixel + p));
+      // -0 is neutral for every sum: a displacement of 0 returns -0 as -0.
+      T used = 0;
+      taps[p].for_each_corner([&](I, T weight) { used += weight; });
+      initial[p] = used > 0 ? Sum(-0.0) : Sum(0);
+    }
     const S* const source = values + sample;
-#pragma unroll 2
-    for (int64_t c = first; c < last; c += W) {
-      const int64_t plane = c * work.channel_stride;
-      Sum sums[W];
+    for_each_batch<mode == Mode::kLinear ? 2 : 1>(
+        work, group, [&](auto batch, I plane) {
+          constexpr int B = decltype(batch)::value;
+          Pack<V, P * W> written[B];
 #pragma unroll
-      for (int w = 0; w < W; ++w) sums[w] = initial;
-      taps.for_each_corner([&](int64_t offset, T weight) {
-        const auto read =
-            *reinterpret_cast<const Pack<S, W>*>(source + plane + offset);
+          for (int b = 0; b < B; ++b) {
+            const S* const from = source + plane + b * channel_step(work);
 #pragma unroll
-        for (int w = 0; w < W; ++w) {
-          sums[w] += static_cast<Sum>(weight) * static_cast<Sum>(read.value[w]);
-        }
-      });
-      Pack<V, W> written;
+            for (int p = 0; p < P; ++p) {
+              Sum sums[W];
 #pragma unroll
-      for (int w = 0; w < W; ++w) written.value[w] = static_cast<V>(sums[w]);
-      *reinterpret_cast<Pack<V, W>*>(target + plane) = written;
-    }
+              for (int w = 0; w < W; ++w) sums[w] = initial[p];
+              taps[p].for_each_corner([&](I offset, T weight) {
+                const auto read = load<W>(from + offset);
+#pragma unroll
+                for (int w = 0; w < W; ++w) {
+                  sums[w] += static_cast<Sum>(weight) *
+                             static_cast<Sum>(read.value[w]);
+                }
+              });
+#pragma unroll
+              for (int w = 0; w < W; ++w) {
+                written[b].value[p * W + w] = static_cast<V>(sums[w]);
+              }
+            }
+          }
+#pragma unroll
+          for (int b = 0; b < B; ++b) {
+            store(target + plane + b * channel_step(work), written[b]);
+          }
+        });
   });
 }
 
@@ -118,23 +144,26 @@ void run_nearest(const Tensor& input, const Tensor& displacement,
     using V = decltype(bits);
     const auto* const source = static_cast<const V*>(from);
     auto* const target = static_cast<V*>(to);
-    dispatch_field(displacement, [&](const auto& field) {
+    dispatch_indexed(displacement, layout, [&](const auto& field, auto index) {
       constexpr int D = std::decay_t<decltype(field)>::kDimensions;
       using T = typename std::decay_t<decltype(field)>::Scalar;
-      const WarpWork<D, T> work(field, layout, padding_mode,
-                                channel_groups(layout));
-      constexpr int P = 4;
-      const bool vectors = !work.channels_last() && work.pixels % P == 0 &&
-                           work.samples * work.pixels >= P * kEnough &&
-                           is_aligned(field.data, P * sizeof(T)) &&
-                           is_aligned(target, P * sizeof(V));
-      if (vectors) {
+      using I = decltype(index);
+      const auto run = [&](auto pixels) {
+        constexpr int P = decltype(pixels)::value;
+        const WarpWork<D, T, I> work(field, layout, padding_mode,
+                                     channel_groups(layout, 1, P));
         launch(output, work.blocks(P), kThreads,
-               warp_nearest_kernel<D, P, V, T>, work, source, target);
-      } else {
-        launch(output, work.blocks(), kThreads, warp_nearest_kernel<D, 1, V, T>,
-               work, source, target);
+               warp_nearest_kernel<P, D, V, T, I>, work, source, target);
+      };
+      constexpr int P = 4;
+      if constexpr (sizeof(I) == 4) {
+        if (fills_device(layout, P) && layout.pixels % P == 0 &&
+            is_aligned(field.data, P * sizeof(T)) &&
+            is_aligned(target, P * sizeof(V))) {
+          return run(std::integral_constant<int, P>{});
+        }
       }
+      run(std::integral_constant<int, 1>{});
     });
   });
 }
@@ -146,29 +175,38 @@ void run_interpolated(const Tensor& input, const S* values,
   const Layout layout = layout_of(input);
   const V* const source = input.const_data_ptr<V>();
   V* const target = output.mutable_data_ptr<V>();
-  dispatch_field(displacement, [&](const auto& field) {
+  dispatch_indexed(displacement, layout, [&](const auto& field, auto index) {
     constexpr int D = std::decay_t<decltype(field)>::kDimensions;
     using T = typename std::decay_t<decltype(field)>::Scalar;
-    const auto run = [&](auto pack) {
-      constexpr int W = decltype(pack)::value;
-      const WarpWork<D, T> work(field, layout, padding_mode,
-                                channel_groups(layout, W));
-      launch(output, work.blocks(), kThreads,
-             warp_interpolated_kernel<mode, D, W, V, S, T>, work, source,
+    using I = decltype(index);
+    const auto run = [&](auto pixels, auto pack) {
+      constexpr int P = decltype(pixels)::value, W = decltype(pack)::value;
+      const WarpWork<D, T, I> work(field, layout, padding_mode,
+                                   channel_groups(layout, W, P), W);
+      launch(output, work.blocks(P), kThreads,
+             warp_interpolated_kernel<mode, D, P, W, V, S, T, I>, work, source,
              values, target);
     };
-    // Vectors of channels for the usual kinds only: each is a kernel of its
-    // own.
-    if constexpr (mode == Mode::kLinear && D == 2 && std::is_same_v<T, float> &&
-                  !std::is_same_v<V, double>) {
-      switch (channel_pack(layout, source, target, sizeof(V))) {
-        case 4:
-          return run(std::integral_constant<int, 4>{});
-        case 2:
-          return run(std::integral_constant<int, 2>{});
+    constexpr std::integral_constant<int, 1> one;
+    constexpr std::integral_constant<int, 2> two;
+    constexpr std::integral_constant<int, 4> four;
+    // Packs for the usual kinds only: each is a kernel of its own.
+    if constexpr (mode == Mode::kLinear && std::is_same_v<T, float> &&
+                  !std::is_same_v<V, double> && sizeof(I) == 4) {
+      if (fills_device(layout, 2) && layout.pixels % 2 == 0 &&
+          is_aligned(target, 2 * sizeof(V))) {
+        return run(two, one);
+      }
+      if constexpr (D == 2) {
+        switch (channel_pack(layout, source, target, sizeof(V))) {
+          case 4:
+            return run(one, four);
+          case 2:
+            return run(one, two);
+        }
       }
     }
-    run(std::integral_constant<int, 1>{});
+    run(one, one);
   });
 }
 

@@ -8,119 +8,252 @@
 namespace tcwarp::cuda {
 namespace {
 
-// W neighbouring channels at a time. With whole_only, what a cubic warp copies.
-template <int D, int W, bool whole_only, typename V, typename T, typename Sums>
-__global__ void backward_nearest_kernel(
-    WarpWork<D, T> work,
-    const V* __restrict__ gradient,  // (N, C, *size)
-    Sums sums) {                     // (N, C, *size)
+// P pixels, a block apart, and W neighbouring channels at a time. With
+// whole_only (P = 1), what a cubic warp copies.
+template <int D, int P, int W, typename V, typename T, typename I,
+          typename Sums>
+__global__ void __launch_bounds__(kThreads, P > 1 ? 3 : 1)
+    backward_nearest_kernel(WarpWork<D, T, I> work,
+                            const V* __restrict__ gradient,  // (N, C, *size)
+                            Sums sums,                       // (N, C, *size)
+                            Zeros<SumOf<V>> zeros, bool whole_only) {
   using S = SumOf<V>;
-  for_each_item<1>(work, [&](int64_t n, int64_t first, int64_t last,
-                             int64_t pixel) {
-    const PixelWork<D, T> at(work, n, pixel);
-    const int64_t index = source_of(work, at.displacement, at.position);
-    if (index < 0 || (whole_only && !is_whole(at.displacement))) return;
-    const int64_t sample = n * work.channels * work.pixels;
-    const V* const source = gradient + sample + pixel * work.pixel_stride;
-    const int64_t target = sample + index * work.pixel_stride;
-#pragma unroll 4
-    for (int64_t c = first; c < last; c += W) {
-      const int64_t plane = c * work.channel_stride;
-      const auto read = *reinterpret_cast<const Pack<V, W>*>(source + plane);
-      S values[W];
+  zeros.write();
+  for_each_item<P, kThreads>(work, [&](int64_t n, I group, I first) {
+    PixelWork<D, T> at[P];
+    I index[P], source[P];
+    bool used[P];
 #pragma unroll
-      for (int w = 0; w < W; ++w) values[w] = static_cast<S>(read.value[w]);
-      sums.add(target + plane, values);
+    for (int p = 0; p < P; ++p) {
+      source[p] = first + p * kThreads;
+      used[p] = source[p] < work.pixels;
+      at[p] = PixelWork<D, T>(work, n, used[p] ? source[p] : 0);
+      if (P == 1 && whole_only) used[p] &= is_whole(at[p].displacement);
     }
+    with_padding(work, [&](auto padding) {
+#pragma unroll
+      for (int p = 0; p < P; ++p) {
+        const I found = source_of<decltype(padding)::value>(
+            work, at[p].displacement, at[p].position);
+        index[p] = used[p] ? found : I(kOutside);
+        source[p] *= work.pixel_stride;
+      }
+    });
+    const auto sum = sums.of(n);
+    for_each_batch<3>(work, group, [&](auto batch, I plane) {
+      constexpr int B = decltype(batch)::value;
+      Pack<V, W> read[B][P];
+#pragma unroll
+      for (int b = 0; b < B; ++b) {
+        const V* const from =
+            gradient + n * work.sample_stride + plane + b * channel_step(work);
+#pragma unroll
+        for (int p = 0; p < P; ++p) {
+          if (index[p] >= 0) read[b][p] = load<W>(from + source[p]);
+        }
+      }
+#pragma unroll
+      for (int b = 0; b < B; ++b) {
+#pragma unroll
+        for (int p = 0; p < P; ++p) {
+          if (index[p] < 0) continue;
+          S values[W];
+#pragma unroll
+          for (int w = 0; w < W; ++w) {
+            values[w] = static_cast<S>(read[b][p].value[w]);
+          }
+          sum.add(plane + b * channel_step(work) + index[p], values);
+        }
+      }
+    });
   });
 }
 
-template <Mode mode, int D, int W, typename V, typename T, typename Sums>
+// Which of a thread's taps the next thread of the warp has as well: where a
+// field is smooth, tap t of one is tap t - 1 of the next, in every row. Their
+// sums are handed on instead of being added to memory from both. Every thread
+// of the warp takes part.
+template <typename Taps>
+struct Handover {
+  unsigned rows = 0, along = 0;  // a bit for each row, and for each tap of one
+
+  __device__ explicit Handover(const Taps& taps) {
+    constexpr int K = Taps::K;
+    const bool last = threadIdx.x % kWarp == kWarp - 1;
+    int row = 0;
+    taps.for_each_row([&](auto offset, auto) {
+      const auto next = __shfl_down_sync(kWholeWarp, offset, 1);
+      rows |= (!last && next == offset ? 1u : 0u) << row++;
+    });
+    const auto& offset = taps.offset[Taps::D - 1];
+#pragma unroll
+    for (int t = 1; t < K; ++t) {
+      const auto next = __shfl_down_sync(kWholeWarp, offset[t - 1], 1);
+      along |= (next == offset[t] ? 1u : 0u) << t;
+    }
+  }
+
+  // Adds value * weight to all taps; those of weight 0 take no part of it.
+  template <typename S, typename I, typename Sum>
+  __device__ void scatter(const Taps& taps, S value, I plane,
+                          const Sum& sum) const {
+    constexpr int K = Taps::K;
+    const bool has_previous = threadIdx.x % kWarp != 0;
+    int row = 0;
+    taps.for_each_row([&](auto offset, auto product) {
+      const bool hands_on = (rows >> row++ & 1) != 0;
+      S carried = 0;
+#pragma unroll
+      for (int t = K - 1; t >= 0; --t) {
+        const auto weight = product * taps.weight[Taps::D - 1][t];
+        S own = weight != 0 ? static_cast<S>(weight) * value : S(0);
+        own += carried;
+        const bool hands = t > 0 && hands_on && (along >> t & 1) != 0;
+        if (!hands && own != S(0)) {
+          sum.add(plane + offset + taps.offset[Taps::D - 1][t], own);
+        }
+        if (t > 0) {
+          carried = __shfl_up_sync(kWholeWarp, hands ? own : S(0), 1);
+          if (!has_previous) carried = S(0);
+        }
+      }
+    });
+  }
+};
+
+template <Mode mode, int D, int W, typename V, typename T, typename I,
+          typename Sums>
 __global__ void backward_interpolated_kernel(
-    WarpWork<D, T> work,
+    WarpWork<D, T, I> work,
     const V* __restrict__ gradient,  // (N, C, *size)
-    Sums sums) {                     // (N, C, *size)
+    Sums sums,                       // (N, C, *size)
+    Zeros<SumOf<V>> zeros) {
   using S = SumOf<V>;
-  for_each_item<1>(work, [&](int64_t n, int64_t first, int64_t last,
-                             int64_t pixel) {
-    const PixelWork<D, T> at(work, n, pixel);
-    if (mode == Mode::kCubic && is_whole(at.displacement)) return;
-    const Taps<mode, D, T> taps(work, at, -1);
-    const int64_t sample = n * work.channels * work.pixels;
-    const V* const source = gradient + sample + pixel * work.pixel_stride;
-    for (int64_t c = first; c < last; c += W) {
-      const int64_t plane = c * work.channel_stride;
-      const auto read = *reinterpret_cast<const Pack<V, W>*>(source + plane);
-      taps.for_each_corner([&](int64_t offset, T weight) {
+  using Taps = Taps<mode, D, T, I>;
+  zeros.write();
+  for_each_item<1, 1>(work, [&](int64_t n, I group, I pixel) {
+    const bool inside = pixel < work.pixels;
+    const PixelWork<D, T> at(work, n, inside ? pixel : 0);
+    const bool used =
+        inside && !(mode == Mode::kCubic && is_whole(at.displacement));
+    Taps taps(work, at);
+    const auto sum = sums.of(n);
+    const V* const source = gradient + n * work.sample_stride +
+                            (inside ? pixel : 0) * work.pixel_stride;
+    if constexpr (Sums::kMerges && W == 1 && sizeof(I) == 4) {
+      if (!work.channels_last()) {
+        if (!used) {
+          for (T& weight : taps.weight[0]) weight = 0;
+        }
+        const Handover<Taps> handover(taps);
+        for_each_batch<2>(work, group, [&](auto batch, I plane) {
+          constexpr int B = decltype(batch)::value;
+          S value[B];
+#pragma unroll
+          for (int b = 0; b < B; ++b) {
+            value[b] = static_cast<S>(source[plane + b * channel_step(work)]);
+          }
+#pragma unroll
+          for (int b = 0; b < B; ++b) {
+            handover.scatter(taps, value[b], plane + b * channel_step(work),
+                             sum);
+          }
+        });
+        return;
+      }
+    }
+    if (!used) return;
+    for_each_batch<1>(work, group, [&](auto, I plane) {
+      const auto read = load<W>(source + plane);
+      taps.for_each_corner([&](I offset, T weight) {
         S values[W];
 #pragma unroll
         for (int w = 0; w < W; ++w) {
           values[w] = static_cast<S>(weight) * static_cast<S>(read.value[w]);
         }
-        sums.add(sample + plane + offset, values);
+        sum.add(plane + offset, values);
       });
-    }
+    });
   });
 }
 
+// The derivatives of a corner's weight by the displacement along each axis.
+template <Mode mode, int D, typename T, typename I>
+struct Slopes {
+  const Taps<mode, D, T, I> taps, slopes;
+
+  __device__ Slopes(const WarpWork<D, T, I>& work, const PixelWork<D, T>& at)
+      : taps(work, at), slopes(work, at, true) {}
+
+  // Calls body(offset, weights) for every corner.
+  template <typename Body>
+  __device__ void for_each_corner(const Body& body) const {
+    constexpr int K = tap_count(mode);
+    for_each_first_tap<K, D>([&](int a) {
+      const I first = pick(taps.offset[0], a);
+      const T w0 = pick(taps.weight[0], a), s0 = pick(slopes.weight[0], a);
+#pragma unroll
+      for (int b = 0; b < K; ++b) {
+        const T w1 = taps.weight[1][b], s1 = slopes.weight[1][b];
+        const I offset = first + taps.offset[1][b];
+        if constexpr (D == 2) {
+          body(offset, {s0 * w1, w0 * s1});
+        } else {
+#pragma unroll
+          for (int c = 0; c < K; ++c) {
+            const T w2 = taps.weight[2][c], s2 = slopes.weight[2][c];
+            body(offset + taps.offset[2][c],
+                 {s0 * w1 * w2, w0 * s1 * w2, w0 * w1 * s2});
+          }
+        }
+      }
+    });
+  }
+};
+
 // One thread per pixel sums over all channels: no atomics, one order, and the
-// precision of the wider of image and displacement.
-template <Mode mode, int D, typename V, typename S, typename T>
+// precision of the wider of image and displacement. Values are read once for
+// all axes.
+template <Mode mode, int D, typename V, typename S, typename T, typename I>
 __global__ void backward_displacement_kernel(
-    WarpWork<D, T> work,
+    WarpWork<D, T, I> work,
     const V* __restrict__ gradient,  // (N, C, *size)
     const S* __restrict__ values,    // (N, C, *size)
     T* __restrict__ output) {        // (N, D, *size)
   using Sum = std::conditional_t<std::is_same_v<S, double>, double, T>;
-  const int64_t pixel = thread_index();
+  const I pixel = thread_index<I>();
   if (pixel >= work.pixels) return;
   for (int64_t n = blockIdx.z; n < work.samples; n += gridDim.z) {
-    const PixelWork<D, T> at(work, n, pixel);
-    const int64_t sample = n * work.channels * work.pixels;
-    const V* const from = gradient + sample + pixel * work.pixel_stride;
-    const S* const source = values + sample;
-    for (int axis = 0; axis < D; ++axis) {
-      const Taps<mode, D, T> taps(work, at, axis);
-      Sum sum = 0;
+    const Slopes<mode, D, T, I> slopes(work, PixelWork<D, T>(work, n, pixel));
+    const V* const from =
+        gradient + n * work.sample_stride + pixel * work.pixel_stride;
+    const S* const source = values + n * work.sample_stride;
+    Sum sum[D] = {};
 #pragma unroll 2
-      for (int64_t c = 0; c < work.channels; ++c) {
-        const int64_t plane = c * work.channel_stride;
-        Sum slope = 0;
-        taps.for_each_corner([&](int64_t offset, T weight) {
-          slope += static_cast<Sum>(weight) *
-                   static_cast<Sum>(source[plane + offset]);
-        });
-        sum += slope * static_cast<Sum>(from[plane]);
+    for (I c = 0; c < work.channels; ++c) {
+      const I plane = c * work.channel_stride;
+      Sum slope[D] = {};
+      slopes.for_each_corner([&](I offset, const T(&weight)[D]) {
+        bool used = false;
+#pragma unroll
+        for (int k = 0; k < D; ++k) used = used || weight[k] != 0;
+        if (!used) return;
+        const auto value = static_cast<Sum>(source[plane + offset]);
+#pragma unroll
+        for (int k = 0; k < D; ++k) {
+          if (weight[k] != 0) slope[k] += static_cast<Sum>(weight[k]) * value;
+        }
+      });
+#pragma unroll
+      for (int k = 0; k < D; ++k) {
+        sum[k] += slope[k] * static_cast<Sum>(from[plane]);
       }
-      output[(n * D + axis) * work.pixels + pixel] = static_cast<T>(sum);
+    }
+#pragma unroll
+    for (int k = 0; k < D; ++k) {
+      output[(n * D + k) * work.pixels + pixel] = static_cast<T>(sum[k]);
     }
   }
-}
-
-// Calls scatter(sums) with the accumulator that was asked for; what it adds up
-// is added to `target`.
-template <typename V, typename Scatter>
-void accumulate(const Tensor& gradient, int64_t pixels, bool deterministic,
-                SumOf<V>* target, const Scatter& scatter) {
-  using S = SumOf<V>;
-  if (!deterministic) {
-    scatter(Plain<S>{target});
-    return;
-  }
-  using Sums = Fixed<S>;
-  const int64_t count = gradient.numel();
-  Tensor buffer =
-      torch::stable::empty({Sums::kLimbs * count + 1}, ScalarType::Long,
-                           std::nullopt, gradient.device());
-  torch::stable::zero_(buffer);
-  auto* const limbs =
-      static_cast<typename Sums::Limb*>(buffer.mutable_data_ptr());
-  auto* const largest = limbs + Sums::kLimbs * count;
-  launch(gradient, blocks_for(std::min<int64_t>(count, kEnough / 8)), kThreads,
-         largest_kernel<V>, count, gradient.const_data_ptr<V>(), largest);
-  const Sums sums{target, limbs, count, largest, Sums::bits_for(pixels)};
-  scatter(sums);
-  launch(gradient, blocks_for(count), kThreads, store_fixed_kernel<S>, sums);
 }
 
 template <typename V>
@@ -133,66 +266,99 @@ void run_backward_input(const Tensor& gradient, const Tensor& displacement,
   const V* const source = gradient.const_data_ptr<V>();
   // Half precision is summed in float32.
   Tensor buffer = in_place ? output : coefficient_buffer<S>(output);
-  torch::stable::zero_(buffer);
   S* const target = buffer.mutable_data_ptr<S>();
-  dispatch_field(displacement, [&](const auto& field) {
+  const int64_t pack = channel_pack(layout, source, target, sizeof(V));
+  dispatch_indexed(displacement, layout, [&](const auto& field, auto index) {
     constexpr int D = std::decay_t<decltype(field)>::kDimensions;
     using T = typename std::decay_t<decltype(field)>::Scalar;
-    const auto with = [&](const auto& body) {
-      accumulate<V>(gradient, layout.pixels, deterministic, target, body);
-    };
-    const auto run = [&](auto kernel, int64_t pack, const auto& sums) {
-      const WarpWork<D, T> work(field, layout, padding_mode,
-                                channel_groups(layout, pack));
-      launch(output, work.blocks(), kThreads, kernel, work, source, sums);
-    };
-    const int64_t pack = channel_pack(layout, source, target, sizeof(V));
-    const auto nearest = [&](auto whole_only, const auto& sums) {
-      using Sums = std::decay_t<decltype(sums)>;
-      constexpr bool only = decltype(whole_only)::value;
-      if constexpr (std::is_same_v<V, float> && !only &&
-                    std::is_same_v<Sums, Plain<float>>) {
-        if (pack == 4) {
-          return run(backward_nearest_kernel<D, 4, only, V, T, Sums>, 4, sums);
-        } else if (pack == 2) {
-          return run(backward_nearest_kernel<D, 2, only, V, T, Sums>, 2, sums);
-        }
+    // Calls body(index) with the type of offsets. Integers are slow enough for
+    // 64 bits everywhere: fewer kernels to compile.
+    const auto with_index = [&](const auto& sums, const auto& body) {
+      if constexpr (std::decay_t<decltype(sums)>::kMerges) {
+        body(index);
+      } else {
+        body(int64_t{});
       }
-      run(backward_nearest_kernel<D, 1, only, V, T, Sums>, 1, sums);
     };
+    const auto run = [&](auto i, auto kernel, int64_t P, int64_t W,
+                         const auto& sums, const Chunk<S>& chunk,
+                         auto... more) {
+      Layout part = layout;
+      part.samples = chunk.last - chunk.first;
+      WarpWork<D, T, decltype(i)> work(field, layout, padding_mode,
+                                       channel_groups(part, W, P), W);
+      work.first = chunk.first;
+      work.samples = chunk.last;
+      launch(output, work.blocks(P), kThreads, kernel, work, source, sums,
+             chunk.zeros, more...);
+    };
+    const auto nearest = [&](const auto& sums, const Chunk<S>& chunk,
+                             bool whole_only) {
+      using Sums = std::decay_t<decltype(sums)>;
+      with_index(sums, [&](auto i) {
+        using I = decltype(i);
+        if constexpr (std::is_same_v<V, float> && sizeof(I) == 4) {
+          if (pack == 4) {
+            return run(i, backward_nearest_kernel<D, 1, 4, V, T, I, Sums>, 1, 4,
+                       sums, chunk, whole_only);
+          } else if (pack == 2) {
+            return run(i, backward_nearest_kernel<D, 1, 2, V, T, I, Sums>, 1, 2,
+                       sums, chunk, whole_only);
+          }
+          if (sizeof(T) == 4 && !whole_only && fills_device(layout, 4)) {
+            return run(i, backward_nearest_kernel<D, 4, 1, V, T, I, Sums>, 4, 1,
+                       sums, chunk, whole_only);
+          }
+        }
+        run(i, backward_nearest_kernel<D, 1, 1, V, T, I, Sums>, 1, 1, sums,
+            chunk, whole_only);
+      });
+    };
+    const auto interpolated = [&](auto constant, const auto& sums,
+                                  const Chunk<S>& chunk) {
+      using Sums = std::decay_t<decltype(sums)>;
+      constexpr Mode M = decltype(constant)::value;
+      with_index(sums, [&](auto i) {
+        using I = decltype(i);
+        if constexpr (M == Mode::kLinear && std::is_same_v<V, float> &&
+                      D == 2 && sizeof(I) == 4) {
+          if (pack == 4) {
+            return run(i, backward_interpolated_kernel<M, D, 4, V, T, I, Sums>,
+                       1, 4, sums, chunk);
+          } else if (pack == 2) {
+            return run(i, backward_interpolated_kernel<M, D, 2, V, T, I, Sums>,
+                       1, 2, sums, chunk);
+          }
+        }
+        run(i, backward_interpolated_kernel<M, D, 1, V, T, I, Sums>, 1, 1, sums,
+            chunk);
+      });
+    };
+    const auto with = [&](bool fresh, const auto& scatter) {
+      accumulate<V>(gradient, layout, deterministic, fresh, target, scatter);
+    };
+    using Linear = std::integral_constant<Mode, Mode::kLinear>;
+    using Cubic = std::integral_constant<Mode, Mode::kCubic>;
     switch (mode) {
       case Mode::kNearest:
-        return with(
-            [&](const auto& sums) { nearest(std::false_type{}, sums); });
+        return with(true, [&](const auto& sums, const Chunk<S>& chunk) {
+          nearest(sums, chunk, false);
+        });
       case Mode::kLinear:
-        return with([&](const auto& sums) {
-          using Sums = std::decay_t<decltype(sums)>;
-          if constexpr (std::is_same_v<V, float> && D == 2 &&
-                        std::is_same_v<Sums, Plain<float>>) {
-            if (pack == 4) {
-              return run(
-                  backward_interpolated_kernel<Mode::kLinear, D, 4, V, T, Sums>,
-                  4, sums);
-            } else if (pack == 2) {
-              return run(
-                  backward_interpolated_kernel<Mode::kLinear, D, 2, V, T, Sums>,
-                  2, sums);
-            }
-          }
-          run(backward_interpolated_kernel<Mode::kLinear, D, 1, V, T, Sums>, 1,
-              sums);
+        return with(true, [&](const auto& sums, const Chunk<S>& chunk) {
+          interpolated(Linear{}, sums, chunk);
         });
       case Mode::kCubic:
         // The gradient by the coefficients, then through the filter that made
         // them; what was copied goes straight back.
-        with([&](const auto& sums) {
-          using Sums = std::decay_t<decltype(sums)>;
-          run(backward_interpolated_kernel<Mode::kCubic, D, 1, V, T, Sums>, 1,
-              sums);
+        with(true, [&](const auto& sums, const Chunk<S>& chunk) {
+          interpolated(Cubic{}, sums, chunk);
         });
         spline_filter(output, static_cast<const S*>(target), target, layout,
                       field.size, static_cast<Padding>(padding_mode), true);
-        with([&](const auto& sums) { nearest(std::true_type{}, sums); });
+        with(false, [&](const auto& sums, const Chunk<S>& chunk) {
+          nearest(sums, chunk, true);
+        });
     }
   });
   if constexpr (!in_place) {
@@ -208,13 +374,14 @@ void run_backward_displacement(const Tensor& gradient, const Tensor& input,
                                int64_t padding_mode, Tensor& output) {
   const Layout layout = layout_of(input);
   const V* const from = gradient.const_data_ptr<V>();
-  dispatch_field(displacement, [&](const auto& field) {
+  dispatch_indexed(displacement, layout, [&](const auto& field, auto index) {
     constexpr int D = std::decay_t<decltype(field)>::kDimensions;
     using T = typename std::decay_t<decltype(field)>::Scalar;
-    const WarpWork<D, T> work(field, layout, padding_mode, 1);
+    using I = decltype(index);
+    const WarpWork<D, T, I> work(field, layout, padding_mode, 1);
     launch(output, blocks_for(work.pixels, 1, work.samples), kThreads,
-           backward_displacement_kernel<mode, D, V, S, T>, work, from, values,
-           output.mutable_data_ptr<T>());
+           backward_displacement_kernel<mode, D, V, S, T, I>, work, from,
+           values, output.mutable_data_ptr<T>());
   });
 }
 

@@ -52,10 +52,13 @@ TCWARP_HOST_DEVICE T bounded(T displacement) {
   return value < -limit ? -limit : value;
 }
 
-// Floor of a bounded value. Truncate and correct: unlike std::floor this is a
-// vector instruction on every x86-64 level.
+// Floor of a bounded value. On the CPU truncate and correct: unlike std::floor
+// this is a vector instruction on every x86-64 level.
 template <typename T>
 TCWARP_HOST_DEVICE int32_t floor_to_int(T value) {
+#if defined(__CUDA_ARCH__)
+  return static_cast<int32_t>(std::floor(value));  // one instruction
+#endif
   const int32_t truncated = static_cast<int32_t>(value);
   return truncated - static_cast<int32_t>(static_cast<T>(truncated) > value);
 }
@@ -78,10 +81,12 @@ TCWARP_HOST_DEVICE int32_t pad_index(int32_t index, int32_t size) {
     return low >= size ? size - 1 : low;
   } else {
     if (index >= 0 && index < size) return index;
-    const int64_t period = 2 * static_cast<int64_t>(size);
-    int64_t folded = index % period;
-    folded += folded < 0 ? period : 0;
-    return static_cast<int32_t>(folded < size ? folded : period - 1 - folded);
+    // The mirror image beyond the first pixel; then periods of 32 bits.
+    const auto at = static_cast<uint32_t>(index < 0 ? -1 - index : index);
+    const uint32_t period = 2 * static_cast<uint32_t>(size);
+    const uint32_t folded = at % period;
+    return static_cast<int32_t>(
+        folded < static_cast<uint32_t>(size) ? folded : period - 1 - folded);
   }
 }
 

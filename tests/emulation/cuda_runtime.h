@@ -17,6 +17,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 // A block runs in one thread of the host. What is `extern __shared__` in a
 // kernel is defined, with the most that it may need, where it is compiled.
 #define __shared__ thread_local
