@@ -62,11 +62,10 @@ def disassembly(file: Path) -> str:
 def plain_names(mangled: list[str]) -> list[str]:
     """Return names without namespaces and arguments."""
     result = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True)
-    names = []
-    for line in result.stdout.splitlines():
-        line = re.sub(r"\(anonymous namespace\)::|tcwarp::|cuda::|^void |c10::", "", line)
-        names.append(line.split(">(")[0].split("(")[0] if "<" not in line else line.split(">(")[0])
-    return [re.sub(r"\(Mode\)(\d)", r"\1", name) + ">" * ("<" in name) for name in names]
+    noise = r"\(tcwarp::Mode\)|\(anonymous namespace\)::|tcwarp::|cuda::|^void |c10::"
+    names = [re.sub(noise, "", line) for line in result.stdout.splitlines()]
+    # Up to the bracket that opens the arguments.
+    return [re.sub(r"\(.*", "", name).replace("> >", ">>") for name in names]
 
 
 def read_log(text: str) -> dict[str, tuple[int, int, int]]:

@@ -24,8 +24,8 @@ STABLE_TORCH_LIBRARY(tcwarp, m) {
       "field_coefficients(Tensor seed, SymInt first, SymInt planes, "
       "int[] modes, float identity_probability) -> Tensor");
   // coefficients (planes, ky, kx), rows (h, ky), columns (w, kx)
-  // -> rows @ coefficients @ columns^T (planes, h, w). CUDA only: elsewhere
-  // torch's products are as fast
+  // -> rows @ coefficients @ columns^T (planes, h, w). A kernel on CUDA alone:
+  // elsewhere it is that product, in Python
   m.def(
       "sum_modes(Tensor coefficients, Tensor rows, Tensor columns, "
       "ScalarType dtype) -> Tensor");

@@ -157,6 +157,11 @@ def _(
     return seed.new_empty((planes, *modes), dtype=torch.float64)
 
 
+@torch.library.impl("tcwarp::sum_modes", "cpu")
+def _(coefficients: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    return (rows @ coefficients @ columns.mT).to(dtype)
+
+
 @torch.library.register_fake("tcwarp::sum_modes")
 def _(coefficients: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
     return rows.new_empty((len(coefficients), len(rows), len(columns)), dtype=dtype)

@@ -47,9 +47,11 @@ def warp(
     Tensor
         Shape, dtype and memory format of the input. Differentiable by the input (its backward is
         the exact adjoint: values go back to where they came from) and, in modes ``"linear"`` and
-        ``"cubic"``, by the displacement. On CUDA the backward adds with atomics; under
+        ``"cubic"``, by the displacement. On CUDA the backward adds with atomics, which take
+        subnormal numbers of float32 (below 1.2e-38) for zero; under
         ``torch.use_deterministic_algorithms(True)`` on integers instead: the same on every run,
-        slower, with a buffer of 8 bytes a value (16 for float64).
+        each term rounded to the number of pixels times 2^-58 of the sample's largest gradient
+        (float64: the square of that), slower, with a buffer of some MiB.
 
     Raises
     ------

@@ -360,6 +360,17 @@ def test_what_is_kept_for_later_is_bounded():
     assert 0 < _factors.bytes <= 64 * 2**20
 
 
+def test_what_graphs_hold_is_kept_once(monkeypatch):
+    from tcwarp import fields
+
+    monkeypatch.setattr(fields, "_is_capturing", lambda device: True)
+    cache, value = fields._Cache(1000), (torch.ones(1), torch.ones(1))
+    for _ in range(3):
+        cache._guard(("factor", 1), value)
+    cache._guard(("factor", 2), value)
+    assert len(cache.captured) == 2
+
+
 def test_threads_with_small_stacks(small=128 * 1024):
     def work():
         field = torch.rand(1, 3, 24, 24, 24, dtype=torch.float64)

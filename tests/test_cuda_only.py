@@ -97,6 +97,39 @@ def test_side_stream(mode):
         assert_close(result, wanted, "side stream", atol=1e-5)
 
 
+def test_factors_that_the_cache_drops_are_read_to_the_end_on_another_stream():
+    from tcwarp.fields import _factors
+
+    image = torch.rand(1, 1, 512, 512, device="cuda")
+    expected = tcwarp.gaussian_smooth(image, 20.0)  # made and kept on this stream
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        output = tcwarp.gaussian_smooth(image, 20.0)
+    sizes = [t.shape for pair in _factors.kept.values() for t in pair if t.is_cuda]
+    _factors.kept.clear()
+    _factors.bytes = 0
+    # Without a record of the other stream these would be given the memory that it still reads.
+    spoiled = [torch.full(size, torch.nan, device="cuda") for size in sizes]
+    stream.synchronize()
+    assert spoiled and torch.equal(output, expected)
+
+
+def test_gradients_of_many_samples():
+    """More than the zeros of one launch: each zeroes for the next, samples of uneven length."""
+    image = torch.rand(9, 5, 511, 509, device="cuda", requires_grad=True)
+    field = torch.randn(9, 2, 511, 509, device="cuda").mul_(3)
+    for mode in MODES:
+        output = tcwarp.warp(image, field, mode=mode)
+        (together,) = torch.autograd.grad(output, image, output.detach())
+        for n in range(9):
+            one = image[n : n + 1].detach().requires_grad_()
+            alone = tcwarp.warp(one, field[n : n + 1], mode=mode)
+            (expected,) = torch.autograd.grad(alone, one, alone.detach())
+            assert_close(together[n : n + 1], expected, "gradient", atol=1e-4)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
 @pytest.mark.parametrize("mode", MODES)
 def test_second_device(mode):

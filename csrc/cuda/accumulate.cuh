@@ -221,7 +221,9 @@ void accumulate(const Tensor& gradient, const Layout& layout,
   using Sums = Fixed<S>;
   const int64_t samples = layout.samples;
   const int64_t stride = layout.channels * layout.pixels;
-  const int64_t bytes = stride * static_cast<int64_t>(sizeof(S));
+  const int64_t limbs = deterministic ? Sums::kLimbs : 0;
+  const int64_t bytes =
+      stride * static_cast<int64_t>(sizeof(S) + limbs * sizeof(int64_t));
   const int64_t at_once = std::clamp<int64_t>(kChunk / bytes, 1, samples);
   const auto zeros = [&](int64_t first) {
     const int64_t count = std::clamp<int64_t>(samples - first, 0, at_once);
