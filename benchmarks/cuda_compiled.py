@@ -30,6 +30,7 @@ class Kernel:
     stack_bytes: int = 0
     instructions: int = 0
     accesses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    loads_in_flight: int = 0  # the most from memory before the first result is used
 
     def widths(self, instruction: str) -> dict[int, int]:
         """Return how often an instruction moves how many bits, the widest first."""
@@ -80,17 +81,49 @@ def read_log(text: str) -> dict[str, tuple[int, int, int]]:
     }
 
 
+class InFlight:
+    """Counts loads that wait together: until a result of one is used, or code may branch."""
+
+    def __init__(self) -> None:
+        self.pending: set[int] = set()
+        self.count = self.most = 0
+
+    def see(self, op: str, bits: int, operands: str) -> None:
+        """Take account of one instruction."""
+        registers = {
+            int(number) + k
+            for number, wide in re.findall(r"\bR(\d+)(\.64)?", operands)
+            for k in range(2 if wide else 1)
+        }
+        if op in ("BRA", "EXIT", "BSYNC", "BAR", "WARPSYNC"):
+            self.pending, self.count = set(), 0
+        if op != "LDG":
+            if registers & self.pending:
+                self.pending, self.count = set(), 0
+            return
+        target = int((re.match(r"\s*R(\d+)", operands) or [0, -1])[1])
+        if (registers - {target}) & self.pending:  # its address waits for another
+            self.pending, self.count = set(), 0
+        self.pending |= set(range(target, target + max(1, bits // 32)))
+        self.count += 1
+        self.most = max(self.most, self.count)
+
+
 def read_code(text: str) -> Iterator[tuple[str, Kernel]]:
     """Yield each function of a disassembly by its mangled name."""
     for part in re.split(r"\n\s*Function : ", text)[1:]:
         kernel = Kernel("")
         name = part.split("\n", 1)[0].strip()
-        for op in re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", part):
+        flight = InFlight()
+        line = r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);"
+        for op, operands in re.findall(line, part):
             words = op.split(".")
             kernel.instructions += words[0] != "NOP"
+            bits = next((WIDTHS[word] for word in words if word in WIDTHS), 32)
             if words[0] in ("LDG", "STG", "LDS", "STS", "LDL", "STL", "REDG", "ATOMG", "SHFL"):
-                bits = next((WIDTHS[word] for word in words if word in WIDTHS), 32)
                 kernel.accesses[words[0], bits] += 1
+            flight.see(words[0], bits, operands)
+        kernel.loads_in_flight = flight.most
         yield name, kernel
 
 
@@ -111,8 +144,8 @@ def kernels(folder: Path) -> list[Kernel]:
 def table(rows: list[Kernel]) -> str:
     """Return the kernels as a Markdown table."""
     lines = [
-        "| kernel | instructions | registers | stack | loads | stores | sums |",
-        "| --- | ---: | ---: | ---: | --- | --- | --- |",
+        "| kernel | instructions | registers | stack | in flight | loads | stores | sums |",
+        "| --- | ---: | ---: | ---: | ---: | --- | --- | --- |",
     ]
     for kernel in rows:
         shown = (
@@ -121,7 +154,7 @@ def table(rows: list[Kernel]) -> str:
         )
         lines.append(
             f"| `{kernel.name}` | {kernel.instructions} | {kernel.registers} "
-            f"| {kernel.stack_bytes} | {' | '.join(shown)} |"
+            f"| {kernel.stack_bytes} | {kernel.loads_in_flight} | {' | '.join(shown)} |"
         )
     return "\n".join(lines)
 

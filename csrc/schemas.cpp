@@ -23,12 +23,12 @@ STABLE_TORCH_LIBRARY(tcwarp, m) {
   m.def(
       "field_coefficients(Tensor seed, SymInt first, SymInt planes, "
       "int[] modes, float identity_probability) -> Tensor");
-  // coefficients (planes, ky, kx), rows (h, ky), columns (w, kx)
-  // -> rows @ coefficients @ columns^T (planes, h, w). A kernel on CUDA alone:
-  // elsewhere it is that product, in Python
+  // coefficients (planes, ky, kx) float64, rows (h, ky), columns (kx, w)
+  // -> scale * rows @ coefficients @ columns (planes, h, w). A kernel on CUDA
+  // alone: elsewhere it is that product, in Python
   m.def(
       "sum_modes(Tensor coefficients, Tensor rows, Tensor columns, "
-      "ScalarType dtype) -> Tensor");
+      "float scale, ScalarType dtype) -> Tensor");
   // first, second (N, D, *size) -> displacement of t2 o t1^-1 (N, D, *size);
   // without second, of t1^-1. And a report (2) float64: the largest residual in
   // pixels, and one minus the smallest determinant of the Jacobian that was met

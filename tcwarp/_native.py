@@ -158,13 +158,17 @@ def _(
 
 
 @torch.library.impl("tcwarp::sum_modes", "cpu")
-def _(coefficients: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
-    return (rows @ coefficients @ columns.mT).to(dtype)
+def _(
+    coefficients: Tensor, rows: Tensor, columns: Tensor, scale: float, dtype: torch.dtype
+) -> Tensor:
+    return (rows @ (coefficients * scale).to(rows.dtype) @ columns).to(dtype)
 
 
 @torch.library.register_fake("tcwarp::sum_modes")
-def _(coefficients: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
-    return rows.new_empty((len(coefficients), len(rows), len(columns)), dtype=dtype)
+def _(
+    coefficients: Tensor, rows: Tensor, columns: Tensor, scale: float, dtype: torch.dtype
+) -> Tensor:
+    return rows.new_empty((len(coefficients), len(rows), columns.shape[1]), dtype=dtype)
 
 
 @torch.library.register_fake("tcwarp::align")

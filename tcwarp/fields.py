@@ -98,7 +98,9 @@ def _field_factor(
     sigma = min(sigma, 8.0 * length)
     basis, eigenvalues = _modes(length, sigma, _mode_count(length, sigma, dtype))
     variance = eigenvalues.square().sum() / length
-    return (basis * eigenvalues).to(device, dtype), variance
+    factor = (basis * eigenvalues).to(device, dtype)
+    # On a GPU, mode by mode, so that neighbouring pixels of one are neighbours in memory.
+    return factor.mT.contiguous().mT if factor.is_cuda else factor, variance
 
 
 class _Cache:
@@ -174,9 +176,19 @@ def _at_once(size: Sequence[int], device: torch.device) -> int:
     return max(1, AT_ONCE[device.type] // math.prod(size))
 
 
+def _is_rounded(tensor: Tensor) -> bool:
+    """Return whether products of float32 may be rounded to ten bits: the caller's to allow."""
+    # What a compiler cannot look at is not trusted.
+    return tensor.is_cuda and (
+        torch.compiler.is_compiling() or torch.backends.cuda.matmul.fp32_precision == "tf32"
+    )
+
+
 def _along(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
     """Multiply the matrix (out, in) into one axis of a tensor."""
-    return (tensor.movedim(axis, -1) @ matrix.mT).movedim(-1, axis)
+    working = torch.float64 if _is_rounded(tensor) else tensor.dtype
+    product = tensor.movedim(axis, -1).to(working) @ matrix.mT.to(working)
+    return product.movedim(-1, axis).to(tensor.dtype)
 
 
 def _convolve(tensor: Tensor, sigma: float, boundary: str, axis: int) -> Tensor:
@@ -403,17 +415,26 @@ def random_displacement(
         scale = displacement_std / torch.stack(variances).prod().sqrt()
     seed = seed.to(device, non_blocking=True)
     modes = [factor.shape[1] for factor in factors]
-    in_one = device.type == "cuda" and modes[-2] <= MOST_MODES[0] and modes[-1] <= MOST_MODES[1]
+    # The scale is a number then, which a compiler does not know where it is a tensor.
+    in_one = (
+        device.type == "cuda"
+        and (displacement_std is None or not torch.compiler.is_compiling())
+        and all(n <= most for n, most in zip(modes[-2:], MOST_MODES, strict=True))
+    )
 
     def draw(first: int, count: int) -> Tensor:
         planes: Tensor = ops.tcwarp.field_coefficients(
             seed, first, count, modes, identity_probability
         )
-        planes = planes.mul_(scale).to(working)
-        for axis, factor in enumerate(factors[:-2] if in_one else factors, start=1):
-            planes = _along(planes, factor, axis)
         if in_one:
-            planes = ops.tcwarp.sum_modes(planes.flatten(0, -3), *factors[-2:], dtype)
+            for axis, factor in enumerate(factors[:-2], start=1):
+                planes = _along(planes, factor.double(), axis)
+            return ops.tcwarp.sum_modes(
+                planes.flatten(0, -3), factors[-2], factors[-1].mT, float(scale), dtype
+            )
+        planes = planes.mul_(scale).to(working)
+        for axis, factor in enumerate(factors, start=1):
+            planes = _along(planes, factor, axis)
         return planes
 
     planes = batch * len(size)

@@ -123,10 +123,10 @@ def test_field_coefficients():
 
 
 def test_sum_modes():
-    shapes = (3, 8, 12), (70, 8), (45, 12)
-    values = [image_values(torch.float32, shape, seed) for seed, shape in enumerate(shapes)]
-    (output,) = run("sum_modes", *values, torch.float32)
-    expected = values[1] @ values[0] @ values[2].mT
+    shapes = (3, 8, 12), (70, 8), (12, 45)
+    values = [image_values(torch.float64, shape, seed) for seed, shape in enumerate(shapes)]
+    (output,) = run("sum_modes", values[0], *(v.float() for v in values[1:]), 1.0, torch.float32)
+    expected = values[1] @ values[0] @ values[2]
     assert_close(output, expected, "sum", atol=1e-4)
 
 

@@ -116,6 +116,33 @@ def test_factors_that_the_cache_drops_are_read_to_the_end_on_another_stream():
     assert spoiled and torch.equal(output, expected)
 
 
+def test_products_are_exact_where_others_may_be_rounded():
+    """TF32, which the caller may choose for networks, has ten bits."""
+    image = torch.rand(1, 1, 256, 256)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        output = tcwarp.gaussian_smooth(image.cuda(), 9.0)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert_close(output, tcwarp.gaussian_smooth(image, 9.0), "smoothed", atol=1e-5)
+
+
+def test_a_field_of_many_rows():
+    size = (4_300_000, 4)  # more blocks along an axis than a grid has along y
+    fields = [
+        tcwarp.random_displacement(
+            *(1, size),
+            sigma=1e6,
+            displacement_std=1.0,
+            generator=torch.Generator().manual_seed(0),
+            device=device,
+        )
+        for device in ("cpu", "cuda")
+    ]
+    assert_close(fields[1], fields[0], "field", atol=1e-4)
+
+
 def test_gradients_of_many_samples():
     """More than the zeros of one launch: each zeroes for the next, samples of uneven length."""
     image = torch.rand(9, 5, 511, 509, device="cuda", requires_grad=True)

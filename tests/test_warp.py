@@ -231,8 +231,8 @@ def operator_samples() -> list[tuple[str, tuple]]:
     samples.append(("align", (half, half, 1e-5, 32)))
     for modes in ((3, 2), (2, 3, 1)):
         samples.append(("field_coefficients", (torch.tensor([5]), 1, 5, list(modes), 0.5)))
-    factors = image_values(torch.float32, (5, 3, 2), 0), torch.ones(6, 3), torch.ones(7, 2)
-    samples += [("sum_modes", (*factors, dtype)) for dtype in (torch.float32, torch.float16)]
+    factors = image_values(torch.float64, (5, 3, 2), 0), torch.ones(6, 3), torch.ones(2, 7)
+    samples += [("sum_modes", (*factors, 2.0, dtype)) for dtype in (torch.float32, torch.float16)]
     return samples
 
 

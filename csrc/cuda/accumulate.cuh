@@ -158,19 +158,18 @@ struct Fixed {
             ldexp(1.0, rest_bits())};
   }
 
-  // Moves the sum at `at`, counted from sample `first` on, to the target and
-  // leaves zeros for the next samples.
-  __device__ void store(int64_t at) const {
-    const int64_t n = first + at / sample_stride;
-    double sum = static_cast<double>(static_cast<int64_t>(limbs[at]));
-    limbs[at] = 0;
+  // Moves a sum of sample n to the target and leaves zeros for the next
+  // samples.
+  __device__ void store(int64_t n, int64_t at) const {
+    Limb* const limb = limbs + (n - first) * sample_stride + at;
+    double sum = static_cast<double>(static_cast<int64_t>(limb[0]));
+    limb[0] = 0;
     if constexpr (kLimbs == 2) {
-      const auto rest = static_cast<int64_t>(limbs[count + at]);
+      const auto rest = static_cast<int64_t>(limb[count]);
       sum += ldexp(static_cast<double>(rest), -rest_bits());
-      limbs[count + at] = 0;
+      limb[count] = 0;
     }
-    target[first * sample_stride + at] +=
-        static_cast<S>(ldexp(sum, -exponent(n)));
+    target[n * sample_stride + at] += static_cast<S>(ldexp(sum, -exponent(n)));
   }
 };
 
@@ -192,9 +191,12 @@ __global__ void largest_kernel(int64_t samples, int64_t count,
 }
 
 template <typename S>
-__global__ void store_fixed_kernel(Fixed<S> sums, int64_t count) {
+__global__ void store_fixed_kernel(Fixed<S> sums, int64_t last) {
   const int64_t at = thread_index();
-  if (at < count) sums.store(at);
+  if (at >= sums.sample_stride) return;
+  for (int64_t n = sums.first + blockIdx.z; n < last; n += gridDim.z) {
+    sums.store(n, at);
+  }
 }
 
 template <typename S, typename V>
@@ -264,9 +266,8 @@ void accumulate(const Tensor& gradient, const Layout& layout,
                     largest,
                     Sums::bits_for(layout.pixels)};
     scatter(sums, chunk);
-    const int64_t used = (chunk.last - chunk.first) * stride;
-    launch(gradient, blocks_for(used), kThreads, store_fixed_kernel<S>, sums,
-           used);
+    launch(gradient, blocks_for(stride, 1, chunk.last - chunk.first), kThreads,
+           store_fixed_kernel<S>, sums, chunk.last);
   });
 }
 

@@ -73,6 +73,27 @@ __device__ Pack<V, P> load(const V* from) {
   return *reinterpret_cast<const Pack<V, P>*>(from);
 }
 
+// As load, of what is read once: it makes room for other things in the cache.
+template <int P, typename V>
+__device__ Pack<V, P> load_once(const V* from) {
+  constexpr int bytes = sizeof(Pack<V, P>);
+  using Narrow = std::conditional_t<
+      bytes == 1, unsigned char,
+      std::conditional_t<bytes == 2, unsigned short, unsigned>>;
+  using Word =
+      std::conditional_t<(bytes >= 16), uint4,
+                         std::conditional_t<bytes == 8, uint2, Narrow>>;
+  constexpr int words = bytes / sizeof(Word);
+  Word word[words];
+#pragma unroll
+  for (int i = 0; i < words; ++i) {
+    word[i] = __ldcs(reinterpret_cast<const Word*>(from) + i);
+  }
+  Pack<V, P> values;
+  std::memcpy(&values, word, bytes);
+  return values;
+}
+
 // One store, written out: made of parts the compiler takes it apart otherwise.
 template <int P, typename V>
 __device__ void store(V* to, const Pack<V, P>& values) {
@@ -335,14 +356,15 @@ struct Taps {
     });
   }
 
-  // Calls body(offset, weight) for every corner with a weight.
+  // Calls body(offset, weight) for every corner. Those of weight 0 stand at a
+  // pixel of the image too: they can be read, not to be used, without a branch,
+  // so that all reads of a pixel are in flight together.
   template <typename Body>
   __device__ void for_each_corner(const Body& body) const {
     for_each_row([&](I row, T product) {
 #pragma unroll
       for (int t = 0; t < K; ++t) {
-        const T whole = product * weight[D - 1][t];
-        if (whole != 0) body(row + offset[D - 1][t], whole);
+        body(row + offset[D - 1][t], product * weight[D - 1][t]);
       }
     });
   }

@@ -39,17 +39,19 @@ constexpr int kFieldColumns = 64;  // along the last axis, at most
 
 template <typename T>
 struct SumWork {
-  const T* coefficients;  // (planes, ky, kx)
-  const T* rows;          // (height, ky)
-  const T* columns;       // (width, kx)
+  const double* coefficients;  // (planes, ky, kx)
+  const T* rows;               // (height, ky)
+  const T* columns;            // (kx, width)
+  double scale;
   int64_t planes, height, width;
   int ky, kx;
-  int lanes;  // threads along a row, 4 pixels each; the others take other rows
+  int lanes;       // threads along a row, the others take other rows
+  unsigned parts;  // of a row, each a block's
 };
 
-// rows @ coefficients @ columns^T of each plane. A thread sums over kx once for
-// its 4 columns, then over ky for row after row: what the result costs is K
-// multiplications a pixel, and writing it. K: at least ky.
+// scale * rows @ coefficients @ columns of each plane. A thread sums over kx
+// once for its P columns, then over ky for row after row: what the result costs
+// is K multiplications a pixel, and writing it. K: at least ky.
 template <int K, typename T, typename V>
 __global__ void sum_modes_kernel(SumWork<T> work,
                                  V* __restrict__ output) {  // (planes, h, w)
@@ -59,9 +61,14 @@ __global__ void sum_modes_kernel(SumWork<T> work,
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % work.lanes, team = thread / work.lanes;
   const int teams = kThreads / work.lanes;
+  // Neighbouring columns where they can be stored at once.
+  const bool packs = work.width % P == 0;
+  const int step = packs ? 1 : work.lanes;
   const int64_t column =
-      (static_cast<int64_t>(blockIdx.x) * work.lanes + lane) * P;
-  const int64_t begin = static_cast<int64_t>(blockIdx.y) * kFieldRows;
+      static_cast<int64_t>(blockIdx.x % work.parts) * work.lanes * P +
+      (packs ? lane * P : lane);
+  const int64_t begin =
+      static_cast<int64_t>(blockIdx.x / work.parts) * kFieldRows;
   const int64_t left = work.height - begin;
   const int count = static_cast<int>(left < kFieldRows ? left : kFieldRows);
   for (int i = thread; i < count * K; i += kThreads) {
@@ -70,21 +77,21 @@ __global__ void sum_modes_kernel(SumWork<T> work,
   }
   for (int64_t n = blockIdx.z; n < work.planes; n += gridDim.z) {
     __syncthreads();  // the modes of the plane before are still read
+    const double* const plane = work.coefficients + n * work.ky * work.kx;
     for (int i = thread; i < K * work.kx; i += kThreads) {
       const int k = i / work.kx, l = i % work.kx;
-      modes[k][l] = k < work.ky
-                        ? work.coefficients[(n * work.ky + k) * work.kx + l]
-                        : T(0);
+      modes[k][l] = k < work.ky ? static_cast<T>(plane[i] * work.scale) : T(0);
     }
     __syncthreads();
     if (column >= work.width) continue;
     T sums[K][P] = {};
+#pragma unroll 2
     for (int l = 0; l < work.kx; ++l) {
       T basis[P];
 #pragma unroll
       for (int p = 0; p < P; ++p) {
-        const int64_t x = column + p < work.width ? column + p : column;
-        basis[p] = work.columns[x * work.kx + l];
+        const int64_t x = column + p * step;
+        basis[p] = work.columns[l * work.width + (x < work.width ? x : column)];
       }
 #pragma unroll
       for (int k = 0; k < K; ++k) {
@@ -104,11 +111,12 @@ __global__ void sum_modes_kernel(SumWork<T> work,
       for (int p = 0; p < P; ++p) written.value[p] = static_cast<V>(pixels[p]);
       V* const to =
           output + (n * work.height + begin + y) * work.width + column;
-      if (work.width % P == 0) {
+      if (packs) {
         store(to, written);
       } else {
-        for (int p = 0; p < P && column + p < work.width; ++p) {
-          to[p] = written.value[p];
+#pragma unroll
+        for (int p = 0; p < P; ++p) {
+          if (column + p * step < work.width) to[p * step] = written.value[p];
         }
       }
     }
@@ -139,17 +147,17 @@ Tensor field_coefficients(const Tensor& seed, int64_t first, int64_t planes,
   return output;
 }
 
-// rows @ coefficients @ columns^T, written once, as `dtype`.
+// scale * rows @ coefficients @ columns, written once, as `dtype`.
 Tensor sum_modes(const Tensor& coefficients_, const Tensor& rows_,
-                 const Tensor& columns_, ScalarType dtype) {
+                 const Tensor& columns_, double scale, ScalarType dtype) {
   const Tensor coefficients = torch::stable::contiguous(coefficients_);
   const Tensor rows = torch::stable::contiguous(rows_);
   const Tensor columns = torch::stable::contiguous(columns_);
   const torch::stable::accelerator::DeviceGuard guard(rows.get_device_index());
   const int64_t planes = coefficients.size(0), height = rows.size(0);
-  const int64_t width = columns.size(0);
+  const int64_t width = columns.size(1);
   const int ky = static_cast<int>(rows.size(1));
-  const int kx = static_cast<int>(columns.size(1));
+  const int kx = static_cast<int>(columns.size(0));
   STD_TORCH_CHECK(ky <= kMostModes && kx <= kFieldColumns,
                   "sum_modes: at most ", kMostModes, " and ", kFieldColumns,
                   " modes, got ", ky, " and ", kx);
@@ -158,32 +166,32 @@ Tensor sum_modes(const Tensor& coefficients_, const Tensor& rows_,
   if (output.numel() == 0) return output;
   int lanes = 1;  // a power of two: teams of threads fill the block
   while (lanes < kThreads && 4 * lanes < width) lanes *= 2;
+  const int64_t parts = (width + 4 * lanes - 1) / (4 * lanes);
+  const int64_t blocks = parts * ((height + kFieldRows - 1) / kFieldRows);
   const auto run = [&](auto modes, auto value, auto stored) {
     constexpr int K = decltype(modes)::value;
     using T = decltype(value);
     using V = decltype(stored);
-    const SumWork<T> work{coefficients.const_data_ptr<T>(),
+    const SumWork<T> work{coefficients.const_data_ptr<double>(),
                           rows.const_data_ptr<T>(),
                           columns.const_data_ptr<T>(),
+                          scale,
                           planes,
                           height,
                           width,
                           ky,
                           kx,
-                          lanes};
-    const dim3 blocks(
-        static_cast<unsigned>((width + 4 * lanes - 1) / (4 * lanes)),
-        static_cast<unsigned>((height + kFieldRows - 1) / kFieldRows),
-        static_cast<unsigned>(std::min<int64_t>(planes, 65535)));
-    launch(output, blocks, kThreads, sum_modes_kernel<K, T, V>, work,
-           output.mutable_data_ptr<V>());
+                          lanes,
+                          static_cast<unsigned>(parts)};
+    launch(output, blocks_for(blocks * kThreads, 1, planes), kThreads,
+           sum_modes_kernel<K, T, V>, work, output.mutable_data_ptr<V>());
   };
   THO_DISPATCH_V2(dtype, "sum_modes", AT_WRAP(([&] {
                     using T = SumOf<scalar_t>;
                     if (ky <= 8) {
                       run(std::integral_constant<int, 8>{}, T{}, scalar_t{});
-                    } else if (ky <= 16) {
-                      run(std::integral_constant<int, 16>{}, T{}, scalar_t{});
+                    } else if (ky <= 12) {
+                      run(std::integral_constant<int, 12>{}, T{}, scalar_t{});
                     } else {
                       run(std::integral_constant<int, kMostModes>{}, T{},
                           scalar_t{});

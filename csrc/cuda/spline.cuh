@@ -20,20 +20,40 @@ __global__ void filter_columns_kernel(
   if (line >= lines) return;
   const int64_t slab = line / step, column = line - slab * step;
   const int64_t first = slab * step * filter.n + column, n = filter.n;
-  S value = 0;
-#pragma unroll 4
-  for (int64_t k = 0; k < n; ++k) {
-    const S factor = k == 0 ? S(0) : filter.reciprocal(k - 1);
-    const S pixel = static_cast<S>(input[first + k * step]);
-    value = S(6) * filter.scale(k, !transposed) * pixel - factor * value;
-    output[first + k * step] = value;
+  // Some pixels are read before any is written, as input and output may be one.
+  constexpr int U = 8;
+  const auto at = [&](int64_t k) { return first + k * step; };
+  S value = 0, pixels[U];
+  for (int64_t begin = 0; begin < n; begin += U) {
+    const int count = static_cast<int>(n - begin < U ? n - begin : U);
+#pragma unroll
+    for (int i = 0; i < U; ++i) {
+      if (i < count) pixels[i] = static_cast<S>(input[at(begin + i)]);
+    }
+#pragma unroll
+    for (int i = 0; i < U; ++i) {
+      if (i >= count) break;
+      const int64_t k = begin + i;
+      const S factor = k == 0 ? S(0) : filter.reciprocal(k - 1);
+      value = S(6) * filter.scale(k, !transposed) * pixels[i] - factor * value;
+      output[at(k)] = value;
+    }
   }
   value *= filter.last;
-  output[first + (n - 1) * step] = value * filter.scale(n - 1, transposed);
-#pragma unroll 4
-  for (int64_t k = n - 2; k >= 0; --k) {
-    value = (output[first + k * step] - value) * filter.reciprocal(k);
-    output[first + k * step] = value * filter.scale(k, transposed);
+  output[at(n - 1)] = value * filter.scale(n - 1, transposed);
+  for (int64_t end = n - 1; end > 0; end -= U) {
+    const int count = static_cast<int>(end < U ? end : U);
+#pragma unroll
+    for (int i = 0; i < U; ++i) {
+      if (i < count) pixels[i] = output[at(end - 1 - i)];
+    }
+#pragma unroll
+    for (int i = 0; i < U; ++i) {
+      if (i >= count) break;
+      const int64_t k = end - 1 - i;
+      value = (pixels[i] - value) * filter.reciprocal(k);
+      output[at(k)] = value * filter.scale(k, transposed);
+    }
   }
 }
 
@@ -55,6 +75,7 @@ __global__ void filter_rows_kernel(
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t begin = chunk * kRows;
     const int count = static_cast<int>(n - begin < kRows ? n - begin : kRows);
+#pragma unroll 8
     for (int r = 0; r < rows; ++r) {
       if (lane < count) {
         tile[r][lane] = static_cast<S>(input[(block + r) * n + begin + lane]);
@@ -77,6 +98,7 @@ __global__ void filter_rows_kernel(
   for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
     const int64_t begin = chunk * kRows;
     const int count = static_cast<int>(n - begin < kRows ? n - begin : kRows);
+#pragma unroll 8
     for (int r = 0; r < rows; ++r) {
       if (lane < count) tile[r][lane] = output[(block + r) * n + begin + lane];
     }

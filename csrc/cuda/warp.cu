@@ -63,66 +63,58 @@ __global__ void warp_nearest_kernel(WarpWork<D, T, I> work,
   });
 }
 
-// P neighbouring pixels, or W neighbouring channels, at a time. `values` are
-// what is interpolated: pixels, or coefficients of a spline.
-template <Mode mode, int D, int P, int W, typename V, typename S, typename T,
+// W neighbouring channels at a time. `values` are what is interpolated: pixels,
+// or coefficients of a spline.
+template <Mode mode, int D, int W, typename V, typename S, typename T,
           typename I>
 __global__ void warp_interpolated_kernel(
     WarpWork<D, T, I> work,
     const V* __restrict__ input,   // (N, C, *size)
     const S* __restrict__ values,  // (N, C, *size)
     V* __restrict__ output) {      // (N, C, *size)
-  static_assert(P == 1 || W == 1);
   using Sum = std::conditional_t<std::is_same_v<V, double>, double, T>;
-  for_each_item<P, 1>(work, [&](int64_t n, I group, I pixel) {
+  for_each_item<1, 1>(work, [&](int64_t n, I group, I pixel) {
     if (pixel >= work.pixels) return;
+    const PixelWork<D, T> at(work, n, pixel);
     const int64_t sample = n * work.sample_stride;
     V* const target = output + sample + pixel * work.pixel_stride;
-    if constexpr (mode == Mode::kCubic) {
-      const PixelWork<D, T> at(work, n, pixel);
-      if (is_whole(at.displacement)) {
-        const I index = source_of(work, at);
-        for_each_batch<1>(work, group, [&](auto, I plane) {
-          target[plane] = index < 0 ? V(0) : input[sample + plane + index];
-        });
-        return;
-      }
+    if (mode == Mode::kCubic && is_whole(at.displacement)) {
+      const I index = source_of(work, at);
+      for_each_batch<1>(work, group, [&](auto, I plane) {
+        target[plane] = index < 0 ? V(0) : input[sample + plane + index];
+      });
+      return;
     }
-    Taps<mode, D, T, I> taps[P];
-    Sum initial[P];
-#pragma unroll
-    for (int p = 0; p < P; ++p) {
-      taps[p] = Taps<mode, D, T, I>(work, PixelWork<D, T>(work, n, pixel + p));
-      // -0 is neutral for every sum: a displacement of 0 returns -0 as -0.
-      T used = 0;
-      taps[p].for_each_corner([&](I, T weight) { used += weight; });
-      initial[p] = used > 0 ? Sum(-0.0) : Sum(0);
-    }
+    const Taps<mode, D, T, I> taps(work, at);
+    // -0 is neutral for every sum: a displacement of 0 returns -0 as -0.
+    T used = 0;
+    taps.for_each_corner([&](I, T weight) { used += weight; });
+    const Sum initial = used > 0 ? Sum(-0.0) : Sum(0);
     const S* const source = values + sample;
+    // Two channels: as many reads in flight as leave four blocks their
+    // registers.
     for_each_batch<mode == Mode::kLinear ? 2 : 1>(
         work, group, [&](auto batch, I plane) {
           constexpr int B = decltype(batch)::value;
-          Pack<V, P * W> written[B];
+          Pack<V, W> written[B];
 #pragma unroll
           for (int b = 0; b < B; ++b) {
             const S* const from = source + plane + b * channel_step(work);
+            Sum sums[W];
 #pragma unroll
-            for (int p = 0; p < P; ++p) {
-              Sum sums[W];
-#pragma unroll
-              for (int w = 0; w < W; ++w) sums[w] = initial[p];
-              taps[p].for_each_corner([&](I offset, T weight) {
-                const auto read = load<W>(from + offset);
-#pragma unroll
-                for (int w = 0; w < W; ++w) {
-                  sums[w] += static_cast<Sum>(weight) *
-                             static_cast<Sum>(read.value[w]);
-                }
-              });
+            for (int w = 0; w < W; ++w) sums[w] = initial;
+            taps.for_each_corner([&](I offset, T weight) {
+              const auto read = load<W>(from + offset);
 #pragma unroll
               for (int w = 0; w < W; ++w) {
-                written[b].value[p * W + w] = static_cast<V>(sums[w]);
+                const Sum sum = sums[w] + static_cast<Sum>(weight) *
+                                              static_cast<Sum>(read.value[w]);
+                sums[w] = weight != 0 ? sum : sums[w];
               }
+            });
+#pragma unroll
+            for (int w = 0; w < W; ++w) {
+              written[b].value[w] = static_cast<V>(sums[w]);
             }
           }
 #pragma unroll
@@ -155,7 +147,7 @@ void run_nearest(const Tensor& input, const Tensor& displacement,
         launch(output, work.blocks(P), kThreads,
                warp_nearest_kernel<P, D, V, T, I>, work, source, target);
       };
-      constexpr int P = 4;
+      constexpr int P = std::clamp<int>(16 / sizeof(V), 1, 4);
       if constexpr (sizeof(I) == 4) {
         if (fills_device(layout, P) && layout.pixels % P == 0 &&
             is_aligned(field.data, P * sizeof(T)) &&
@@ -179,34 +171,25 @@ void run_interpolated(const Tensor& input, const S* values,
     constexpr int D = std::decay_t<decltype(field)>::kDimensions;
     using T = typename std::decay_t<decltype(field)>::Scalar;
     using I = decltype(index);
-    const auto run = [&](auto pixels, auto pack) {
-      constexpr int P = decltype(pixels)::value, W = decltype(pack)::value;
+    const auto run = [&](auto pack) {
+      constexpr int W = decltype(pack)::value;
       const WarpWork<D, T, I> work(field, layout, padding_mode,
-                                   channel_groups(layout, W, P), W);
-      launch(output, work.blocks(P), kThreads,
-             warp_interpolated_kernel<mode, D, P, W, V, S, T, I>, work, source,
+                                   channel_groups(layout, W), W);
+      launch(output, work.blocks(), kThreads,
+             warp_interpolated_kernel<mode, D, W, V, S, T, I>, work, source,
              values, target);
     };
-    constexpr std::integral_constant<int, 1> one;
-    constexpr std::integral_constant<int, 2> two;
-    constexpr std::integral_constant<int, 4> four;
     // Packs for the usual kinds only: each is a kernel of its own.
-    if constexpr (mode == Mode::kLinear && std::is_same_v<T, float> &&
+    if constexpr (mode == Mode::kLinear && D == 2 && std::is_same_v<T, float> &&
                   !std::is_same_v<V, double> && sizeof(I) == 4) {
-      if (fills_device(layout, 2) && layout.pixels % 2 == 0 &&
-          is_aligned(target, 2 * sizeof(V))) {
-        return run(two, one);
-      }
-      if constexpr (D == 2) {
-        switch (channel_pack(layout, source, target, sizeof(V))) {
-          case 4:
-            return run(one, four);
-          case 2:
-            return run(one, two);
-        }
+      switch (channel_pack(layout, source, target, sizeof(V))) {
+        case 4:
+          return run(std::integral_constant<int, 4>{});
+        case 2:
+          return run(std::integral_constant<int, 2>{});
       }
     }
-    run(one, one);
+    run(std::integral_constant<int, 1>{});
   });
 }
 

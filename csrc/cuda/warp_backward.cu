@@ -49,7 +49,7 @@ __global__ void backward_nearest_kernel(
             gradient + n * work.sample_stride + plane + b * channel_step(work);
 #pragma unroll
         for (int p = 0; p < P; ++p) {
-          if (index[p] >= 0) read[b][p] = load<W>(from + source[p]);
+          if (index[p] >= 0) read[b][p] = load_once<W>(from + source[p]);
         }
       }
 #pragma unroll
@@ -151,7 +151,8 @@ __global__ void backward_interpolated_kernel(
           S value[B];
 #pragma unroll
           for (int b = 0; b < B; ++b) {
-            value[b] = static_cast<S>(source[plane + b * channel_step(work)]);
+            value[b] = static_cast<S>(
+                load_once<1>(source + plane + b * channel_step(work)).value[0]);
           }
 #pragma unroll
           for (int b = 0; b < B; ++b) {
@@ -164,8 +165,9 @@ __global__ void backward_interpolated_kernel(
     }
     if (!used) return;
     for_each_batch<1>(work, group, [&](auto, I plane) {
-      const auto read = load<W>(source + plane);
+      const auto read = load_once<W>(source + plane);
       taps.for_each_corner([&](I offset, T weight) {
+        if (weight == 0) return;
         S values[W];
 #pragma unroll
         for (int w = 0; w < W; ++w) {
@@ -232,21 +234,19 @@ __global__ void backward_displacement_kernel(
 #pragma unroll 2
     for (I c = 0; c < work.channels; ++c) {
       const I plane = c * work.channel_stride;
+      const auto factor = static_cast<Sum>(from[plane]);
       Sum slope[D] = {};
       slopes.for_each_corner([&](I offset, const T(&weight)[D]) {
-        bool used = false;
-#pragma unroll
-        for (int k = 0; k < D; ++k) used = used || weight[k] != 0;
-        if (!used) return;
         const auto value = static_cast<Sum>(source[plane + offset]);
 #pragma unroll
         for (int k = 0; k < D; ++k) {
-          if (weight[k] != 0) slope[k] += static_cast<Sum>(weight[k]) * value;
+          const Sum more = slope[k] + static_cast<Sum>(weight[k]) * value;
+          slope[k] = weight[k] != 0 ? more : slope[k];
         }
       });
 #pragma unroll
       for (int k = 0; k < D; ++k) {
-        sum[k] += slope[k] * static_cast<Sum>(from[plane]);
+        sum[k] += slope[k] * factor;
       }
     }
 #pragma unroll

@@ -217,10 +217,11 @@ void dispatch_stored(const Tensor& displacement, const Body& body) {
   });
 }
 
-// Most elements of a sample that 32 bits count: some beyond the last pixel are
-// counted as well, before they are left out. Tests make do with fewer.
+// Most elements of a sample, of the image or the field, that 32 bits count:
+// some beyond the last pixel are counted as well, before they are left out.
+// Tests make do with fewer.
 #if !defined(TCWARP_MOST_32)
-#define TCWARP_MOST_32 (2147483647 - 4096)
+#define TCWARP_MOST_32 (2147483647 - (1 << 20))
 #endif
 
 // Calls body(field, index) with the type of offsets within a sample as well: 32
@@ -229,8 +230,10 @@ template <typename Body>
 void dispatch_indexed(const Tensor& displacement, const Layout& layout,
                       const Body& body) {
   constexpr int64_t most = TCWARP_MOST_32;
+  const int64_t elements =
+      std::max(layout.channels, displacement.size(1)) * layout.pixels;
   dispatch_field(displacement, [&](const auto& field) {
-    if (std::max<int64_t>(1, layout.channels) * layout.pixels <= most) {
+    if (elements <= most) {
       body(field, int32_t{});
     } else {
       body(field, int64_t{});
