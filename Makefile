@@ -42,7 +42,7 @@ demo: build  ## train on the phantom with 5 labels, without and with consistency
 	$(BIN)/tcseg demo --out runs/demo
 
 test: $(VENV)/stamp.test  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: $(VENV)/stamp.bench  ## run the CPU benchmarks against their peers
 	$(BIN)/python -m pytest benchmarks
