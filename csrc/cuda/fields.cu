@@ -85,7 +85,7 @@ __global__ void sum_modes_kernel(SumWork<T> work,
     __syncthreads();
     if (column >= work.width) continue;
     T sums[K][P] = {};
-#pragma unroll 2
+#pragma unroll(sizeof(T) == 4 ? 2 : 1)
     for (int l = 0; l < work.kx; ++l) {
       T basis[P];
 #pragma unroll
