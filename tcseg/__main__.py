@@ -1,6 +1,16 @@
-"""Lets `python -m tcseg` stand for the command `tcseg`."""
+"""The command `tcseg`, also as `python -m tcseg`."""
 
-from tcseg.cli import main
+import sys
+
+
+def main() -> None:
+    """Run the command, or say what to install for it."""
+    try:
+        from tcseg.cli import main as command
+    except ModuleNotFoundError as error:
+        sys.exit(f'tcseg: {error.name} is not installed; run `pip install "tcwarp[tcseg]"`')
+    command(prog_name="tcseg")
+
 
 if __name__ == "__main__":
-    main(prog_name="tcseg")
+    main()
