@@ -2,13 +2,16 @@
 
 import sys
 
+from tcseg.extras import MissingPackageError, needs
+
 
 def main() -> None:
     """Run the command, or say what to install for it."""
     try:
-        from tcseg.cli import main as command
-    except ModuleNotFoundError as error:
-        sys.exit(f'tcseg: {error.name} is not installed; run `pip install "tcwarp[tcseg]"`')
+        with needs("tcseg"):
+            from tcseg.cli import main as command
+    except MissingPackageError as error:
+        sys.exit(f"Error: {error}")
     command(prog_name="tcseg")
 
 

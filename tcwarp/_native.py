@@ -12,7 +12,7 @@ import struct
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ except ImportError as error:
         f"folder again, with torch >= 2.10 (installed here: {torch.__version__})"
     ) from error
 
+Mode = Literal["nearest", "linear", "cubic"]
+PaddingMode = Literal["zeros", "border", "reflection"]
 NEAREST = 0
 MODES = {"nearest": NEAREST, "linear": 1, "cubic": 2}
 PADDING_MODES = {"zeros": 0, "border": 1, "reflection": 2}
