@@ -26,10 +26,12 @@ def _find_library() -> None:
     This folder is that of a clone then, which hides the installed package from those who stand in
     it.
     """
-    if importlib.util.find_spec("tcwarp._C"):
+    name, package = "tcwarp._C", sys.modules["tcwarp"]
+    if PathFinder.find_spec(name, package.__path__):
         return
     folders = [os.path.join(entry, "tcwarp") for entry in sys.path]
-    found = PathFinder.find_spec("tcwarp._C", folders)
+    # The latter knows of editable installs.
+    found = PathFinder.find_spec(name, folders) or importlib.util.find_spec(name)
     if found is None or found.origin is None:
         raise ImportError(
             f"tcwarp is not built: neither {HERE} nor an installed tcwarp has the native library "
@@ -41,7 +43,7 @@ def _find_library() -> None:
             f"tcwarp: {library} was built from other sources than those in {HERE.parent}; "
             "run `pip install .` there again"
         )
-    sys.modules["tcwarp"].__path__.append(str(library.parent))
+    package.__path__.append(str(library.parent))
 
 
 def _identity(sources: Path) -> str:

@@ -24,9 +24,7 @@ try:
     from monai.utils import TransformBackends, convert_to_tensor, ensure_tuple_rep
     from monai.utils.enums import TraceKeys
 except ModuleNotFoundError as error:
-    raise ImportError(
-        f'{error.name} is not installed; run `pip install "tcwarp[monai]"`', name=error.name
-    ) from None
+    raise ImportError('MONAI is not installed; run `pip install "tcwarp[monai]"`') from error
 
 __all__ = ["RandElasticd"]
 
