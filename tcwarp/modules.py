@@ -72,26 +72,6 @@ class RandomElastic(nn.Module):
     torch.uint8
     """
 
-    if TYPE_CHECKING:
-
-        @overload
-        def __call__(
-            self, tensor: Tensor, /, *, generator: torch.Generator | None = None
-        ) -> Tensor: ...
-        @overload
-        def __call__(
-            self,
-            first: Tensor,
-            second: Tensor,
-            /,
-            *others: Tensor,
-            generator: torch.Generator | None = None,
-        ) -> tuple[Tensor, ...]: ...
-        def __call__(
-            self, *tensors: Tensor, generator: torch.Generator | None = None
-        ) -> Tensor | tuple[Tensor, ...]:
-            """Do as `forward`; `nn.Module` would say Any."""
-
     def __init__(
         self, *, mode: Mode = "linear", padding_mode: PaddingMode = "border", **field: Any
     ) -> None:
@@ -118,6 +98,26 @@ class RandomElastic(nn.Module):
         self.mode = mode
         self.padding_mode = padding_mode
         self.field = field
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __call__(
+            self, tensor: Tensor, /, *, generator: torch.Generator | None = None
+        ) -> Tensor: ...
+        @overload
+        def __call__(
+            self,
+            first: Tensor,
+            second: Tensor,
+            /,
+            *others: Tensor,
+            generator: torch.Generator | None = None,
+        ) -> tuple[Tensor, ...]: ...
+        def __call__(
+            self, *tensors: Tensor, generator: torch.Generator | None = None
+        ) -> Tensor | tuple[Tensor, ...]:
+            """Do as `forward`; `nn.Module` would say Any."""
 
     def forward(
         self, *tensors: Tensor, generator: torch.Generator | None = None

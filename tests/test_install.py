@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from tcwarp import _native
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = (
-    *("scipy", "click", "rich", "PIL", "monai", "matplotlib", "safetensors", "jinja2", "pydicom"),
-    *("highdicom", "nibabel", "tensorboard", "onnx", "onnxscript", "onnxruntime"),
+TRAINER = ("scipy", "click", "rich", "PIL", "monai", "matplotlib", "safetensors", "jinja2")
+OPTIONAL = (
+    *("pydicom", "highdicom", "nibabel", "tensorboard", "onnx", "onnxscript", "onnxruntime"),
+    *("skimage", "kornia", "cv2"),
 )
 
 
@@ -79,7 +80,7 @@ def test_the_sources_are_those_of_the_library():
 def test_the_operator_needs_torch_and_numpy_only():
     code = f"""
 import sys
-sys.modules.update(dict.fromkeys({EXTRAS!r}))  # their import fails
+sys.modules.update(dict.fromkeys({TRAINER + OPTIONAL!r}))  # their import fails
 import torch, tcwarp
 assert "tcwarp.reference" not in sys.modules
 image, field = torch.rand(1, 1, 8, 8), torch.zeros(1, 2, 8, 8)
@@ -102,6 +103,18 @@ except ImportError as error:
     monai, trainer = result.stdout.splitlines()
     assert monai == 'MONAI is not installed; run `pip install "tcwarp[monai]"`'
     assert trainer.endswith(' is not installed; run `pip install "tcwarp[tcseg]"`')
+
+
+def test_the_trainer_needs_none_of_what_only_some_commands_need():
+    code = f"""
+import importlib, pkgutil, sys
+sys.modules.update(dict.fromkeys({OPTIONAL!r}))
+import tcseg
+for module in pkgutil.walk_packages(tcseg.__path__, "tcseg."):
+    importlib.import_module(module.name)
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_command_without_its_packages():
