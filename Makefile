@@ -30,15 +30,14 @@ $(VENV)/stamp.build: $(VENV)/stamp.torch pyproject.toml setup.py $(NATIVE)
 	$(PIP) install --no-build-isolation -e .
 	touch $@
 
-# An extra of pyproject.toml on its own: installing `.[test]` would build the extension once more.
+# An extra of what is installed: `.[test]` would build the extension once more.
 $(VENV)/stamp.%: $(VENV)/stamp.build
-	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$*'], sep='\n')" > $(VENV)/requirements-$*.txt
-	$(PIP) install -r $(VENV)/requirements-$*.txt
+	$(PIP) install "tcwarp[$*]"
 	touch $@
 
 build: $(VENV)/stamp.build  ## set up .venv and build the extension
 
-demo: build  ## train on the phantom with 5 labels, without and with consistency, and show the gain
+demo: $(VENV)/stamp.tcseg  ## train on the phantom with 5 labels, without and with consistency, and show the gain
 	$(BIN)/tcseg demo --out runs/demo
 
 test: $(VENV)/stamp.test  ## run the tests

@@ -1,19 +1,25 @@
 """`pytest benchmarks`: alternating rounds, one table at the end, and `--record FILE`."""
 
+from __future__ import annotations
+
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.record import Row, table, write
 
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
+
 ROWS = pytest.StashKey[list[Row]]()
 WARM_UP = 10  # calls
+PACKAGES = ("pytest_benchmark", "scipy")  # without a peer, its rows are skipped
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,6 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the rows of this session; the plugin's own table of single times says less."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise pytest.UsageError(
+            f'{", ".join(missing)} not installed; run `pip install "tcwarp[bench]"`'
+        )
     config.stash[ROWS] = []
     config.option.benchmark_quiet = True
 

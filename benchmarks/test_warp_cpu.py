@@ -1,6 +1,6 @@
 """Warps on the CPU against grid_sample and OpenCV."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -111,7 +111,7 @@ def test_linear_against_grid_sample(compare: Compare, image: Tensor, displacemen
 
 @pytest.mark.parametrize("mode", ["nearest", "linear"])
 def test_backward_against_grid_sample(
-    compare: Compare, image: Tensor, displacement: Tensor, mode: str
+    compare: Compare, image: Tensor, displacement: Tensor, mode: Literal["nearest", "linear"]
 ) -> None:
     leaf = image.clone().requires_grad_()
     gradient = image.flip(-1).contiguous()

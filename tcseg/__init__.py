@@ -7,6 +7,8 @@ command `tcseg` does the rest.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tcseg.extras import needs
+
 if TYPE_CHECKING:
     from tcseg import metrics
     from tcseg.segmenter import Segmenter, load
@@ -16,8 +18,9 @@ __all__ = ["Segmenter", "load", "metrics"]
 
 def __getattr__(name: str) -> Any:
     # Late: torch and what builds on it take seconds, and `tcseg --help` needs none of them.
-    if name == "metrics":
-        return importlib.import_module("tcseg.metrics")
-    if name in ("Segmenter", "load"):
-        return getattr(importlib.import_module("tcseg.segmenter"), name)
+    if name in __all__:
+        with needs("tcseg"):
+            if name == "metrics":
+                return importlib.import_module("tcseg.metrics")
+            return getattr(importlib.import_module("tcseg.segmenter"), name)
     raise AttributeError(f"module 'tcseg' has no attribute {name!r}")

@@ -1,6 +1,19 @@
-"""Lets `python -m tcseg` stand for the command `tcseg`."""
+"""The command `tcseg`, also as `python -m tcseg`."""
 
-from tcseg.cli import main
+import sys
+
+from tcseg.extras import MissingPackageError, needs
+
+
+def main() -> None:
+    """Run the command, or say what to install for it."""
+    try:
+        with needs("tcseg"):
+            from tcseg.cli import main as command
+    except MissingPackageError as error:
+        sys.exit(f"Error: {error}")
+    command(prog_name="tcseg")
+
 
 if __name__ == "__main__":
-    main(prog_name="tcseg")
+    main()

@@ -19,12 +19,24 @@ from rich.table import Table
 if TYPE_CHECKING:
     import torch
 
+    from tcwarp._native import Mode
+
 __all__ = ["Finding", "examine", "findings"]
 
 PACKAGES = (
-    *("torch", "numpy", "scipy", "monai", "scikit-image", "pydicom", "nibabel", "highdicom"),
-    *("matplotlib", "safetensors", "tensorboard", "click", "rich"),
+    *("torch", "numpy", "scipy", "monai", "pillow", "matplotlib", "safetensors", "jinja2"),
+    *("click", "rich"),
 )
+# By the extra that brings them; only some commands need them.
+OPTIONAL = {
+    "pydicom": "dicom",
+    "highdicom": "dicom",
+    "nibabel": "nifti",
+    "tensorboard": "tensorboard",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export",
+}
 # What float32 leaves of displacements and values of size 1 to 10 in the self-test.
 TOLERANCE = 1e-4
 
@@ -63,6 +75,10 @@ def findings() -> Iterator[Finding]:
     yield Finding("python", None, f"{platform.python_version()} on {platform.platform()}")
     for name in PACKAGES:
         yield _attempt(name, lambda name=name: importlib.metadata.version(name))  # type: ignore[misc]
+    for name, extra in OPTIONAL.items():
+        finding = _attempt(name, lambda name=name: importlib.metadata.version(name))  # type: ignore[misc]
+        way = f'not installed; `pip install "tcwarp[{extra}]"`'
+        yield finding if finding.works else Finding(name, None, way)
     yield _jsrt()
     try:
         import torch
@@ -144,7 +160,7 @@ def _agree(ours: torch.Tensor, reference: object) -> str:
     return f"equal to the reference to {difference:.1g}"
 
 
-def _test_warp(device: torch.device, mode: str) -> str:
+def _test_warp(device: torch.device, mode: Mode) -> str:
     import torch
 
     import tcwarp

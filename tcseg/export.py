@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tcseg.extras import needs
 from tcseg.network import Segmentation
 from tcseg.runs import RunError
 from tcseg.segmenter import Segmenter
@@ -49,12 +51,16 @@ def export(
     ------
     RunError
         If the network cannot be exported, or the export does something else; no file is left then.
-    ImportError
-        If a package for ONNX is missing.
+    MissingPackageError
+        If a package for ONNX is not installed.
     """
     path = Path(path)
     if path.exists():
         raise RunError(f"{path} exists; choose another --out")
+    if form == "onnx":
+        with needs("export"):
+            for name in ("onnx", "onnxscript", "onnxruntime"):
+                importlib.import_module(name)
     model = segmenter.model
     network = _in_single_precision(segmenter.network)
     shape = (model.channels, model.size, model.size)

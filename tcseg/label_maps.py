@@ -16,6 +16,7 @@ from PIL import Image
 from tcseg.data.dataset import reason
 from tcseg.data.dicom import read_dataset
 from tcseg.data.images import NIFTI, is_dicom, suffix
+from tcseg.extras import needs
 from tcseg.files import write_atomically
 
 __all__ = ["MOST", "LabelWriter", "label_map", "write_into"]
@@ -121,7 +122,8 @@ class LabelWriter:
             write_into(folder / f"{self.name}.{kind}", content.getbuffer())
 
     def _save_nifti(self) -> None:
-        import nibabel
+        with needs("nifti"):
+            import nibabel
 
         source: Any = nibabel.load(self.path)
         volume = np.stack(self.planes, axis=-1)[:, ::-1]  # (C, H, W, planes), as it was read
@@ -186,8 +188,9 @@ def _folder_names(structures: Sequence[str]) -> list[str]:
 def _dicom_segmentation(source: Any, planes: Masks, classes: Sequence[str]) -> Any:
     from importlib.metadata import version
 
-    import highdicom
-    from pydicom.sr.codedict import codes
+    with needs("dicom"):
+        import highdicom
+        from pydicom.sr.codedict import codes
 
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="tcseg", version=version("tcwarp"), family=codes.DCM.ArtificialIntelligence

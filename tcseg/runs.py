@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from tcseg.config import Config
+from tcseg.extras import is_installed
 from tcseg.files import write_atomically, write_json
 from tcseg.metrics_file import MetricsFile
 
@@ -162,7 +163,7 @@ class RunFolder:
             raise RunError(f"{self.path} is no run: it has no config.toml") from error
 
     def log(self, row: Mapping[str, float | int | str]) -> None:
-        """Append one row to ``metrics.csv``, its numbers to TensorBoard as well.
+        """Append one row to ``metrics.csv``, its numbers to TensorBoard where that is installed.
 
         Parameters
         ----------
@@ -170,12 +171,14 @@ class RunFolder:
             Values by name, ``"step"`` among them: the number of steps done since the beginning
             of the run, pre-training included. Rows may have different names.
         """
-        if self._writer is None:
+        if self._writer is None and is_installed("tensorboard"):
             # Imported late: TensorBoard takes a second or two.
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self.path), purge_step=self._first_step)
         self.metrics.append(row)
+        if self._writer is None:
+            return
         for name, value in row.items():
             if name != "step" and not isinstance(value, str):
                 self._writer.add_scalar(name, value, int(row["step"]))

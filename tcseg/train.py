@@ -23,6 +23,7 @@ from tcseg import distributed
 from tcseg.config import Config, resolve_device
 from tcseg.data import Dataset, split_record
 from tcseg.evaluation import evaluate, predict, results_table, validation_miou
+from tcseg.extras import is_installed
 from tcseg.pictures import save_panel
 from tcseg.runs import RunFolder
 from tcseg.segmenter import Model
@@ -180,6 +181,9 @@ def _describe(trainer: Trainer, console: Console) -> None:
         soft_wrap=True,
         markup=False,
     )
+    if not is_installed("tensorboard"):
+        message = 'No TensorBoard events: run `pip install "tcwarp[tensorboard]"` for them.'
+        console.print(message, highlight=False, soft_wrap=True, markup=False)
 
 
 def _finish(trainer: Trainer, console: Console, show_results: bool) -> dict[str, Any]:

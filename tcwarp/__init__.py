@@ -5,7 +5,9 @@ the grid, component k along spatial axis k (``(dy, dx)``, ``(dz, dy, dx)``). War
 ``warp(I, u)(x) = I(x + u(x))``.
 """
 
-from . import reference
+import importlib
+from typing import TYPE_CHECKING
+
 from ._native import cuda_status
 from .algebra import (
     FoldingWarning,
@@ -18,6 +20,11 @@ from .algebra import (
 from .fields import gaussian_smooth, random_displacement
 from .modules import RandomElastic, Warp
 from .warping import warp
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from . import reference
 
 __version__ = "0.1.0"
 
@@ -36,3 +43,10 @@ __all__ = [
     "valid_mask",
     "warp",
 ]
+
+
+def __getattr__(name: str) -> "ModuleType":
+    # Late: only tests and the curious need the specification.
+    if name == "reference":
+        return importlib.import_module("tcwarp.reference")
+    raise AttributeError(f"module 'tcwarp' has no attribute {name!r}")

@@ -5,22 +5,66 @@ their kernels stands here, in the same order.
 """
 
 import functools
+import hashlib
+import importlib.util
+import os
 import struct
+import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+HERE = Path(__file__).parent
+
+
+def _find_library() -> None:
+    """Use the native library of an installed tcwarp where this folder has none.
+
+    This folder is that of a clone then, which hides the installed package from those who stand in
+    it.
+    """
+    name, package = "tcwarp._C", sys.modules["tcwarp"]
+    if PathFinder.find_spec(name, package.__path__):
+        return
+    folders = [os.path.join(entry, "tcwarp") for entry in sys.path]
+    # The latter knows of editable installs.
+    found = PathFinder.find_spec(name, folders) or importlib.util.find_spec(name)
+    if found is None or found.origin is None:
+        raise ImportError(
+            f"tcwarp is not built: neither {HERE} nor an installed tcwarp has the native library "
+            f"for this Python ({sys.executable}); run `pip install .` in the source folder"
+        )
+    library, sources = Path(found.origin), HERE.parent / "csrc"
+    if (sources / "schemas.cpp").exists() and _identity(sources).encode() not in library.read_bytes():
+        raise ImportError(
+            f"tcwarp: {library} was built from other sources than those in {HERE.parent}; "
+            "run `pip install .` there again"
+        )
+    package.__path__.append(str(library.parent))
+
+
+def _identity(sources: Path) -> str:
+    """Return the digest of schemas and shared headers that the build writes into its libraries."""
+    digest = hashlib.sha1(usedforsecurity=False)
+    for path in [sources / "schemas.cpp", *sorted((sources / "shared").glob("*.h"))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+_find_library()
 try:
     from . import _C  # registers torch.ops.tcwarp
 except ImportError as error:
     raise ImportError(
-        "tcwarp: the native library cannot be loaded "
-        f"({error}). Build it with `pip install .` from the source folder, "
-        f"with torch >= 2.10 (installed here: {torch.__version__})."
+        f"tcwarp: the native library cannot be loaded ({error}); run `pip install .` in the source "
+        f"folder again, with torch >= 2.10 (installed here: {torch.__version__})"
     ) from error
 
+Mode = Literal["nearest", "linear", "cubic"]
+PaddingMode = Literal["zeros", "border", "reflection"]
 NEAREST = 0
 MODES = {"nearest": NEAREST, "linear": 1, "cubic": 2}
 PADDING_MODES = {"zeros": 0, "border": 1, "reflection": 2}
@@ -68,7 +112,7 @@ def _elf_size(start: bytes) -> int:
     return int(offset + entry * count)
 
 
-_CUDA_STATUS = _load_cuda(Path(__file__).parent / "_cuda.so")
+_CUDA_STATUS = _load_cuda(Path(_C.__file__).parent / "_cuda.so")
 
 
 def cuda_status(device: torch.device | None = None) -> str:

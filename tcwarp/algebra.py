@@ -1,13 +1,13 @@
 """Composition and inversion of displacement fields. Write phi = id + u."""
 
 import warnings
-from typing import cast
+from typing import Literal, cast, overload
 
 import torch
 from torch import Tensor, ops
 
 from ._checks import check_displacement, check_same, lookup
-from ._native import MODES, NEAREST
+from ._native import MODES, NEAREST, Mode
 from .warping import warp
 
 # Newton's method needs two or three steps on smooth fields; the rest is for the few pixels of
@@ -44,6 +44,14 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
     """
     _check_pair("compose", "first", first, "second", second)
     return warp(first, second, mode="linear", padding_mode="border").add_(second)
+
+
+@overload
+def invert(displacement: Tensor, *, return_residual: Literal[False] = False) -> Tensor: ...
+@overload
+def invert(displacement: Tensor, *, return_residual: Literal[True]) -> tuple[Tensor, Tensor]: ...
+@overload
+def invert(displacement: Tensor, *, return_residual: bool) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def invert(
@@ -171,7 +179,7 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
     return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
-def valid_mask(displacement: Tensor, *, mode: str = "nearest") -> Tensor:
+def valid_mask(displacement: Tensor, *, mode: Mode = "nearest") -> Tensor:
     """Return where a warp reads from inside the image only, so that no padding shows.
 
     Parameters

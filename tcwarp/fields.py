@@ -8,7 +8,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -209,7 +209,10 @@ def _convolve(tensor: Tensor, sigma: float, boundary: str, axis: int) -> Tensor:
 
 
 def gaussian_smooth(
-    input: Tensor, sigma: float | Sequence[float], *, boundary: str = "reflect"
+    input: Tensor,
+    sigma: float | Sequence[float],
+    *,
+    boundary: Literal["reflect", "constant"] = "reflect",
 ) -> Tensor:
     """Smooth the spatial axes with a Gaussian, equal to SciPy's ``gaussian_filter(truncate=8)``.
 

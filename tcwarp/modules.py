@@ -1,14 +1,14 @@
 """The operators as modules."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ._checks import check_number, check_sigma, check_tensor, lookup
-from ._native import MODES, PADDING_MODES
+from ._native import MODES, PADDING_MODES, Mode, PaddingMode
 from .fields import random_displacement
 from .warping import warp
 
@@ -30,12 +30,17 @@ class Warp(nn.Module):
     torch.Size([1, 3, 8, 8])
     """
 
-    def __init__(self, *, mode: str = "nearest", padding_mode: str = "zeros") -> None:
+    def __init__(self, *, mode: Mode = "nearest", padding_mode: PaddingMode = "zeros") -> None:
         super().__init__()
         lookup("Warp", "mode", mode, MODES)
         lookup("Warp", "padding_mode", padding_mode, PADDING_MODES)
         self.mode = mode
         self.padding_mode = padding_mode
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor, displacement: Tensor) -> Tensor:
+            """Do as `forward`; `nn.Module` would say Any."""
 
     def forward(self, input: Tensor, displacement: Tensor) -> Tensor:
         """Warp input (N, C, *spatial) by displacement (N, D, *spatial)."""
@@ -67,7 +72,9 @@ class RandomElastic(nn.Module):
     torch.uint8
     """
 
-    def __init__(self, *, mode: str = "linear", padding_mode: str = "border", **field: Any) -> None:
+    def __init__(
+        self, *, mode: Mode = "linear", padding_mode: PaddingMode = "border", **field: Any
+    ) -> None:
         super().__init__()
         lookup("RandomElastic", "mode", mode, MODES)
         lookup("RandomElastic", "padding_mode", padding_mode, PADDING_MODES)
@@ -91,6 +98,26 @@ class RandomElastic(nn.Module):
         self.mode = mode
         self.padding_mode = padding_mode
         self.field = field
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __call__(
+            self, tensor: Tensor, /, *, generator: torch.Generator | None = None
+        ) -> Tensor: ...
+        @overload
+        def __call__(
+            self,
+            first: Tensor,
+            second: Tensor,
+            /,
+            *others: Tensor,
+            generator: torch.Generator | None = None,
+        ) -> tuple[Tensor, ...]: ...
+        def __call__(
+            self, *tensors: Tensor, generator: torch.Generator | None = None
+        ) -> Tensor | tuple[Tensor, ...]:
+            """Do as `forward`; `nn.Module` would say Any."""
 
     def forward(
         self, *tensors: Tensor, generator: torch.Generator | None = None

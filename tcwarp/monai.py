@@ -1,4 +1,7 @@
-"""Elastic deformation as a MONAI dictionary transform, with its inverse; needs MONAI."""
+"""Elastic deformation as a MONAI dictionary transform, with its inverse; needs MONAI.
+
+`pip install "tcwarp[monai]"` installs it.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,22 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.config import KeysCollection
-from monai.data.meta_obj import get_track_meta
-from monai.data.meta_tensor import MetaTensor
-from monai.transforms import InvertibleTransform, MapTransform, RandomizableTransform
-from monai.utils import TransformBackends, convert_to_tensor, ensure_tuple_rep
-from monai.utils.enums import TraceKeys
 from torch import Tensor
 
+from ._native import Mode, PaddingMode
 from .algebra import invert
 from .fields import random_displacement
 from .warping import warp
+
+try:
+    from monai.config import KeysCollection
+    from monai.data.meta_obj import get_track_meta
+    from monai.data.meta_tensor import MetaTensor
+    from monai.transforms import InvertibleTransform, MapTransform, RandomizableTransform
+    from monai.utils import TransformBackends, convert_to_tensor, ensure_tuple_rep
+    from monai.utils.enums import TraceKeys
+except ModuleNotFoundError as error:
+    raise ImportError('MONAI is not installed; run `pip install "tcwarp[monai]"`') from error
 
 __all__ = ["RandElasticd"]
 
@@ -64,8 +72,8 @@ class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
         sigma: float | Sequence[float] = 20.0,
         displacement_std: float = 4.0,
         prob: float = 0.1,
-        mode: str | Sequence[str] = "linear",
-        padding_mode: str = "border",
+        mode: Mode | Sequence[Mode] = "linear",
+        padding_mode: PaddingMode = "border",
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
@@ -115,7 +123,7 @@ class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
             device=item.device,
         )
 
-    def _warp(self, item: Tensor, field: Tensor, mode: str) -> Tensor:
+    def _warp(self, item: Tensor, field: Tensor, mode: Mode) -> Tensor:
         plain = item.as_tensor() if isinstance(item, MetaTensor) else item
         warped = warp(plain[None], field, mode=mode, padding_mode=self.padding_mode)[0]
         if not isinstance(item, MetaTensor):

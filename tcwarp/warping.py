@@ -11,15 +11,15 @@ from ._checks import (
     check_tensor,
     lookup,
 )
-from ._native import MODES, NEAREST, PADDING_MODES
+from ._native import MODES, NEAREST, PADDING_MODES, Mode, PaddingMode
 
 
 def warp(
     input: Tensor,
     displacement: Tensor,
     *,
-    mode: str = "nearest",
-    padding_mode: str = "zeros",
+    mode: Mode = "nearest",
+    padding_mode: PaddingMode = "zeros",
 ) -> Tensor:
     """Warp a batch of images or volumes by displacement fields: ``out(x) = input(x + u(x))``.
 

@@ -1,12 +1,16 @@
 """Hypothesis profiles and fixtures that all tests share."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+# `benchmarks`, also under plain `pytest`, behind the installed packages.
+sys.path.append(str(Path(__file__).parents[1]))
 
 # No deadline: the first example of a test may load a library, and machines differ in speed.
 hypothesis.settings.register_profile(

@@ -15,8 +15,9 @@ from strategies import FLOATING_DTYPES, MODES, displacement_values, image_values
 from torch.profiler import ProfilerActivity, profile
 
 import tcwarp
+from tcwarp import _native
 
-PACKAGE = Path(tcwarp.__file__).parent
+PACKAGE = Path(_native._C.__file__).parent
 
 
 def unstable(lines: list[str]) -> list[str]:

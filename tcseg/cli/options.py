@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from tcseg.config import Config
+from tcseg.extras import MissingPackageError, needs
 from tcseg.runs import RunError, RunFinished
 
 
@@ -22,7 +23,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; tell an expected error in one line."""
         try:
-            return super().invoke(ctx)
+            with needs("tcseg"):
+                return super().invoke(ctx)
         # Click's own: wrong usage, the end of --help, and `tcseg ... | head`.
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
@@ -47,7 +49,7 @@ def _explain(error: Exception) -> tuple[str, int]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         way = "; make room and try again" if full else ""
         return f"{where}{error.strerror}{way}", 1
-    if isinstance(error, RunError | OSError):
+    if isinstance(error, RunError | OSError | MissingPackageError):
         return str(error), 1
     if isinstance(error, ValueError):
         return str(error), 2

@@ -149,7 +149,7 @@ def predict(
 def export(run: Path, form: Any, out: Path) -> None:
     """Write the network of the folder RUN for other programs; run it there and compare.
 
-    ONNX needs the packages onnx, onnxscript and onnxruntime: pip install tcwarp[export].
+    ONNX needs the packages onnx, onnxscript and onnxruntime: pip install "tcwarp[export]".
     """
     from tcseg.export import export as write
     from tcseg.segmenter import load

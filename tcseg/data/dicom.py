@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tcseg.extras import needs
+
 from .dataset import DataError, reason
 
 __all__ = [
@@ -44,8 +46,9 @@ def _is_bare(head: bytes) -> bool:
 
 def read_dataset(path: Path) -> Any:
     """Read a file as a pydicom data set, also one that lacks its preamble."""
-    import pydicom
-    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+    with needs("dicom"):
+        import pydicom
+        from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     with open(path, "rb") as file:
         bare = _is_bare(file.read(132))
@@ -71,7 +74,8 @@ def read_frames(path: Path) -> tuple[NDArray[Any], list[Spacing | None], bool]:
         Whether that is the size on the detector or film, where a projection shows things larger
         than they are.
     """
-    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+    with needs("dicom"):
+        from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
     data = read_dataset(path)
     count = int(data.get("NumberOfFrames", 1) or 1)
@@ -168,7 +172,8 @@ def _pair(value: Any) -> Spacing | None:
 
 def segment_labels(path: Path) -> list[str] | None:
     """Return the names of the segments of a DICOM segmentation, None for another file."""
-    import pydicom
+    with needs("dicom"):
+        import pydicom
 
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True)

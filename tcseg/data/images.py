@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tcseg.extras import needs
+
 from .dataset import DataError, reason
 from .dicom import has_dicom_content, read_frames
 
@@ -252,7 +254,8 @@ def read_volume(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
 
     Rows run along the second axis of the file, the first row at its end.
     """
-    import nibabel
+    with needs("nifti"):
+        import nibabel
 
     image: Any = nibabel.load(path)
     volume = np.asarray(image.dataobj)

@@ -1,0 +1,46 @@
+"""What to install where a package is missing that only some parts of tcseg need."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+
+__all__ = ["MissingPackageError", "is_installed", "needs"]
+
+
+class MissingPackageError(ImportError):
+    """A package is not installed; the message is one line that says how to get it."""
+
+
+@contextlib.contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Say what to install where an import inside fails.
+
+    Parameters
+    ----------
+    extra : str
+        The extra of the distribution that brings what is imported.
+
+    Raises
+    ------
+    MissingPackageError
+        If a package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if not name or is_installed(name):
+            raise
+        raise MissingPackageError(
+            f'{name} is not installed; run `pip install "tcwarp[{extra}]"`', name=name
+        ) from None
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be found; it is not imported."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # blocked, or made by hand
+        return False
