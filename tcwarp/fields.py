@@ -121,8 +121,8 @@ class _Cache:
             return factor(*arguments)
         key = (factor, *arguments)
         with self.lock:
-            value = self.kept.get(key)
-            if value is not None:
+            value = self.kept.get(key) or self.captured.get(key)
+            if key in self.kept:
                 self.kept.move_to_end(key)
         if value is None:
             # Never inference tensors: they are kept and may meet autograd later.
@@ -136,7 +136,7 @@ class _Cache:
     def _guard(self, key: tuple[Any, ...], value: tuple[Tensor, Tensor]) -> None:
         """Keep what is dropped from the cache while the GPU may still read it."""
         if _is_capturing(value[0].device):
-            self.captured[key] = value  # the graph holds its address for good
+            self.captured.setdefault(key, value)  # the graph holds its address for good
             return
         for tensor in value:
             if tensor.is_cuda:  # the stream that reads it need not be the one it was made on
@@ -418,12 +418,10 @@ def random_displacement(
         scale = displacement_std / torch.stack(variances).prod().sqrt()
     seed = seed.to(device, non_blocking=True)
     modes = [factor.shape[1] for factor in factors]
-    # The scale is a number then, which a compiler does not know where it is a tensor.
-    in_one = (
-        device.type == "cuda"
-        and (displacement_std is None or not torch.compiler.is_compiling())
-        and all(n <= most for n, most in zip(modes[-2:], MOST_MODES, strict=True))
-    )
+    # The scale is a number there: a compiler and fake tensors do not know that of a tensor.
+    known = type(scale) is float or (type(scale) is Tensor and not torch.compiler.is_compiling())
+    fits = all(n <= most for n, most in zip(modes[-2:], MOST_MODES, strict=True))
+    in_one = device.type == "cuda" and known and fits
 
     def draw(first: int, count: int) -> Tensor:
         planes: Tensor = ops.tcwarp.field_coefficients(
@@ -432,9 +430,10 @@ def random_displacement(
         if in_one:
             for axis, factor in enumerate(factors[:-2], start=1):
                 planes = _along(planes, factor.double(), axis)
-            return ops.tcwarp.sum_modes(
+            pixels: Tensor = ops.tcwarp.sum_modes(
                 planes.flatten(0, -3), factors[-2], factors[-1].mT, float(scale), dtype
             )
+            return pixels
         planes = planes.mul_(scale).to(working)
         for axis, factor in enumerate(factors, start=1):
             planes = _along(planes, factor, axis)

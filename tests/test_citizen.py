@@ -372,6 +372,20 @@ def test_what_graphs_hold_is_kept_once(monkeypatch):
     assert len(cache.captured) == 2
 
 
+def test_what_a_graph_holds_is_what_the_next_one_takes():
+    """Another in its place would leave the first graph with memory that is given away."""
+    from tcwarp import fields
+
+    def factor():
+        return torch.ones(1), torch.ones(1)
+
+    cache = fields._Cache(1000)
+    first = cache.get(factor)
+    cache.captured[(factor,)] = first
+    cache.kept.clear()  # driven out by others
+    assert cache.get(factor) is first
+
+
 def test_threads_with_small_stacks(small=128 * 1024):
     def work():
         field = torch.rand(1, 3, 24, 24, 24, dtype=torch.float64)
