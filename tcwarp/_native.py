@@ -38,9 +38,8 @@ def _find_library() -> None:
             f"for this Python ({sys.executable}); run `pip install .` in the source folder"
         )
     library, sources = Path(found.origin), HERE.parent / "csrc"
-    if (sources / "schemas.cpp").exists() and _identity(
-        sources
-    ).encode() not in library.read_bytes():
+    is_clone = (sources / "schemas.cpp").exists()
+    if is_clone and _identity(sources).encode() not in library.read_bytes():
         raise ImportError(
             f"tcwarp: {library} was built from other sources than those in {HERE.parent}; "
             "run `pip install .` there again"
