@@ -102,9 +102,15 @@ def cuda_architectures(nvcc: str) -> list[str]:
                 f"tcwarp: TORCH_CUDA_ARCH_LIST has {architecture!r}; write compute capabilities, "
                 'such as "8.6;9.0+PTX"'
             )
+    supported = set(re.findall(r"compute_(\d+)\b", said(nvcc, "--list-gpu-arch")))
+    for architecture in asked if supported else []:
+        if re.sub(r"\D", "", architecture.removesuffix("+PTX")) not in supported:
+            known = ", ".join(f"{a[:-1]}.{a[-1]}" for a in sorted(supported, key=int))
+            sys.exit(
+                f"tcwarp: TORCH_CUDA_ARCH_LIST has {architecture!r}; {nvcc} compiles for {known}"
+            )
     if asked:
         return asked
-    supported = set(re.findall(r"compute_(\d+)\b", said(nvcc, "--list-gpu-arch")))
     newer = [f"{a[:-1]}.{a[-1]}" for a in ("100", "120") if a in supported]
     wanted = [a for a in CUDA_ARCHITECTURES if a.replace(".", "") in supported or not supported]
     wanted += newer
@@ -273,7 +279,8 @@ class CompileOnly(Command):
                 target = folder / headers.parent.name / f"{source.parent.name}_{source.stem}.o"
                 steps.compile(target, cuda if source.suffix == ".cu" else cpp, source)
         steps.finish(steps.start())
-        print(f"tcwarp: compiled, torch {torch.__version__}; headers alone: {others}")
+        tried = ", ".join(Path(path).parent.name for path in others if path) or "none"
+        print(f"tcwarp: compiled, torch {torch.__version__}; headers alone: {tried}")
 
 
 def cxx_flags(torch_paths: Iterable[str]) -> list[str]:

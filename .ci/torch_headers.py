@@ -6,6 +6,7 @@ fetched is left out, which is said loudly, and is no error.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 RELEASES = ("2.10.0", "2.11.0")
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tcwarp"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "tcwarp"
 
 
 def fetch(release: str, target: Path) -> None:
@@ -33,16 +34,19 @@ def fetch(release: str, target: Path) -> None:
 
 def main() -> None:
     """Fetch what is not there yet."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves no scratch folder
     found = []
     for release in RELEASES:
         folder = CACHE / f"torch-{release}"
         try:
-            if not folder.exists():
+            if not (folder / "include" / "torch").is_dir():
                 fetch(release, folder)
             found.append(str(folder / "include"))
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
+        except (OSError, ValueError, zipfile.BadZipFile, subprocess.SubprocessError) as error:
+            reason = "pip failed" if isinstance(error, subprocess.SubprocessError) else error
             print(
-                f"== NOT TRIED: the headers of torch {release} could not be fetched: {error}",
+                f"== NOT TRIED: the headers of torch {release} could not be fetched ({reason}): "
+                "nothing was compiled against them",
                 file=sys.stderr,
             )
     print(os.pathsep.join(found))

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -93,7 +94,7 @@ def run_part(part: Part) -> dict[str, Any]:
         finally:
             end(process)
         log.seek(0)
-        lines = log.read().splitlines()
+        lines = log.read().replace(f"{ROOT}/", "").splitlines()
     kept = 10 if result == "passed" else LINES_KEPT
     seconds = round(time.monotonic() - start, 1)
     return {"result": result, "seconds": seconds, "limit": part.seconds, "output": lines[-kept:]}
@@ -111,6 +112,7 @@ def run_parts(parts: dict[str, Part], out: Path) -> list[str]:
             results[name] = {"result": "not run: there is no library to run it on"}
         else:
             print(f"== {name}, at most {part.seconds:g} s", flush=True)
+            amend(out, parts={**results, name: {"result": "started, and ended from outside"}})
             results[name] = run_part(part)
             print(f"== {name}: {results[name]['result']}, {results[name].get('seconds', 0)} s")
         if results[name]["result"] not in ("passed", "not found"):
@@ -211,22 +213,30 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="without a GPU, on tiny inputs")
     parser.add_argument("--only", metavar="PART,...", help=f"some of: {', '.join(LIMITS)}")
     arguments = parser.parse_args()
-    # Ended from outside it ends its part, whose session is another.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    out = arguments.out.resolve()
-    out = out / "cuda-check.json" if out.is_dir() else out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.unlink(missing_ok=True)
-    amend(out, **surroundings(f"python -m benchmarks.cuda_check --out {out.name}"))
+    # Ended from outside, a dropped connection included, it ends its part, whose session is another.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
+    if unknown := set(filter(None, (arguments.only or "").split(","))) - set(LIMITS):
+        parser.error(f"--only: no part is named {', '.join(sorted(unknown))}")
+    # An earlier record is not touched where nothing can be measured.
     if missing := missing_packages():
-        amend(out, failed=f"not installed: {', '.join(missing)}")
         sys.exit(
             f"cuda_check: not installed: {', '.join(missing)}; where there is no network, bring "
             f"wheels along (pip download {' '.join(missing)}) and install them first"
         )
     if not (arguments.rehearse or torch.cuda.is_available()):
-        amend(out, failed="no CUDA device")
         sys.exit(f"cuda_check: torch {torch.__version__} sees no CUDA device; run it where one is")
+    out = arguments.out.resolve()
+    out = out / "cuda-check.json" if out.is_dir() else out
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.unlink(missing_ok=True)
+    except OSError as error:
+        sys.exit(f"cuda_check: {arguments.out} cannot be written: {error.strerror}")
+    given = ["--rehearse"] * arguments.rehearse
+    given += ["--only", arguments.only] if arguments.only else []
+    command = shlex.join(["python", "-m", "benchmarks.cuda_check", "--out", out.name, *given])
+    amend(out, **surroundings(command))
     amend(out, device=device_facts(), rehearsal=arguments.rehearse)
     parts = all_parts(out, arguments.rehearse)
     wanted = arguments.only.split(",") if arguments.only else list(parts)

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator
@@ -48,7 +49,10 @@ def disassembly(file: Path) -> str:
     """Return the machine code of an object or library as text."""
     cuobjdump, nvdisasm = tool("cuobjdump"), tool("nvdisasm")
     if cuobjdump is None or nvdisasm is None:
-        raise FileNotFoundError("cuobjdump and nvdisasm were not found")
+        raise FileNotFoundError(
+            "cuobjdump and nvdisasm were not found; run "
+            "`pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm`"
+        )
     path = os.pathsep.join([str(Path(nvdisasm).parent), os.environ.get("PATH", os.defpath)])
     result = subprocess.run(
         [cuobjdump, "-sass", str(file)],
@@ -165,7 +169,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", metavar="REGEX", default="", help="kernels whose name matches")
     arguments = parser.parse_args()
-    found = kernels(arguments.folder)
+    try:
+        found = kernels(arguments.folder)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        sys.exit(f"cuda_compiled: {getattr(error, 'stderr', None) or error}")
+    if not found:
+        sys.exit(
+            f"cuda_compiled: no objects with logs beside them in {arguments.folder}; run "
+            "`make cuda-compile` first"
+        )
     print(table([kernel for kernel in found if re.search(arguments.only, kernel.name)]))
     print(
         f"\n{len(found)} kernels; most registers {max(k.registers for k in found)}, "

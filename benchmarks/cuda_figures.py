@@ -143,7 +143,8 @@ def main() -> None:
     with poisoned():
         if not bool(torch.empty(64, device=device).isnan().all()):
             sys.exit("cuda_figures: memory is not filled when allocated; no check would see it")
-    command = f"python -m benchmarks.cuda_figures --out {arguments.out}"
+    flag = " --rehearse" * arguments.rehearse
+    command = f"python -m benchmarks.cuda_figures --out {arguments.out.name}{flag}"
     amend(arguments.out, figures=environment(command), ceilings=ceilings(scale, device))
     rows: list[dict[str, Any]] = []
     for work in all_works(scale, device):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Iterator
+from importlib import metadata
 
 __all__ = ["MissingPackageError", "is_installed", "needs"]
 
@@ -33,8 +34,10 @@ def needs(extra: str) -> Iterator[None]:
         name = (error.name or "").partition(".")[0]
         if not name or is_installed(name):
             raise
+        # In a clone of which nothing was installed, an index would be asked for tcwarp.
+        distribution = "tcwarp" if list(metadata.distributions(name="tcwarp")) else "."
         raise MissingPackageError(
-            f'{name} is not installed; run `pip install "tcwarp[{extra}]"`', name=name
+            f'{name} is not installed; run `pip install "{distribution}[{extra}]"`', name=name
         ) from None
 
 

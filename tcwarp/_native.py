@@ -93,7 +93,9 @@ def _load_cuda(library: Path) -> str:
         if library.stat().st_size < _elf_size(start):
             return f"not loaded: {library.name} is truncated; {again}"
         torch.ops.load_library(str(library))
-    except OSError as error:  # missing, truncated, or one that it needs is missing
+    except FileNotFoundError:
+        return f"not loaded: {library.name} is missing beside _C; {again}"
+    except (OSError, struct.error) as error:  # no library, or one that it needs is missing
         return f"not loaded: {str(error).splitlines()[0]}; {again}"
     lacking = [
         operator

@@ -86,7 +86,7 @@ def test_cuda_needs_ninja_and_can_be_left_out(build, monkeypatch):
 def test_architectures_are_those_asked_for(build, monkeypatch):
     monkeypatch.setattr(build, "said", lambda *command: "compute_80\ncompute_90\ncompute_120\n")
     assert build.cuda_architectures("nvcc") == ["8.0", "9.0", "12.0+PTX"]
-    for asked, expected in {"9.0": ["9.0"], "8.6;9.0a+PTX": ["8.6", "9.0a+PTX"]}.items():
+    for asked, expected in {"9.0": ["9.0"], "8.0;9.0a+PTX": ["8.0", "9.0a+PTX"]}.items():
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
         assert build.cuda_architectures("nvcc") == expected
     assert build.gencode_flags(["9.0a+PTX"]) == [
@@ -95,6 +95,9 @@ def test_architectures_are_those_asked_for(build, monkeypatch):
     ]
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
     with pytest.raises(SystemExit, match="has 'Hopper'; write compute capabilities"):
+        build.cuda_architectures("nvcc")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "5.0 9.0")
+    with pytest.raises(SystemExit, match=r"has '5.0'; nvcc compiles for 8\.0, 9\.0, 12\.0"):
         build.cuda_architectures("nvcc")
 
 

@@ -79,15 +79,24 @@ def test_missing_packages_are_named_in_one_line(load, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["cuda_check", "--rehearse", "--out", str(out)])
     with pytest.raises(SystemExit, match=r"^cuda_check: not installed: a_package_that.* wheels"):
         module.main()
-    assert json.loads(out.read_text())["failed"] == "not installed: a_package_that_is_nowhere"
+    assert not out.exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(tmp_path):
-    result, record = check(tmp_path / "check.json")
+def test_without_a_gpu_an_earlier_record_stays(tmp_path):
+    out = tmp_path / "check.json"
+    out.write_text('{"earlier": true}')
+    result, record = check(out)
     assert result.returncode == 1
     assert "sees no CUDA device" in result.stderr
-    assert record["failed"] == "no CUDA device"
+    assert record == {"earlier": True}
+
+
+def test_a_part_of_no_name_is_refused(tmp_path):
+    out = tmp_path / "check.json"
+    result = python("-m", "benchmarks.cuda_check", "--only", "load,figure", "--out", str(out))
+    assert result.returncode == 2 and "--only: no part is named figure" in result.stderr
+    assert not out.exists()
 
 
 # ------------------------------------------------------------------------------ parts
