@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from torch.utils.cpp_extension import CUDA_HOME
 
+from benchmarks.cuda_compiled import read_log
 from benchmarks.record import amend, figures_table, surroundings
 
 ROOT = Path(__file__).parents[1]
@@ -194,14 +194,11 @@ def compiled_kernels() -> dict[str, dict[str, int]]:
     """Return registers and spilled bytes by file, the worst kernel of each, as nvcc said."""
     found = {}
     for log in sorted((ROOT / "build").glob("temp.*/cuda/*.log")):
-        text = log.read_text()
-        registers = [int(n) for n in re.findall(r"Used (\d+) registers", text)]
-        spills = [int(n) for n in re.findall(r"(\d+) bytes spill stores", text)]
-        if registers:
+        if usage := read_log(log.read_text()).values():
             found[log.stem] = {
-                "kernels": len(registers),
-                "most_registers": max(registers),
-                "most_spilled_bytes": max(spills, default=0),
+                "kernels": len(usage),
+                "most_registers": max(registers for registers, _, _ in usage),
+                "most_spilled_bytes": max(spilled for _, spilled, _ in usage),
             }
     return found
 

@@ -22,7 +22,7 @@ def first_line(error: BaseException) -> str:
 def synchronize(device: torch.device) -> None:
     """Wait for the device."""
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def repeated(

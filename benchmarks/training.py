@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.cuda_timing import synchronize
 from benchmarks.record import environment
 from tcseg.config import Config
 from tcseg.data import unpack_masks
@@ -93,17 +94,12 @@ def medians(
         function()
     for _ in range(rounds):
         for name, function in functions.items():
-            _wait(device)
+            synchronize(device)
             start = time.perf_counter()
             function()
-            _wait(device)
+            synchronize(device)
             times[name].append(1000 * (time.perf_counter() - start))
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def memory_mib(trainer: Trainer) -> dict[str, float]:
