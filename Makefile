@@ -2,9 +2,11 @@
 #
 # PYTHON  the interpreter that makes the virtual environment; for cuda-check, the one that is used as it is
 # TORCH   what pip installs as torch, options included; for a CPU build name torch's CPU index with --index-url
+# INSTALL what pip installs of this project: in place, or another source
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+INSTALL ?= -e .
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -12,7 +14,7 @@ NATIVE := $(wildcard csrc/*.h csrc/*.cuh csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc
 EMULATION := $(wildcard tests/emulation/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench lint format docs sanitize cuda-compile cuda-check clean
+.PHONY: help build dist demo test bench lint format docs sanitize cuda-compile cuda-check clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -22,12 +24,12 @@ help:  ## list the targets
 $(VENV)/stamp.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install $(TORCH)
-	$(PIP) install "setuptools>=77" wheel "pybind11>=3.0" ninja numpy
+	$(PIP) install "setuptools>=77" "pybind11>=3.0" ninja
 	touch $@
 
 # No build isolation: the extension is compiled against the torch that it will run with, and torch is not fetched twice.
 $(VENV)/stamp.build: $(VENV)/stamp.torch pyproject.toml setup.py $(NATIVE)
-	$(PIP) install --no-build-isolation -e .
+	$(PIP) install --no-build-isolation $(INSTALL)
 	touch $@
 
 # An extra of what is installed: `.[test]` would build the extension once more.
@@ -36,6 +38,18 @@ $(VENV)/stamp.%: $(VENV)/stamp.build
 	touch $@
 
 build: $(VENV)/stamp.build  ## set up .venv and build the extension
+
+# The wheel is made of the unpacked source distribution, and holds no module of Python: it serves every Python.
+SDIST := build/sdist
+dist: $(VENV)/stamp.torch  ## make the source distribution and the wheel, into dist, and check them
+	$(PIP) install build twine check-wheel-contents auditwheel
+	rm -rf dist $(SDIST)
+	$(BIN)/python -m build --no-isolation --sdist
+	mkdir -p $(SDIST) && tar -xzf dist/*.tar.gz --strip-components=1 -C $(SDIST)
+	TCWARP_PORTABLE=1 $(BIN)/python -m build --no-isolation --wheel --outdir dist $(SDIST)
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist
+	$(BIN)/auditwheel show dist/*.whl
 
 demo: $(VENV)/stamp.tcseg  ## train on the phantom with 5 labels, without and with consistency, and show the gain
 	$(BIN)/tcseg demo --out runs/demo
@@ -47,13 +61,13 @@ bench: $(VENV)/stamp.bench  ## run the CPU benchmarks against their peers
 	$(BIN)/python -m pytest benchmarks
 	$(BIN)/python -m benchmarks.scaling --out build/scaling
 
-lint: $(VENV)/stamp.test  ## check formatting, style and types
+lint: $(VENV)/stamp.lint  ## check formatting, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE) $(EMULATION)
 
-format: $(VENV)/stamp.test  ## format Python, C++ and CUDA sources
+format: $(VENV)/stamp.lint  ## format Python, C++ and CUDA sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE) $(EMULATION)

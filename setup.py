@@ -1,21 +1,23 @@
-"""Build of the native libraries; everything else is in pyproject.toml.
+"""Build of the native libraries; everything else is in pyproject.toml and build_backend.py.
 
-`tcwarp._C` holds the CPU operators and is built by torch's build extension with ninja.
-`tcwarp/_cuda.so` holds the CUDA operators and is built by nvcc, with ninja too and at the same
-time, where torch has CUDA and nvcc is of the same major version; where not, what was missing is
-printed and kept in the facts of the build, and the CPU operators are built all the same. Both use
-nothing but torch's stable ABI, so one build runs on every torch from 2.10 on.
+`tcwarp/_cpu.so` holds the CPU operators, `tcwarp/_cuda.so` those of CUDA. They use nothing but
+torch's stable ABI and know nothing of Python, so one build runs on every torch from 2.10 on and
+under every Python. The CUDA library is built where torch has CUDA and nvcc is of the same major
+version; where not, what was missing is printed and kept in the facts of the build, and the CPU
+operators are built all the same. `tcwarp._C`, with pybind11, is for the tests.
 
 `setup.py compile_only` compiles and links nothing, for which torch may lack CUDA: the CUDA files
 against the headers of the torch that is installed, and all files against others.
 
-Environment: CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, TCWARP_CUDA=0 (leave CUDA out),
+Environment: CXX, CXXFLAGS, LDFLAGS, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, TCWARP_CUDA=0
+(leave CUDA out), TCWARP_PORTABLE=1 (leave `tcwarp._C` out, so that the wheel serves every Python),
 TCWARP_WERROR=1 (warnings are errors), TCWARP_SANITIZE=1 (AddressSanitizer and
 UndefinedBehaviorSanitizer; see `make sanitize`), TCWARP_TORCH_HEADERS (for `compile_only`: folders
 with headers of other releases, separated as in PATH).
 """
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -28,33 +30,31 @@ from pathlib import Path
 from typing import ClassVar
 
 from setuptools import Command, Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
-try:
-    import pybind11
-    import torch
-    from torch.utils import cpp_extension
-except ImportError as error:
-    sys.exit(
-        f"tcwarp: building needs torch and pybind11, but {error.name} is not installed here.\n"
-        "Either build with isolation (plain `pip install .`), or first run\n"
-        "    pip install 'torch>=2.10' pybind11 ninja setuptools"
-    )
+from build_backend import Torch, check_machine, check_tools
 
 # The ninja that pip installs is beside python, which need not be on the path.
 os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
 
 ROOT = Path(__file__).parent.resolve()
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10
-DEFINES = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
-CPP_SOURCES = [  # the slowest to compile comes first
+DEFINES = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+CPU_SOURCES = [  # the slowest to compile comes first
     *("csrc/cpu/warp_backward.cpp", "csrc/cpu/warp.cpp", "csrc/cpu/align.cpp"),
-    *("csrc/cpu/fields.cpp", "csrc/schemas.cpp", "csrc/module.cpp"),
+    *("csrc/cpu/fields.cpp", "csrc/schemas.cpp", "csrc/build_info.cpp"),
 ]
-CUDA_SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"), key=lambda path: -path.stat().st_size)
+MODULE_SOURCES = ["csrc/module.cpp"]
+CUDA_SOURCES = [
+    *("csrc/cuda/warp_backward.cu", "csrc/cuda/warp.cu", "csrc/cuda/fields.cu"),
+    "csrc/cuda/align.cu",
+]
 # Compute capabilities built by default: those of 8.0 run on 8.6 and 8.9 as well; PTX of the last
 # one serves newer devices.
 CUDA_ARCHITECTURES = ["7.5", "8.0", "9.0"]
 SANITIZE = os.environ.get("TCWARP_SANITIZE") == "1"
+PORTABLE = os.environ.get("TCWARP_PORTABLE") == "1"
 
 
 def find_nvcc() -> str | None:
@@ -73,12 +73,12 @@ def said(*command: str) -> str:
         return ""
 
 
-def plan_cuda() -> tuple[str, str]:
+def plan_cuda(torch: Torch) -> tuple[str, str]:
     """Return nvcc and an empty text; or an empty one and why the CUDA operators are left out."""
     if SANITIZE or os.environ.get("TCWARP_CUDA") == "0":
         return "", "left out by TCWARP_CUDA=0 or TCWARP_SANITIZE=1"
-    name, cuda, nvcc = f"torch {torch.__version__}", torch.version.cuda, find_nvcc()
-    again = "and run `pip install --no-build-isolation .` again"
+    name, cuda, nvcc = f"torch {torch.version}", torch.cuda, find_nvcc()
+    again = "and run `pip install .` again"
     if cuda is None:
         return "", f"{name}, which it was built with, has no CUDA; install one that has {again}"
     wanted = f"the CUDA toolkit {cuda.split('.')[0]}"
@@ -88,8 +88,6 @@ def plan_cuda() -> tuple[str, str]:
     if release is None or release[1] != cuda.split(".")[0]:
         found = f"is of CUDA {release[0].split()[1]}" if release else "does not say its release"
         return "", f"{nvcc} {found}, {name} of CUDA {cuda}; set CUDA_HOME to {wanted} {again}"
-    if shutil.which("ninja") is None:
-        return "", f"ninja was not found; run `pip install ninja` {again}"
     return nvcc, ""
 
 
@@ -128,22 +126,39 @@ def gencode_flags(architectures: list[str]) -> list[str]:
     return flags
 
 
-def includes(torch_paths: Iterable[str]) -> list[str]:
-    """Return folders of headers; their warnings are not ours.
-
-    The pybind11 that torch bundles comes later: that of torch 2.11 refuses the stable ABI.
-    """
-    return [pybind11.get_include(), *torch_paths]
-
-
-def nvcc_command(nvcc: str, torch_paths: Iterable[str], architectures: list[str]) -> list[str]:
-    """Return how a CUDA file is compiled."""
+def nvcc_command(nvcc: str, includes: Iterable[str], architectures: list[str]) -> list[str]:
+    """Return how a CUDA file is compiled; warnings of torch's headers are not ours."""
     return [
         *(nvcc, "-std=c++17", "-O3", "-DUSE_CUDA", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
         *("--expt-relaxed-constexpr", "--extended-lambda", "-Xptxas", "-v", "--threads=0"),
-        *(f"-D{name}={value}" for name, value in DEFINES),
-        *(f"-isystem={path}" for path in includes(torch_paths)),
+        *DEFINES,
+        *(f"-isystem={path}" for path in includes),
         *gencode_flags(architectures),
+    ]
+
+
+def cxx_command(includes: Iterable[str]) -> list[str]:
+    """Return how a C++ file is compiled."""
+    return [
+        *os.environ.get("CXX", "c++").split(),
+        *("-std=c++17", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-fwrapv"),
+        *(*OPTIMIZE, *STRICT, *SANITIZERS, *DEFINES),
+        # floor() and comparisons become vector instructions; NaN keeps its meaning.
+        *("-fno-math-errno", "-fno-trapping-math"),
+        *(f"-isystem{path}" for path in includes),
+        *os.environ.get("CXXFLAGS", "").split(),
+    ]
+
+
+def link_command() -> list[str]:
+    """Return how objects of C++ become a library."""
+    darwin = sys.platform == "darwin"
+    return [
+        *os.environ.get("CXX", "c++").split(),
+        "-shared",
+        *(["-undefined", "dynamic_lookup"] if darwin else [] if SANITIZE else ["-Wl,--strip-all"]),
+        *SANITIZERS,
+        *os.environ.get("LDFLAGS", "").split(),
     ]
 
 
@@ -160,11 +175,13 @@ class Steps:
             "  deps = gcc\n"
         )
 
-    def add(self, target: Path, command: list[str], inputs: Iterable[Path]) -> Path:
-        """Add the command that makes `target`; it is given the inputs."""
+    def add(
+        self, target: Path, command: list[str], inputs: Iterable[Path], last: Iterable[str] = ()
+    ) -> Path:
+        """Add the command that makes `target`; it is given the inputs, and what must come last."""
         target.parent.mkdir(parents=True, exist_ok=True)
         escaped = [re.sub(r"([$ :])", r"$\1", str(path)) for path in (target, *inputs)]
-        run = shlex.join([*command, *map(str, inputs)]).replace("$", "$$")
+        run = shlex.join([*command, *map(str, inputs), *last]).replace("$", "$$")
         log = shlex.quote(str(target.with_suffix(".log"))).replace("$", "$$")
         self.text += f"build {escaped[0]}: run {' '.join(escaped[1:])}\n"
         self.text += f"  run = {run}\n  log = {log}\n"
@@ -175,73 +192,86 @@ class Steps:
         noted = ["-MD", "-MF", f"{target}.d", "-MT", str(target)]
         return self.add(target, [*command, *noted, "-c", "-o", str(target)], [source])
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start ninja; what it says goes into a file."""
+    def run(self) -> None:
+        """Do what is left to do; stop with the compiler's words where one fails."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "build.ninja").write_text(self.text)
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count())
-        with (self.folder / "said.txt").open("wb") as log:
-            return subprocess.Popen(
-                ["ninja", "-C", str(self.folder), "-j", jobs], stdout=log, stderr=log
-            )
-
-    def finish(self, ninja: subprocess.Popen[bytes]) -> None:
-        """Wait; stop with the compiler's words where one failed."""
-        if ninja.wait():
-            text = (self.folder / "said.txt").read_text(errors="replace")
+        ninja = ["ninja", "-C", str(self.folder), "-j", jobs]
+        result = subprocess.run(ninja, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if result.returncode:
+            text = result.stdout.decode(errors="replace")
             sys.exit(f"tcwarp: a compiler failed:\n{text[max(0, text.find('FAILED')) :]}")
 
 
-class BuildNative(cpp_extension.BuildExtension):
-    """Torch's build extension, and ninja with nvcc beside it."""
+class BuildNative(build_ext):
+    """Compile and link all libraries at once, with ninja."""
 
-    def get_ext_filename(self, ext_name: str) -> str:
-        """Return the file of an extension; the one of CUDA is no module of Python."""
-        if ext_name.endswith("_cuda"):
-            return str(Path(*ext_name.split("."))) + ".so"
-        return str(super().get_ext_filename(ext_name))
+    def get_ext_filename(self, fullname: str) -> str:
+        """Return the file of a library; only `_C` is a module of Python."""
+        if fullname.endswith("_C"):
+            return str(super().get_ext_filename(fullname))
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def run(self) -> None:
+        """Build everything that this machine can build."""
+        check_machine()
+        self.torch = check_tools()
+        self.nvcc, self.left_out = plan_cuda(self.torch)
+        if not self.nvcc:
+            print(f"tcwarp: CPU operators only, CUDA is NOT built: {self.left_out}", flush=True)
+        without = {"tcwarp._C"} if PORTABLE else set()
+        without |= set() if self.nvcc else {"tcwarp._cuda"}
+        self.extensions = [ext for ext in self.extensions if ext.name not in without]
+        super().run()
 
     def build_extensions(self) -> None:
-        """Build everything that this machine can build."""
-        compiler = os.environ.get("CXX", "c++").split()[0]
-        if not any(shutil.which(name) for name in (compiler, "c++", "g++", "clang++")):
-            sys.exit(
-                "tcwarp: no C++ compiler found. Install one and try again:\n"
-                "    Debian, Ubuntu: sudo apt-get install g++\n"
-                "    Fedora:         sudo dnf install gcc-c++\n"
-                "    macOS:          xcode-select --install\n"
-                "or set CXX to the compiler to use."
-            )
-        write_build_info(GENERATED)
-        if not NVCC:
-            print(f"tcwarp: CPU operators only, CUDA is NOT built: {LEFT_OUT}", flush=True)
-            return super().build_extensions()
-        self.steps = self.cuda_steps()
-        self.ninja = self.steps.start()
-        try:
-            super().build_extensions()
-        finally:
-            self.ninja.terminate()  # with all that it started, where the C++ files failed
-            self.ninja.wait()
-
-    def build_extension(self, ext: Extension) -> None:
-        """Build one extension; that of CUDA is on its way."""
-        if ext.name != "tcwarp._cuda":
-            return super().build_extension(ext)
-        self.steps.finish(self.ninja)
-        print(f"tcwarp: CUDA library built for {', '.join(cuda_architectures(NVCC))}")
-
-    def cuda_steps(self) -> Steps:
-        """Return how csrc/cuda is compiled and linked."""
-        folder = Path(self.build_temp).resolve() / "cuda"
+        """Build the libraries that were chosen."""
+        folder = Path(self.build_temp).resolve()
+        write_build_info(folder, self.torch, self.nvcc, self.left_out)
         steps = Steps(folder)
-        command = nvcc_command(NVCC, cpp_extension.include_paths(), cuda_architectures(NVCC))
-        objects = [steps.compile(folder / f"{s.stem}.o", command, s) for s in CUDA_SOURCES]
-        library = Path(self.get_ext_fullpath("tcwarp._cuda")).resolve()
-        link = [NVCC, "-shared", "-o", str(library), "-Xlinker", f"--build-id=0x{identity()}"]
-        link += [f"-L{path}" for path in cpp_extension.library_paths()]
-        steps.add(library, [*link, "-ltorch_cuda", "-ltorch_cpu", "-lc10"], objects)
-        return steps
+        commands = {
+            "tcwarp._cpu": self.cpu_commands,
+            "tcwarp._cuda": self.cuda_commands,
+            "tcwarp._C": self.module_commands,
+        }
+        for ext in self.extensions:
+            compiler, linker, libraries = commands[ext.name]()
+            objects = [
+                steps.compile(folder / Path(source).with_suffix(".o"), compiler, ROOT / source)
+                for source in ext.sources
+            ]
+            target = Path(self.get_ext_fullpath(ext.name)).resolve()
+            steps.add(target, [*linker, "-o", str(target)], objects, libraries)
+        steps.run()
+
+    def cpu_commands(self) -> tuple[list[str], list[str], list[str]]:
+        """Return compiler, linker and libraries."""
+        compiler = [*cxx_command(self.torch.includes), f"-I{Path(self.build_temp).resolve()}"]
+        return compiler, link_command(), [f"-L{self.torch.folder / 'lib'}", "-ltorch_cpu"]
+
+    def cuda_commands(self) -> tuple[list[str], list[str], list[str]]:
+        """Return compiler, linker and libraries."""
+        compiler = nvcc_command(self.nvcc, self.torch.includes, cuda_architectures(self.nvcc))
+        linker = [self.nvcc, "-shared", "-Xlinker", f"--strip-all,--build-id=0x{identity()}"]
+        libraries = ["-ltorch_cuda", "-ltorch_cpu", "-lc10"]
+        return compiler, linker, [f"-L{self.torch.folder / 'lib'}", *libraries]
+
+    def module_commands(self) -> tuple[list[str], list[str], list[str]]:
+        """Return compiler, linker and libraries."""
+        import pybind11
+
+        includes = [pybind11.get_include(), sysconfig.get_path("include")]
+        return cxx_command(includes), link_command(), []
+
+
+class PortableWheel(bdist_wheel):
+    """A wheel that says which Pythons it is for."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return the tags: every Python 3 where no module of Python is in it."""
+        python, abi, platform = super().get_tag()
+        return ("py3", "none", platform) if PORTABLE else (python, abi, platform)
 
 
 class CompileOnly(Command):
@@ -259,74 +289,54 @@ class CompileOnly(Command):
     def run(self) -> None:
         """Compile for one architecture; other releases, where the syntax must do, twice as fast."""
         nvcc = find_nvcc() or sys.exit("tcwarp: nvcc was not found; put it on the path")
-        folder = ROOT / "build" / "compile_only"
-        write_build_info(folder)
+        folder, torch = ROOT / "build" / "compile_only", check_tools()
+        write_build_info(folder, torch, nvcc, "")
         steps = Steps(folder)
         # The capability whose machine code the tests look at.
         architectures = ["9.0"]
-        command = nvcc_command(nvcc, cpp_extension.include_paths(), architectures)
+        command = nvcc_command(nvcc, torch.includes, architectures)
         for source in CUDA_SOURCES:
-            steps.compile(folder / "installed" / f"{source.stem}.o", command, source)
+            steps.compile(folder / "installed" / f"{Path(source).stem}.o", command, ROOT / source)
         others = os.environ.get("TCWARP_TORCH_HEADERS", "").split(os.pathsep)
         for headers in map(Path, filter(None, others)):
-            paths = [str(headers), str(headers / "torch/csrc/api/include")]
-            cuda = nvcc_command(nvcc, paths, architectures)
+            includes = [str(headers), str(headers / "torch/csrc/api/include")]
+            cuda = nvcc_command(nvcc, includes, architectures)
             cuda += ["-fdevice-syntax-only", "-Xcompiler", "-fsyntax-only"]
-            cpp = [*os.environ.get("CXX", "c++").split(), "-fsyntax-only", *cxx_flags(paths)]
-            cpp += [f"-D{name}={value}" for name, value in DEFINES]
-            cpp += [f"-I{folder}", f"-isystem{sysconfig.get_path('include')}"]
-            for source in [*CUDA_SOURCES, *(ROOT / name for name in CPP_SOURCES)]:
-                target = folder / headers.parent.name / f"{source.parent.name}_{source.stem}.o"
-                steps.compile(target, cuda if source.suffix == ".cu" else cpp, source)
-        steps.finish(steps.start())
+            cpp = [*cxx_command(includes), "-fsyntax-only", f"-I{folder}"]
+            for source in [*CUDA_SOURCES, *CPU_SOURCES]:
+                target = folder / headers.parent.name / Path(source).with_suffix(".o")
+                steps.compile(target, cuda if source.endswith(".cu") else cpp, ROOT / source)
+        steps.run()
         tried = ", ".join(Path(path).parent.name for path in others if path) or "none"
-        print(f"tcwarp: compiled, torch {torch.__version__}; headers alone: {tried}")
-
-
-def cxx_flags(torch_paths: Iterable[str]) -> list[str]:
-    """Return how a C++ file is compiled."""
-    return [
-        *("-std=c++17", "-fvisibility=hidden", *OPTIMIZE, *STRICT, *SANITIZERS),
-        # floor() and comparisons become vector instructions; NaN keeps its meaning.
-        *("-fno-math-errno", "-fno-trapping-math"),
-        *(f"-isystem{path}" for path in includes(torch_paths)),
-    ]
+        print(f"tcwarp: compiled, torch {torch.version}; headers alone: {tried}")
 
 
 def identity() -> str:
-    """Return a digest of what both libraries must agree on: schemas and shared headers."""
+    """Return a digest of the sources; all that is loaded together must be of the same ones."""
     digest = hashlib.sha1(usedforsecurity=False)
-    for path in [ROOT / "csrc/schemas.cpp", *sorted((ROOT / "csrc/shared").glob("*.h"))]:
+    for path in sorted((ROOT / "csrc").rglob("*.[ch]*")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def write_build_info(folder: Path) -> None:
+def write_build_info(folder: Path, torch: Torch, nvcc: str, left_out: str) -> None:
     """Write the header with the facts of this build."""
     compiler = said(os.environ.get("CXX", "c++").split()[0], "--version").splitlines()
     facts = {
-        "TCWARP_COMPILER": (compiler or ["unknown"])[0],
-        "TCWARP_TORCH_VERSION": torch.__version__,
-        "TCWARP_TORCH_TARGET": TORCH_TARGET,
-        "TCWARP_CUDA": torch.version.cuda if NVCC else "",
-        "TCWARP_CUDA_ARCHITECTURES": " ".join(cuda_architectures(NVCC)) if NVCC else "",
-        "TCWARP_CUDA_LEFT_OUT": LEFT_OUT,
-        "TCWARP_IDENTITY": identity(),
+        "compiler": (compiler or ["unknown"])[0],
+        "torch_headers": torch.version,
+        "torch_target": TORCH_TARGET,
+        "cuda": (torch.cuda or "") if nvcc else "",
+        "cuda_architectures": " ".join(cuda_architectures(nvcc)) if nvcc else "",
+        "cuda_left_out": left_out,
+        "identity": identity(),
     }
-    text = "".join(f"#define {name} {quoted(value)}\n" for name, value in facts.items())
+    text = json.dumps(json.dumps(facts))  # JSON in a string literal, which C++ writes as JSON does
     header = folder / "build_info.h"
     folder.mkdir(parents=True, exist_ok=True)
-    if not header.exists() or header.read_text() != text:  # an untouched file rebuilds nothing
-        header.write_text(text)
+    header.write_text(f"#define TCWARP_BUILD_INFO {text}\n")
 
 
-def quoted(text: str) -> str:
-    """Return a string literal of C++."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-NVCC, LEFT_OUT = plan_cuda()
-GENERATED = ROOT / "build" / "generated"
 STRICT = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("TCWARP_WERROR") == "1" else [])
 # A single version of each function: the loader picks versions before the sanitizers are ready.
 SANITIZERS = (
@@ -335,24 +345,17 @@ SANITIZERS = (
     else []
 )
 OPTIMIZE = ["-O1", "-g", "-fno-omit-frame-pointer"] if SANITIZE else ["-O3", "-g0"]
-CPU_LIBRARY = Extension(
-    "tcwarp._C",
-    CPP_SOURCES,
-    depends=[
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "csrc").rglob("*")
-        if path.suffix in (".h", ".cuh", ".cu")  # the CUDA files for a source distribution
-    ],
-    include_dirs=[str(GENERATED)],
-    define_macros=DEFINES,
-    library_dirs=cpp_extension.library_paths(),
-    libraries=["torch_cpu"],
-    language="c++",
-    extra_link_args=SANITIZERS,
-    extra_compile_args={"cxx": cxx_flags(cpp_extension.include_paths())},
-)
 
-setup(
-    ext_modules=[CPU_LIBRARY, *([Extension("tcwarp._cuda", [])] if NVCC else [])],
-    cmdclass={"build_ext": BuildNative, "compile_only": CompileOnly},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[
+            Extension("tcwarp._cpu", CPU_SOURCES),
+            Extension("tcwarp._cuda", CUDA_SOURCES),
+            Extension("tcwarp._C", MODULE_SOURCES),
+        ],
+        cmdclass={
+            "build_ext": BuildNative,
+            "bdist_wheel": PortableWheel,
+            "compile_only": CompileOnly,
+        },
+    )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, ops
 
 import tcwarp
-from tcwarp._native import MODES, PADDING_MODES
+from tcwarp._native import MODES, PADDING_MODES, Mode, PaddingMode
 
 SMALL = {2: (2, (19, 21)), 3: (2, (7, 6, 9))}
 # Vectors of four pixels begin where such a thread each fills a device: 4 * 132 * 2048 pixels.
@@ -70,7 +70,12 @@ def compare(
 
 
 def check_warp(
-    image: Tensor, field: Tensor, mode: str, padding_mode: str, deterministic: bool, device: str
+    image: Tensor,
+    field: Tensor,
+    mode: Mode,
+    padding_mode: PaddingMode,
+    deterministic: bool,
+    device: str,
 ) -> None:
     """Compare a warp and all gradients that it has."""
     codes = MODES[mode], PADDING_MODES[padding_mode]

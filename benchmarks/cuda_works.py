@@ -11,10 +11,11 @@ from torch import Tensor, ops
 import tcwarp
 from benchmarks import peers
 from benchmarks.cuda_timing import Inputs
-from tcwarp._native import MODES
+from tcwarp._native import MODES, Mode
 
 PEERS = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}
 PEER_CODES = {"bilinear": 0, "nearest": 1, "bicubic": 2}
+WITH_GOALS: tuple[Mode, ...] = ("nearest", "linear")
 ZEROS = 0  # the code of padding with zeros, here and in torch
 
 
@@ -84,7 +85,9 @@ def grid_backward(mode: str, wanted: list[bool], grad: Tensor, image: Tensor, gr
     return operator(grad, image, grid, PEER_CODES[mode], ZEROS, True, wanted)
 
 
-def warp_works(mode: str, shape: Sequence[int], last: bool, device: torch.device) -> Iterator[Work]:
+def warp_works(
+    mode: Mode, shape: Sequence[int], last: bool, device: torch.device
+) -> Iterator[Work]:
     """Yield forward and backward of one mode in one layout."""
     code, peer_mode, volume = MODES[mode], PEERS[mode], len(shape) == 5
     where = ("channels last" if last else "planes") + (", 3-D" if volume else "")
@@ -203,10 +206,10 @@ def field_works(scale: Scale, device: torch.device) -> Iterator[Work]:
 
 def all_works(scale: Scale, device: torch.device) -> Iterator[Work]:
     """Yield every piece of work, those with goals first."""
-    for mode in ("nearest", "linear"):
+    for mode in WITH_GOALS:
         yield from warp_works(mode, scale.planes, False, device)
     yield from field_works(scale, device)
-    for mode in ("nearest", "linear"):
+    for mode in WITH_GOALS:
         yield from warp_works(mode, scale.planes, True, device)
     yield from warp_works("cubic", scale.planes, False, device)
     yield from dtype_works(scale.planes, device)

@@ -77,9 +77,9 @@ def surroundings(command: str) -> dict[str, Any]:
 
 def environment(command: str) -> dict[str, Any]:
     """Return the surroundings of this run and how the native library was built."""
-    from tcwarp import _C
+    from tcwarp import _native
 
-    return {**surroundings(command), "build": _C.build_info()}
+    return {**surroundings(command), "build": _native.build_info()}
 
 
 def amend(path: Path, **entries: Any) -> None:

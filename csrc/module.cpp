@@ -1,14 +1,12 @@
-// The Python module tcwarp._C. Importing it loads the operators registered in
-// this library; what it binds itself is information about the build, and the
-// host side of the shared headers so that tests reach the arithmetic.
+// The Python module tcwarp._C: the arithmetic that host and device share, so
+// that tests reach it. The operators are in a library of their own, which is
+// no Python module and so serves every Python.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
 #include <stdexcept>
-#include <string>
 
-#include "build_info.h"  // written by setup.py
 #include "shared/divider.h"
 #include "shared/index.h"
 #include "shared/philox.h"
@@ -16,18 +14,6 @@
 namespace py = pybind11;
 
 namespace {
-
-py::dict build_info() {
-  py::dict info;
-  info["compiler"] = TCWARP_COMPILER;
-  info["torch_headers"] = TCWARP_TORCH_VERSION;
-  info["torch_target"] = TCWARP_TORCH_TARGET;
-  info["cuda"] = TCWARP_CUDA;
-  info["cuda_architectures"] = TCWARP_CUDA_ARCHITECTURES;
-  info["cuda_left_out"] = TCWARP_CUDA_LEFT_OUT;  // why
-  info["identity"] = TCWARP_IDENTITY;  // of what both libraries must agree on
-  return info;
-}
 
 std::array<uint32_t, 4> philox4x32(const std::array<uint32_t, 4>& counter,
                                    const std::array<uint32_t, 2>& key) {
@@ -52,8 +38,7 @@ int32_t pad_index(int32_t index, int32_t size, int64_t padding_mode) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Native operators of tcwarp; registered as torch.ops.tcwarp.";
-  m.def("build_info", &build_info, "What this library was built with.");
+  m.doc() = "Arithmetic that the operators on CPU and CUDA share.";
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"));
   m.def("pad_index", &pad_index, py::arg("index"), py::arg("size"),
         py::arg("padding_mode"));

@@ -10,16 +10,11 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-
-if TYPE_CHECKING:
-    import torch
-
-    from tcwarp._native import Mode
 
 __all__ = ["Finding", "examine", "findings"]
 
@@ -37,8 +32,6 @@ OPTIONAL = {
     "onnxscript": "export",
     "onnxruntime": "export",
 }
-# What float32 leaves of displacements and values of size 1 to 10 in the self-test.
-TOLERANCE = 1e-4
 
 
 class Finding(NamedTuple):
@@ -96,19 +89,19 @@ def findings() -> Iterator[Finding]:
         yield Finding("devices", None, f"cpu; no cuda: torch {torch.__version__} {why}")
     try:
         import tcwarp
-        from tcwarp import _C
+        from tcwarp import _native, selftest
     except Exception as error:  # a library of another build fails in many ways
         yield Finding("tcwarp", False, _line(error))
         return
     yield Finding("tcwarp", True, tcwarp.__version__)
-    for name, value in _C.build_info().items():
+    for name, value in _native.build_info().items():
         yield Finding(f"build: {name.replace('_', ' ')}", None, str(value) or "none")
     status = tcwarp.cuda_status()
     loaded = status == "loaded"
     # Without a GPU nobody misses it.
     yield Finding("CUDA library", loaded if len(devices) > 1 else None, status)
     for device in devices if loaded else devices[:1]:
-        for name, test in SELF_TESTS.items():
+        for name, test in selftest.TESTS.items():
             yield _attempt(f"{name}, {device}", lambda t=test, d=device: t(d))  # type: ignore[misc]
 
 
@@ -132,88 +125,3 @@ def _jsrt() -> Finding:
     if not Path(root).is_dir():
         return Finding("JSRT", False, f"TCSEG_JSRT_ROOT={root}: there is no such folder")
     return Finding("JSRT", None, f"TCSEG_JSRT_ROOT={root}")
-
-
-# The self-test: small cases against the plain NumPy reference, on one device each.
-
-
-def _fields(device: torch.device, count: int) -> list[torch.Tensor]:
-    import torch
-
-    import tcwarp
-
-    generator = torch.Generator().manual_seed(0)
-    return [
-        tcwarp.random_displacement(
-            2, (24, 20), sigma=6.0, displacement_std=1.5, generator=generator, device=device
-        )
-        for _ in range(count)
-    ]
-
-
-def _agree(ours: torch.Tensor, reference: object) -> str:
-    import numpy as np
-
-    difference = np.abs(ours.detach().cpu().numpy() - np.asarray(reference)).max()
-    if not difference <= TOLERANCE:  # so written that nan fails
-        raise ArithmeticError(f"differs from the reference by {difference:.2g}")
-    return f"equal to the reference to {difference:.1g}"
-
-
-def _test_warp(device: torch.device, mode: Mode) -> str:
-    import torch
-
-    import tcwarp
-
-    (field,) = _fields(device, 1)
-    image = torch.rand(2, 3, 24, 20, generator=torch.Generator().manual_seed(1))
-    image = image.to(device).requires_grad_()
-    output = tcwarp.warp(image, field, mode=mode)
-    weights = torch.linspace(-1, 1, output.numel(), device=device).view_as(output)
-    (gradient,) = torch.autograd.grad((output * weights).sum(), image)
-    field_array = field.cpu().numpy()
-    forward = tcwarp.reference.warp(image.detach().cpu().numpy(), field_array, mode)
-    backward = tcwarp.reference.warp_backward(weights.cpu().numpy(), field_array, mode)
-    _agree(gradient, backward)
-    return _agree(output, forward) + ", gradient too"
-
-
-def _test_align(device: torch.device) -> str:
-    import tcwarp
-
-    t1, t2 = _fields(device, 2)
-    expected, _ = tcwarp.reference.align(t1.cpu().numpy(), t2.cpu().numpy())
-    return _agree(tcwarp.align(t1, t2), expected)
-
-
-def _test_fields(device: torch.device) -> str:
-    import torch
-
-    import tcwarp
-
-    # The seed that the generator of `_fields` gives first.
-    seed = torch.empty(1, dtype=torch.int64).random_(generator=torch.Generator().manual_seed(0))
-    expected = tcwarp.reference.random_displacement(
-        int(seed), 2, (24, 20), sigma=6.0, displacement_std=1.5
-    )
-    return _agree(_fields(device, 1)[0], expected)
-
-
-def _test_smoothing(device: torch.device) -> str:
-    import torch
-
-    import tcwarp
-
-    noise = torch.rand(1, 2, 24, 20, generator=torch.Generator().manual_seed(2))
-    expected = tcwarp.reference.gaussian_smooth(noise.numpy(), 3.0)
-    return _agree(tcwarp.gaussian_smooth(noise.to(device), 3.0), expected)
-
-
-SELF_TESTS: dict[str, Callable[[torch.device], str]] = {
-    "warp, nearest": lambda device: _test_warp(device, "nearest"),
-    "warp, linear": lambda device: _test_warp(device, "linear"),
-    "warp, cubic": lambda device: _test_warp(device, "cubic"),
-    "align": _test_align,
-    "random fields": _test_fields,
-    "smoothing": _test_smoothing,
-}

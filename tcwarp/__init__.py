@@ -8,7 +8,7 @@ the grid, component k along spatial axis k (``(dy, dx)``, ``(dz, dy, dx)``). War
 import importlib
 from typing import TYPE_CHECKING
 
-from ._native import cuda_status
+from ._native import Mode, PaddingMode, cuda_status
 from .algebra import (
     FoldingWarning,
     align,
@@ -30,6 +30,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FoldingWarning",
+    "Mode",
+    "PaddingMode",
     "RandomElastic",
     "Warp",
     "align",

@@ -4,13 +4,15 @@ import contextlib
 import math
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ._native import cuda_status
+
+Name = TypeVar("Name", bound=str)
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LONGEST_AXIS = 2**30 - 4  # position + displacement + tap fits 32 bits
@@ -108,12 +110,12 @@ def check_same_device(
         )
 
 
-def lookup(function: str, name: str, value: Any, table: Mapping[str, int]) -> int:
+def lookup(function: str, name: str, value: Any, table: Mapping[Name, int]) -> int:
     """Return the code of a name, or raise ValueError with the names there are."""
     if not isinstance(value, str) or value not in table:
         names = ", ".join(repr(key) for key in table)
         raise ValueError(f"{function}: {name} must be one of {names}, got {shown(value)}")
-    return table[value]
+    return table[cast(Name, value)]
 
 
 def check_number(

@@ -4,9 +4,11 @@ The operators stand in ``csrc/schemas.cpp``, one line each; what torch must know
 their kernels stands here, in the same order.
 """
 
+import ctypes
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import struct
 import sys
@@ -20,22 +22,24 @@ from torch import Tensor
 HERE = Path(__file__).parent
 
 
-def _find_library() -> None:
-    """Use the native library of an installed tcwarp where this folder has none.
+def _find_library() -> Path:
+    """Return the library of the CPU operators: that of an installed tcwarp where this has none.
 
     This folder is that of a clone then, which hides the installed package from those who stand in
     it.
     """
-    name, package = "tcwarp._C", sys.modules["tcwarp"]
-    if PathFinder.find_spec(name, package.__path__):
-        return
+    # No module of Python, but found as one.
+    name, package = "tcwarp._cpu", sys.modules["tcwarp"]
+    own = PathFinder.find_spec(name, package.__path__)
+    if own and own.origin:
+        return Path(own.origin)
     folders = [os.path.join(entry, "tcwarp") for entry in sys.path]
     # The latter knows of editable installs.
     found = PathFinder.find_spec(name, folders) or importlib.util.find_spec(name)
     if found is None or found.origin is None:
         raise ImportError(
-            f"tcwarp is not built: neither {HERE} nor an installed tcwarp has the native library "
-            f"for this Python ({sys.executable}); run `pip install .` in the source folder"
+            f"tcwarp is not built: neither {HERE} nor a tcwarp installed for {sys.executable} has "
+            "the native library; run `pip install .` in the source folder"
         )
     library, sources = Path(found.origin), HERE.parent / "csrc"
     is_clone = (sources / "schemas.cpp").exists()
@@ -45,30 +49,39 @@ def _find_library() -> None:
             "run `pip install .` there again"
         )
     package.__path__.append(str(library.parent))
+    return library
 
 
 def _identity(sources: Path) -> str:
-    """Return the digest of schemas and shared headers that the build writes into its libraries."""
+    """Return the digest of the sources that the build writes into its libraries."""
     digest = hashlib.sha1(usedforsecurity=False)
-    for path in [sources / "schemas.cpp", *sorted((sources / "shared").glob("*.h"))]:
+    for path in sorted(sources.rglob("*.[ch]*")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-_find_library()
+LIBRARY = _find_library()
 try:
-    from . import _C  # registers torch.ops.tcwarp
-except ImportError as error:
+    torch.ops.load_library(str(LIBRARY))
+except OSError as error:
     raise ImportError(
         f"tcwarp: the native library cannot be loaded ({error}); run `pip install .` in the source "
         f"folder again, with torch >= 2.10 (installed here: {torch.__version__})"
     ) from error
 
+
+def build_info() -> dict[str, str]:
+    """Return what the native library was built with and from."""
+    library = ctypes.CDLL(str(LIBRARY))
+    library.tcwarp_build_info.restype = ctypes.c_char_p
+    return dict(json.loads(library.tcwarp_build_info()))
+
+
 Mode = Literal["nearest", "linear", "cubic"]
 PaddingMode = Literal["zeros", "border", "reflection"]
 NEAREST = 0
-MODES = {"nearest": NEAREST, "linear": 1, "cubic": 2}
-PADDING_MODES = {"zeros": 0, "border": 1, "reflection": 2}
+MODES: dict[Mode, int] = {"nearest": NEAREST, "linear": 1, "cubic": 2}
+PADDING_MODES: dict[PaddingMode, int] = {"zeros": 0, "border": 1, "reflection": 2}
 
 
 def _load_cuda(library: Path) -> str:
@@ -76,9 +89,9 @@ def _load_cuda(library: Path) -> str:
 
     CUDA itself is left alone: a process that has started it cannot fork.
     """
-    cuda, built = torch.version.cuda, _C.build_info()
+    cuda, built = torch.version.cuda, build_info()
     name = f"torch {torch.__version__}"
-    again = "run `pip install --no-build-isolation .` in the source folder"
+    again = "run `pip install .` in the source folder"
     if cuda is None:
         return f"not used: {name} has no CUDA"
     if built["cuda_left_out"]:
@@ -89,12 +102,12 @@ def _load_cuda(library: Path) -> str:
         with library.open("rb") as file:
             start = file.read(2**16)  # the linker writes what the library is of near it
         if bytes.fromhex(built["identity"]) not in start:
-            return f"not loaded: {library.name} is of another build than _C; {again}"
+            return f"not loaded: {library.name} is of another build than {LIBRARY.name}; {again}"
         if library.stat().st_size < _elf_size(start):
             return f"not loaded: {library.name} is truncated; {again}"
         torch.ops.load_library(str(library))
     except FileNotFoundError:
-        return f"not loaded: {library.name} is missing beside _C; {again}"
+        return f"not loaded: {library.name} is missing beside {LIBRARY.name}; {again}"
     except (OSError, struct.error) as error:  # no library, or one that it needs is missing
         return f"not loaded: {str(error).splitlines()[0]}; {again}"
     lacking = [
@@ -115,7 +128,7 @@ def _elf_size(start: bytes) -> int:
     return int(offset + entry * count)
 
 
-_CUDA_STATUS = _load_cuda(Path(_C.__file__).parent / "_cuda.so")
+_CUDA_STATUS = _load_cuda(LIBRARY.with_name("_cuda.so"))
 
 
 def cuda_status(device: torch.device | None = None) -> str:
@@ -149,14 +162,14 @@ def _status_of(index: int) -> str:
         capability = torch.cuda.get_device_capability(index)
     except RuntimeError as error:  # in a fork of a process that uses CUDA, for one
         return f"not usable: {str(error).splitlines()[0]}"
-    built = _C.build_info()["cuda_architectures"]
+    built = build_info()["cuda_architectures"]
     if _runs_on(capability, built):
         return "loaded"
     version = ".".join(map(str, capability))
     return (
         f"not usable on {torch.cuda.get_device_name(index)}: built for compute capabilities "
-        f"{built}, it has {version}; run `TORCH_CUDA_ARCH_LIST={version} pip install "
-        "--no-build-isolation .` in the source folder"
+        f"{built}, it has {version}; run `TORCH_CUDA_ARCH_LIST={version} pip install .` "
+        "in the source folder"
     )
 
 

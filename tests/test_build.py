@@ -5,11 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
-import setuptools
 import torch
 
 import tcwarp
@@ -20,13 +19,23 @@ IDENTITY = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def build(monkeypatch, tmp_path):
+def build(monkeypatch):
     """Setup.py as a module, on a machine without nvcc."""
-    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
     monkeypatch.setenv("PATH", os.environ["PATH"])  # setup.py changes it
     for name in ("CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "TCWARP_CUDA", "MAX_JOBS"):
         monkeypatch.delenv(name, raising=False)
-    spec = importlib.util.spec_from_file_location("tcwarp_setup", SETUP)
+    return module(SETUP, monkeypatch)
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """The build backend as a module."""
+    return module(SETUP.with_name("build_backend.py"), monkeypatch)
+
+
+def module(path: Path, monkeypatch) -> ModuleType:
+    monkeypatch.syspath_prepend(path.parent)
+    spec = importlib.util.spec_from_file_location(f"tcwarp_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -42,45 +51,45 @@ def script(path: Path, text: str) -> Path:
 # ------------------------------------------------------------------------------- what is built
 
 
+def fake_torch(cuda: str | None) -> SimpleNamespace:
+    return SimpleNamespace(version="2.13.0", cuda=cuda)
+
+
 @pytest.mark.parametrize(
     ("cuda", "says", "expected"),
     [
         (None, "release 13.0", "which it was built with, has no CUDA"),
         ("13.0", None, "nvcc was not found; install the CUDA toolkit 13, or set CUDA_HOME"),
-        ("13.0", "release 12.8", "nvcc is of CUDA 12.8, torch {} of CUDA 13.0; set CUDA_HOME to"),
-        ("12.8", "release 13.0", "nvcc is of CUDA 13.0, torch {} of CUDA 12.8; set CUDA_HOME to"),
-        ("13.0", "nonsense", "nvcc does not say its release, torch {} of CUDA 13.0"),
+        ("13.0", "release 12.8", "nvcc is of CUDA 12.8, torch 2.13.0 of CUDA 13.0; set CUDA_HOME"),
+        ("12.8", "release 13.0", "nvcc is of CUDA 13.0, torch 2.13.0 of CUDA 12.8; set CUDA_HOME"),
+        ("13.0", "nonsense", "nvcc does not say its release, torch 2.13.0 of CUDA 13.0"),
         ("13.0", "release 13.2", ""),
     ],
 )
 def test_what_is_missing_for_cuda_is_said_in_one_line(
     build, monkeypatch, tmp_path, cuda, says, expected
 ):
-    monkeypatch.setattr(torch.version, "cuda", cuda)
     if says is None:
         monkeypatch.setattr(build, "find_nvcc", lambda: None)
     else:
         text = f'echo "Cuda compilation tools, {says}, V0"'
         nvcc = script(tmp_path / "cuda" / "bin" / "nvcc", text)
         monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
-    monkeypatch.setattr(shutil, "which", {"ninja": "ninja"}.get)
-    found, why = build.plan_cuda()
-    assert expected.format(torch.__version__) in why
+    found, why = build.plan_cuda(fake_torch(cuda))
+    assert expected in why
     assert "\n" not in why and bool(found) != bool(why)
     if why:
-        assert "run `pip install --no-build-isolation .` again" in why
+        assert "run `pip install .` again" in why
     else:
         assert found == str(nvcc)
 
 
-def test_cuda_needs_ninja_and_can_be_left_out(build, monkeypatch):
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
+def test_cuda_can_be_left_out(build, monkeypatch):
     monkeypatch.setattr(build, "find_nvcc", lambda: "nvcc")
     monkeypatch.setattr(build, "said", lambda *command: "release 13.0")
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert "pip install ninja" in build.plan_cuda()[1]
+    assert build.plan_cuda(fake_torch("13.0")) == ("nvcc", "")
     monkeypatch.setenv("TCWARP_CUDA", "0")
-    assert "left out by TCWARP_CUDA=0" in build.plan_cuda()[1]
+    assert "left out by TCWARP_CUDA=0" in build.plan_cuda(fake_torch("13.0"))[1]
 
 
 def test_architectures_are_those_asked_for(build, monkeypatch):
@@ -129,7 +138,7 @@ def test_only_what_changed_is_compiled_again(build, tmp_path):
         steps = build.Steps(folder)
         for source in sources:
             steps.compile(folder / f"{source.stem}.o", [str(compiler), *flags], source)
-        steps.finish(steps.start())
+        steps.run()
         return sorted(Path(line.split()[-1]).name for line in log.read_text().splitlines())
 
     assert compiled() == ["one.cu", "two.cu"]
@@ -146,35 +155,82 @@ def test_only_what_changed_is_compiled_again(build, tmp_path):
     assert compiled("-another") == ["one.cu"]
 
 
-@needs_ninja
-def test_no_compiler_of_cuda_outlives_a_failure_of_cpp(build, monkeypatch, tmp_path):
-    noted, finished = tmp_path / "noted", tmp_path / "finished"
-    slow = script(tmp_path / "slow", f"echo $$ > {noted}; sleep 60; echo > {finished}")
+# ------------------------------------------------------------------- what the build asks for
 
-    def steps_of(command):
-        steps = build.Steps(tmp_path / "build")
-        steps.add(tmp_path / "target.o", [str(slow)], [])
-        return steps
 
-    def fail(command):
-        deadline = time.monotonic() + 20
-        while not noted.exists() or not noted.read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        raise RuntimeError("g++ failed")
+def install_torch(site: Path, version: str, cuda: str | None = None) -> None:
+    (site / "torch" / "include").mkdir(parents=True)
+    (site / "torch" / "__init__.py").write_text("raise RuntimeError('imported')")
+    (site / "torch" / "version.py").write_text(f"__version__ = {version!r}\ncuda = {cuda!r}")
 
-    monkeypatch.setattr(build, "NVCC", "nvcc")
-    monkeypatch.setattr(build, "write_build_info", lambda folder: None)
-    monkeypatch.setattr(build.BuildNative, "cuda_steps", steps_of)
-    monkeypatch.setattr(build.cpp_extension.BuildExtension, "build_extensions", fail)
-    command = build.BuildNative(setuptools.Distribution())
-    with pytest.raises(RuntimeError, match=r"g\+\+ failed"):
-        command.build_extensions()
-    with pytest.raises(ProcessLookupError):  # a process that ended and was not waited for is there
-        for _ in range(500):
-            os.kill(int(noted.read_text()), 0)
-            time.sleep(0.01)
-    assert not finished.exists()
+
+@pytest.fixture
+def isolated(backend, monkeypatch, tmp_path):
+    """The folder of the environment to install into, hidden from the one of the build."""
+    site = tmp_path / "site-packages"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(backend.sysconfig, "get_path", lambda name: str(site))
+    monkeypatch.setattr(
+        backend.build_meta, "get_requires_for_build_wheel", lambda settings: ["others"]
+    )
+    return site
+
+
+@pytest.mark.parametrize(
+    ("installed", "needed"),
+    [
+        (None, ["torch>=2.10"]),
+        ("2.9.1", ["torch>=2.10"]),
+        ("2.10.0", []),
+        ("2.13.0+cpu", []),
+        ("3.0.0a0+git1", []),
+    ],
+)
+def test_torch_is_fetched_only_where_none_is_installed(backend, isolated, installed, needed):
+    if installed:
+        install_torch(isolated, installed, "13.0")
+    assert backend.get_requires_for_build_wheel() == ["others", *needed]
+    assert backend.get_requires_for_build_editable() == ["others", *needed]
+    if not needed:
+        assert backend.find_torch() == (isolated / "torch", installed, "13.0")
+
+
+def test_the_torch_that_can_be_imported_comes_first(backend, monkeypatch, tmp_path):
+    for name, version in (("overlay", "2.12.0"), ("behind", "2.11.0")):
+        install_torch(tmp_path / name, version)
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.syspath_prepend(tmp_path / "overlay")
+    monkeypatch.setattr(backend.sysconfig, "get_path", lambda name: str(tmp_path / "behind"))
+    assert backend.find_torch().version == "2.12.0"
+
+
+HOOKS = ("get_requires_for_build_wheel", "get_requires_for_build_editable")
+METADATA = ("prepare_metadata_for_build_wheel", "prepare_metadata_for_build_editable")
+
+
+@pytest.mark.parametrize("hook", [*HOOKS, *METADATA])
+def test_what_will_fail_fails_first(backend, monkeypatch, tmp_path, hook):
+    arguments = [str(tmp_path)] if hook in METADATA else []
+    monkeypatch.setattr(backend.sys, "version_info", (3, 10, 4))
+    with pytest.raises(SystemExit, match=r"^tcwarp: needs Python 3\.11 or newer; .* is 3\.10\.4$"):
+        getattr(backend, hook)(*arguments)
+    monkeypatch.undo()
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    with pytest.raises(SystemExit, match=r"^tcwarp: no C\+\+ compiler found \(no-such-compiler is"):
+        getattr(backend, hook)(*arguments)
+
+
+@pytest.mark.parametrize("hook", METADATA)
+def test_tools_of_the_build_that_are_missing_without_isolation(backend, isolated, hook, tmp_path):
+    prepare = getattr(backend, hook)
+    with pytest.raises(SystemExit, match=r"needs torch 2\.10 or newer, there is none; either run"):
+        prepare(str(tmp_path))
+    install_torch(isolated, "2.9.1")
+    with pytest.raises(SystemExit, match=r"needs torch 2\.10 or newer, 2\.9\.1 is installed"):
+        prepare(str(tmp_path))
+    (isolated / "torch" / "version.py").write_text("__version__ = '2.10.0'")
+    with pytest.raises(SystemExit, match=r"run `pip install pybind11 ninja` first$"):
+        prepare(str(tmp_path))
 
 
 # --------------------------------------------------------------------------------- what is loaded
@@ -183,10 +239,10 @@ def test_no_compiler_of_cuda_outlives_a_failure_of_cpp(build, monkeypatch, tmp_p
 @pytest.fixture
 def built(monkeypatch):
     """Torch with CUDA, and the facts of a build with it."""
-    facts = _native._C.build_info()
+    facts = _native.build_info()
     facts.update(cuda="13.0", cuda_left_out="", cuda_architectures="8.0 9.0", identity=IDENTITY)
     monkeypatch.setattr(torch.version, "cuda", "13.2")
-    monkeypatch.setattr(_native._C, "build_info", lambda: facts)
+    monkeypatch.setattr(_native, "build_info", lambda: facts)
     return facts
 
 
@@ -211,7 +267,7 @@ def status_of(path: Path) -> str:
     return status
 
 
-AGAIN = "run `pip install --no-build-isolation .`"
+AGAIN = "run `pip install .` in the source folder"
 
 
 def test_why_nothing_was_built_is_told(built, tmp_path):
@@ -237,7 +293,7 @@ def test_a_library_that_is_missing_or_something_else_is_not_loaded(built, tmp_pa
 
 def test_a_library_of_another_build_is_not_loaded(built, tmp_path):
     status = status_of(library(tmp_path / "_cuda.so", identity=IDENTITY[::-1]))
-    assert status.startswith("not loaded: _cuda.so is of another build than _C; ")
+    assert status.startswith("not loaded: _cuda.so is of another build than _cpu.so; ")
 
 
 def test_a_truncated_library_is_not_loaded(built, tmp_path):
@@ -294,7 +350,7 @@ def test_a_device_older_than_what_was_built(devices):
     old = tcwarp.cuda_status(torch.device("cuda"))
     assert old == (
         "not usable on Card 0: built for compute capabilities 8.0 9.0, it has 7.0; run "
-        "`TORCH_CUDA_ARCH_LIST=7.0 pip install --no-build-isolation .` in the source folder"
+        "`TORCH_CUDA_ARCH_LIST=7.0 pip install .` in the source folder"
     )
     with pytest.raises(RuntimeError, match="are not usable on Card 0: built for"):
         tcwarp.random_displacement(1, (4, 4), device="cuda:0")

@@ -39,15 +39,14 @@ def clone(tmp_path):
     clone, site = tmp_path / "a clone", tmp_path / "site"
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(ROOT / "tcwarp", clone / "tcwarp", ignore=ignored)
-    shutil.copytree(ROOT / "csrc" / "shared", clone / "csrc" / "shared")
-    shutil.copy(ROOT / "csrc" / "schemas.cpp", clone / "csrc")
+    shutil.copytree(ROOT / "csrc", clone / "csrc")
     (site / "tcwarp").mkdir(parents=True)
-    shutil.copy(_native._C.__file__, site / "tcwarp")
+    shutil.copy(_native.LIBRARY, site / "tcwarp")
     return clone
 
 
 def test_a_clone_uses_the_library_that_is_installed(clone):
-    code = "import tcwarp, tcwarp._C; print(tcwarp.__file__, tcwarp._C.__file__, sep=chr(10))"
+    code = "import tcwarp; print(tcwarp.__file__, tcwarp._native.LIBRARY, sep=chr(10))"
     result = python(code, cwd=clone, PYTHONPATH=str(clone.parent / "site"))
     assert result.returncode == 0, result.stderr
     package, library = map(Path, result.stdout.splitlines())
@@ -71,7 +70,7 @@ def test_what_to_run_where_nothing_is_built(monkeypatch):
 
 
 def test_the_sources_are_those_of_the_library():
-    assert _native._identity(ROOT / "csrc") == _native._C.build_info()["identity"]
+    assert _native._identity(ROOT / "csrc") == _native.build_info()["identity"]
 
 
 # --------------------------------------------------------------------------------- without extras

@@ -1,4 +1,4 @@
-"""The arithmetic that host and device share, reached through the module's bindings."""
+"""The arithmetic that host and device share, reached through tcwarp._C."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import EXTREME_VALUES, PADDING_MODES
 
-from tcwarp import _C, reference
+from tcwarp import _C, _native, reference
 
 LARGEST, SMALLEST = 2**31 - 1, -(2**31)
 words = st.integers(0, 2**32 - 1)
@@ -79,7 +79,7 @@ def test_halves_round_up():
 
 
 def test_build_info_names_what_was_built():
-    info = _C.build_info()
+    info = _native.build_info()
     assert info["torch_target"] == "0x020a000000000000"
     assert info["compiler"]
     assert {"cuda", "cuda_architectures", "torch_headers"} <= info.keys()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(EXPECTED is None, reason="only under make saniti
 
 def test_the_sanitized_library_is_the_one_under_test():
     assert EXPECTED is not None
-    assert Path(EXPECTED).resolve() in Path(tcwarp._native._C.__file__).resolve().parents
+    assert Path(EXPECTED).resolve() in Path(tcwarp._native.LIBRARY).resolve().parents
 
 
 def test_an_error_would_be_found():

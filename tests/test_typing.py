@@ -1,5 +1,6 @@
 """The types that users see."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,4 +29,18 @@ def test_a_file_of_a_user_is_right_to_mypy():
         cwd=HERE,
         env={"MYPYPATH": str(HERE.parent), "PATH": ""},
     )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_file_of_a_user_is_right_to_pyright(tmp_path):
+    pytest.importorskip("basedpyright")
+    settings = {
+        "include": [str(HERE / "typing_user.py")],
+        "extraPaths": [str(HERE.parent)],
+        "typeCheckingMode": "strict",
+        "reportUnnecessaryTypeIgnoreComment": "error",  # mistakes must be found
+    }
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable]
+    result = subprocess.run([*command, "-p", str(tmp_path)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

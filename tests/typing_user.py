@@ -1,4 +1,4 @@
-"""What a user's type checker is to see: `tests/test_typing.py` runs mypy --strict on this file."""
+"""What a type checker shows users: `tests/test_typing.py` runs mypy and pyright, both strict."""
 
 from typing import assert_type
 
