@@ -167,7 +167,7 @@ class Steps:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # What a compiler prints stays beside its output.
+        # What a compiler prints stays beside its objects.
         self.text = (
             "rule run\n"
             "  command = $run > $log 2>&1 && touch $out || { cat $log; exit 1; }\n"
@@ -182,7 +182,8 @@ class Steps:
         target.parent.mkdir(parents=True, exist_ok=True)
         escaped = [re.sub(r"([$ :])", r"$\1", str(path)) for path in (target, *inputs)]
         run = shlex.join([*command, *map(str, inputs), *last]).replace("$", "$$")
-        log = shlex.quote(str(target.with_suffix(".log"))).replace("$", "$$")
+        kept = target if target.is_relative_to(self.folder) else self.folder / target.name
+        log = shlex.quote(str(kept.with_suffix(".log"))).replace("$", "$$")
         self.text += f"build {escaped[0]}: run {' '.join(escaped[1:])}\n"
         self.text += f"  run = {run}\n  log = {log}\n"
         return target

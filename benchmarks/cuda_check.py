@@ -193,7 +193,7 @@ def device_facts() -> dict[str, Any]:
 def compiled_kernels() -> dict[str, dict[str, int]]:
     """Return registers and spilled bytes by file, the worst kernel of each, as nvcc said."""
     found = {}
-    for log in sorted((ROOT / "build").glob("temp.*/cuda/*.log")):
+    for log in sorted((ROOT / "build").glob("temp.*/csrc/cuda/*.log")):
         if usage := read_log(log.read_text()).values():
             found[log.stem] = {
                 "kernels": len(usage),
