@@ -55,6 +55,20 @@ def test_the_site_builds(tmp_path):
     assert {f"{page.stem}" for page in PAGES} - {"index"} <= {p.name for p in tmp_path.iterdir()}
 
 
+def test_the_reference_holds_what_is_public(tmp_path):
+    import tcseg
+    import tcwarp
+
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    page = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
+    modules = {"tcwarp.reference", "tcseg.metrics"}  # pages of their own
+    types = {"tcwarp.Mode", "tcwarp.PaddingMode"}
+    for package in (tcwarp, tcseg):
+        names = {f"{package.__name__}.{name}" for name in package.__all__} - modules - types
+        assert [name for name in sorted(names) if f'id="{name}"' not in page] == []
+
+
 def test_commands_and_options_named_exist():
     from tcseg.cli import main
 
