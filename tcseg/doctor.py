@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 __all__ = ["Finding", "examine", "findings"]
 
@@ -50,16 +49,12 @@ def examine() -> bool:
     bool
         Whether everything that training needs works.
     """
-    table = Table(show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
-    table.add_column(overflow="fold")
-    states = {None: "", True: "[green]ok[/]", False: "[bold red]failed[/]"}
+    console = Console(highlight=False, soft_wrap=True)
+    states = {None: "      ", True: "[green]ok    [/]", False: "[bold red]failed[/]"}
     healthy = True
     for finding in findings():
-        table.add_row(finding.name, states[finding.works], escape(finding.detail))
+        console.print(f"{states[finding.works]}  {finding.name:<26} {escape(finding.detail)}")
         healthy = healthy and finding.works is not False
-    Console().print(table)
     return healthy
 
 

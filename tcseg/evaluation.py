@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,15 +12,21 @@ from torch import Tensor, nn
 
 from tcseg import metrics
 from tcseg.data import Dataset
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from tcseg.sheet import Sheet
 
 # Structures that count as one as well, as in the paper's second table.
 JOINED = {
     "lungs": ("left lung", "right lung"),
     "clavicles": ("left clavicle", "right clavicle"),
 }
+
+# Of the columns of `results_table`.
+EXPLANATIONS = (
+    "IOU: overlap of prediction and truth, intersection over union; mean ± standard deviation over "
+    "images. The mean over the structures is the mIOU.",
+    "MACD: mean absolute distance of the contours of prediction and truth.",
+    "Missed: images in which only one of prediction and truth is empty.",
+)
 
 __all__ = ["evaluate", "predict", "results_table", "validation_miou"]
 
@@ -151,7 +158,7 @@ def evaluate(
     return {**results, "images": images}
 
 
-def results_table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> Table:
+def results_table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> Sheet:
     """Set results of `evaluate` side by side, one row for each structure.
 
     Parameters
@@ -164,34 +171,43 @@ def results_table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> 
 
     Returns
     -------
-    rich.table.Table
-        IOU in percent (mean and standard deviation over images) and contour distance in mm.
+    Sheet
+        IOU in percent (mean and standard deviation over images); contour distance in mm where the
+        size of pixels is known; and how many structures were missed, if any.
     """
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=escape(title) or None, title_justify="left")
-    table.add_column("structure")
-    for name in results:
-        table.add_column(f"{escape(name)}\nIOU %", justify="right")
-        table.add_column("\nMACD mm", justify="right")
     structures = list(next(iter(results.values()))["iou"])
-    for structure in structures:
-        cells = []
-        for result in results.values():
-            cells.append(_percent(result["iou"][structure], result["iou_std"][structure]))
-            cells.append(_millimetres(result["macd_mm"][structure], result["missed"][structure]))
-        table.add_row(escape(structure), *cells, end_section=structure == structures[-1])
-    cells = []
-    for result in results.values():
-        distances = [d for d in result["macd_mm"].values() if d is not None and np.isfinite(d)]
-        mean = float(np.mean(distances)) if distances else None
-        cells.append(_percent(result["miou"], result["miou_std"]))
-        cells.append(_millimetres(mean, sum(result["missed"].values())))
-    table.add_row("mean", *cells, style="bold")
-    if any(sum(result["missed"].values()) for result in results.values()):
-        table.caption = "(n missed): images where only one of prediction and truth is empty"
-    return table
+    blocks = [_columns(structures, result) for result in results.values()]
+    # What no result has is left out of all.
+    kept = [c for c in range(3) if any(set(block[c]) - {"-", "0"} for block in blocks)]
+    headings = ("IOU %", "MACD mm", "missed")
+    columns = [f"{name}\n{headings[c]}" for c in kept for name in results]
+    rows = [
+        [name, *(block[c][i] for c in kept for block in blocks)]
+        for i, name in enumerate([*structures, "mean"])
+    ]
+    sheet = Sheet(title, ["structure", *columns], [("", rows[:-1]), ("", rows[-1:])])
+    sheet.together = len(results)
+    sheet.notes = [text for c, text in enumerate(EXPLANATIONS) if c in kept]
+    return sheet
+
+
+def _columns(structures: Sequence[str], result: Mapping[str, Any]) -> list[list[str]]:
+    """Return IOU, distance and number of missed ones as text, by structure and over all."""
+    # None is what nan becomes in a file of JSON.
+    distances = [math.nan if (d := result["macd_mm"][name]) is None else d for name in structures]
+    known = [d for d in distances if math.isfinite(d)]
+    missed = [result["missed"][name] for name in structures]
+    return [
+        [
+            *(_percent(result["iou"][name], result["iou_std"][name]) for name in structures),
+            _percent(result["miou"], result["miou_std"]),
+        ],
+        [
+            f"{d:.2f}" if math.isfinite(d) else "-"
+            for d in (*distances, sum(known) / len(known) if known else math.nan)
+        ],
+        [str(n) for n in (*missed, sum(missed))],
+    ]
 
 
 def _predictions(
@@ -266,9 +282,3 @@ def _mean(values: np.ndarray) -> float:
 
 def _percent(mean: float, deviation: float) -> str:
     return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
-
-
-def _millimetres(distance: float | None, missed: int) -> str:
-    # None is what nan becomes in a file of JSON.
-    number = "-" if distance is None or not np.isfinite(distance) else f"{distance:.2f}"
-    return f"{number} ({missed} missed)" if missed else number

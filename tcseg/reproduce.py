@@ -443,9 +443,8 @@ def reproduce(
             sheets.append(tables.comparisons(known, methods, labelled))
         else:
             sheets = [tables.table2(known, methods, labelled, published)]
-        wide = Console(highlight=False, width=None if console.is_terminal else 160)
         for sheet in sheets:
-            wide.print(sheet.rich())
+            console.print(sheet)
         written = tables.save(out, table, sheets, known)
         console.print(f"Written: {', '.join(map(str, written))}", markup=False)
     for cell, reason in failed.items():

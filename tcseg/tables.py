@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,9 @@ import numpy as np
 
 from tcseg.files import write_atomically
 from tcseg.published import STRUCTURES, TABLE1, TABLE2, TABLE2_OTHERS, Published
+from tcseg.sheet import Sheet
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from tcseg.reproduce import Cell
 
 Summaries = Mapping["Cell", Mapping[str, Any]]
@@ -34,42 +32,6 @@ COMPARISONS = (
 )
 
 
-@dataclass
-class Sheet:
-    """A table of text; `sections` are groups of rows with a heading each, which may be empty."""
-
-    title: str
-    columns: list[str]
-    sections: list[tuple[str, list[list[str]]]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def rich(self) -> Table:
-        """Return it for the terminal."""
-        from rich.markup import escape
-        from rich.table import Table
-
-        table = Table(title=escape(self.title), title_justify="left", caption_justify="left")
-        for i, column in enumerate(self.columns):
-            table.add_column(escape(column), justify="right" if i else "left")
-        for heading, rows in self.sections:
-            if heading:
-                table.add_row(escape(heading), style="italic")
-            for i, row in enumerate(rows):
-                table.add_row(*map(escape, row), end_section=i == len(rows) - 1)
-        table.caption = escape("\n".join(self.notes)) or None
-        return table
-
-    def markdown(self) -> str:
-        """Return it as Markdown."""
-        lines = [f"## {self.title}", "", _line(self.columns)]
-        lines.append(_line(["---"] + ["---:"] * (len(self.columns) - 1)))
-        for heading, rows in self.sections:
-            if heading:
-                lines.append(_line([f"*{heading}*"] + [""] * (len(self.columns) - 1)))
-            lines += map(_line, rows)
-        return "\n".join([*lines, "", *(f"{note}  " for note in self.notes), ""])
-
-
 def table1(
     results: Summaries, methods: Sequence[str], labelled: Sequence[int], published: bool
 ) -> Sheet:
@@ -80,10 +42,11 @@ def table1(
     columns = ["method"]
     for count in labelled:
         columns += [f"{count} labels", "paper"] if published else [f"{count} labels"]
-    sheet = Sheet("Test mIOU in percent, mean and standard deviation over splits", columns)
+    sheet = Sheet("Test mIOU in percent, mean ± standard deviation over splits", columns)
+    sheet.together = 1 + published
     for heading, group in (
         ("inductive", [m for m in methods if m not in TRANSDUCTIVE]),
-        ("transductive: test images, without labels, in the pool", TRANSDUCTIVE),
+        ("transductive", TRANSDUCTIVE),
     ):
         rows = []
         for method in group:
@@ -97,7 +60,11 @@ def table1(
                 rows.append(row)
         if rows:
             sheet.sections.append((heading, rows))
-    sheet.notes = ["In brackets the number of splits, where it is not 5."]
+    sheet.notes = [
+        "mIOU: overlap (intersection over union) of prediction and truth, mean over structures. In "
+        "brackets the number of splits, where it is not 5. Transductive: the test images, without "
+        "their labels, are among the unlabelled ones.",
+    ]
     return sheet
 
 
@@ -105,7 +72,7 @@ def comparisons(results: Summaries, methods: Sequence[str], labelled: Sequence[i
     """Count the pairs (same labels, same split) in which one method is better than another."""
     sheet = Sheet(
         "What each term adds: pairs of the same labels and split",
-        ["method", "against", "better in", "mean difference", "p (Wilcoxon)"],
+        ["comparison", "better in", "mean difference", "p (Wilcoxon)"],
     )
     rows = []
     for method, other in COMPARISONS:
@@ -122,8 +89,7 @@ def comparisons(results: Summaries, methods: Sequence[str], labelled: Sequence[i
             better = sum(d > 0 for d in differences)
             rows.append(
                 [
-                    method,
-                    other,
+                    f"{method} against {other}",
                     f"{better} of {len(differences)}",
                     f"{np.mean(differences):+.2f} points",
                     _p_value(differences),
@@ -141,12 +107,15 @@ def table2(
 
     With the figures of the paper and of others below if `published`: they are of JSRT.
     """
-    columns = ["", "images with labels", *(f"{name}, IOU %" for name in STRUCTURES)]
+    columns = ["", "labelled", *(f"{name}, IOU %" for name in STRUCTURES)]
     sheet = Sheet(
-        "Post-processed: overlap and mean absolute contour distance (MACD), mean and standard "
-        "deviation over test images, averaged over splits",
+        "Post-processed segmentations, mean ± standard deviation over test images",
         [*columns, *(f"{name}, MACD mm" for name in STRUCTURES)],
     )
+    sheet.notes = [
+        "Averaged over splits. IOU: overlap of prediction and truth, intersection over union. "
+        "MACD: mean absolute distance of their contours. Labelled: training and validation images.",
+    ]
     for count in labelled:
         rows = []
         for method in methods:
@@ -247,7 +216,3 @@ def _plus_minus(mean: float | None, deviation: float | None, digits: int = 1) ->
     if mean is None:
         return "-"
     return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+
+from tcseg.sheet import Sheet
 
 from . import folder, jsrt
 from .dataset import DataError, Dataset, Problems
@@ -61,7 +61,7 @@ def check(
     if len(dataset):
         console.print(_structures(dataset))
         splits = _splits(dataset, split_file, problems)
-        if splits.row_count:
+        if splits.sections:
             console.print(splits)
     tell_problems(problems, console)
     if not problems.found:
@@ -87,10 +87,9 @@ def _spacing(dataset: Dataset) -> str:
     return f" of {low:.3g} mm" if high - low < 1e-3 * low else f" of {low:.3g} to {high:.3g} mm"
 
 
-def _structures(dataset: Dataset) -> Table:
-    table = Table(title="Structures", title_justify="left")
-    for column in ("structure", "images", "area %", "smallest", "largest", "shared with others %"):
-        table.add_column(column, justify="left" if column == "structure" else "right")
+def _structures(dataset: Dataset) -> Sheet:
+    columns = ["structure", "images", "area %", "smallest", "largest", "shared with others %"]
+    rows = []
     masks = dataset.masks if dataset.annotated is None else dataset.masks[dataset.annotated]
     targets = torch.stack([masks >> c & 1 for c in range(len(dataset.classes))]).bool()
     areas = targets.float().mean(dim=(2, 3)) * 100
@@ -99,19 +98,14 @@ def _structures(dataset: Dataset) -> Table:
         shared = (targets[c] & others).sum() / targets[c].sum().clamp(min=1) * 100
         present = areas[c] > 0
         known = areas[c][present] if present.any() else areas[c]
-        table.add_row(
-            escape(name),
-            str(int(present.sum())),
-            *(f"{v:.2f}" for v in (known.mean(), known.min(), known.max())),
-            f"{shared:.0f}",
-        )
-    return table
+        shares = (f"{v:.2f}" for v in (known.mean(), known.min(), known.max()))
+        rows.append([name, str(int(present.sum())), *shares, f"{shared:.0f}"])
+    return Sheet("Structures", columns, [("", rows)])
 
 
-def _splits(dataset: Dataset, split_file: Path | None, problems: Problems) -> Table:
-    table = Table(title="Splits: images", title_justify="left")
-    for column in ("split", "training", "validation", "test", "first labelled images"):
-        table.add_column(column, justify="left" if "first" in column else "right")
+def _splits(dataset: Dataset, split_file: Path | None, problems: Problems) -> Sheet:
+    columns = ["split", "training", "validation", "test", "first labelled images"]
+    sheet = Sheet("Splits: images", columns)
     try:
         if split_file is None:
             splits = [make_split(dataset, number) for number in range(JSRT_SPLITS)]
@@ -119,12 +113,14 @@ def _splits(dataset: Dataset, split_file: Path | None, problems: Problems) -> Ta
             splits = read_splits(split_file, dataset)
     except DataError as error:
         problems.add(str(error))
-        return table
+        return sheet
+    rows = []
     for number, split in enumerate(splits):
         counts = (len(part) for part in (split.train, split.validation, split.test))
         first = ", ".join(dataset.ids[i] for i in split.train[:5])
-        table.add_row(str(number), *map(str, counts), escape(first))
-    return table
+        rows.append([str(number), *map(str, counts), first])
+    sheet.sections.append(("", rows))
+    return sheet
 
 
 def file_formats(dataset: str, root: str | Path) -> dict[str, Mapping[str, int]]:
