@@ -12,7 +12,7 @@ NATIVE := $(wildcard csrc/*.h csrc/*.cuh csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc
 EMULATION := $(wildcard tests/emulation/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench lint format docs sanitize cuda-compile cuda-check clean
+.PHONY: help build demo test test-all bench lint format docs sanitize cuda-compile cuda-check clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -40,8 +40,11 @@ build: $(VENV)/stamp.build  ## set up .venv and build the extension
 demo: $(VENV)/stamp.tcseg  ## train on the phantom with 5 labels, without and with consistency, and show the gain
 	$(BIN)/tcseg demo --out runs/demo
 
-test: $(VENV)/stamp.test  ## run the tests
-	$(BIN)/python -m pytest -n auto --dist loadfile
+test: $(VENV)/stamp.test  ## run the tests but for the slow ones: four minutes on two cores
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow"
+
+test-all: $(VENV)/stamp.test  ## run all tests
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 bench: $(VENV)/stamp.bench  ## run the CPU benchmarks against their peers
 	$(BIN)/python -m pytest benchmarks

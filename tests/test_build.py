@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import setuptools
 import torch
+from processes import python
 
 import tcwarp
 from tcwarp import _native
@@ -313,4 +314,5 @@ def test_a_device_that_cannot_be_asked(devices, monkeypatch):
 
 def test_importing_starts_no_cuda():
     code = "import torch, tcwarp; assert not torch.cuda.is_initialized(); print(tcwarp.__file__)"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr

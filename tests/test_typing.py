@@ -1,10 +1,9 @@
 """The types that users see."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 import tcseg
 import tcwarp
@@ -20,12 +19,7 @@ def test_packages_say_that_they_have_types(package):
 def test_a_file_of_a_user_is_right_to_mypy():
     pytest.importorskip("mypy")
     cache = HERE.parent / ".mypy_cache" / "user"  # that of `make lint` is of other options
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={cache}"]
-    result = subprocess.run(
-        [*command, "--follow-imports=silent", "typing_user.py"],
-        capture_output=True,
-        text=True,
-        cwd=HERE,
-        env={"MYPYPATH": str(HERE.parent), "PATH": ""},
-    )
+    options = ["--strict", "--config-file=", f"--cache-dir={cache}", "--follow-imports=silent"]
+    environment = {"MYPYPATH": str(HERE.parent), "PATH": ""}
+    result = python("-m", "mypy", *options, "typing_user.py", cwd=HERE, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
