@@ -14,7 +14,7 @@ NATIVE := $(wildcard csrc/*.h csrc/*.cuh csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc
 EMULATION := $(wildcard tests/emulation/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help build dist demo test bench lint format docs sanitize cuda-compile cuda-check clean
+.PHONY: help build dist demo test test-all bench lint format docs sanitize cuda-compile cuda-check clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -54,8 +54,11 @@ dist: $(VENV)/stamp.torch  ## make the source distribution and the wheel, into d
 demo: $(VENV)/stamp.tcseg  ## train on the phantom with 5 labels, without and with consistency, and show the gain
 	$(BIN)/tcseg demo --out runs/demo
 
-test: $(VENV)/stamp.test  ## run the tests
-	$(BIN)/python -m pytest -n auto --dist loadfile
+test: $(VENV)/stamp.test  ## run the tests but for the slow ones: four minutes on two cores
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow"
+
+test-all: $(VENV)/stamp.test  ## run all tests
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 bench: $(VENV)/stamp.bench  ## run the CPU benchmarks against their peers
 	$(BIN)/python -m pytest benchmarks

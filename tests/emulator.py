@@ -1,18 +1,22 @@
 """Compiles the emulation of the kernels (`emulation/`) and runs it, under ThreadSanitizer too."""
 
 import contextlib
+import hashlib
 import os
 import shutil
-import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run
 from torch.utils import cpp_extension
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
+KEPT = ROOT / "build" / "emulation"
 # In the order of emulation/planted.cpp.
 FAULTS = (
     *("none", "no barrier", "no warp barrier", "plain sum", "plain read", "unwritten"),
@@ -29,25 +33,56 @@ def compiler() -> str:
     return found
 
 
-def compile_library(source: str, folder: Path, *flags: str) -> Path:
-    """Compile one source of `emulation/` for a small device.
+def compile_library(source: str, *flags: str) -> Path:
+    """Compile one source of `emulation/` for a small device; it is kept for the next time.
 
     Few threads fill it, its cache holds a sample or two, and offsets of some samples fit 32 bits.
     """
-    library = folder / f"{source}.so"
     command = [
         *(compiler(), "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"),
         *("-Wno-unknown-pragmas", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
         *("-DTCWARP_ENOUGH=64", "-DTCWARP_CHUNK=6000", "-DTCWARP_MOST_32=6000"),
         *(*flags, f"-I{HERE / 'emulation'}"),
         *(f"-isystem{path}" for path in cpp_extension.include_paths()),
-        *(str(HERE / "emulation" / f"{source}.cpp"), "-o", str(library)),
+        str(HERE / "emulation" / f"{source}.cpp"),
         *(f"-L{path}" for path in cpp_extension.library_paths()),
         "-ltorch_cpu",
     ]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    with only_process(folder_of_libraries() / f"{source}.lock") as folder:
+        library = folder / f"{source}-{identity(command)}.so"
+        if not library.exists():
+            unfinished = library.with_suffix(".tmp")
+            result = run([*command, "-o", unfinished])
+            assert result.returncode == 0, result.stderr
+            unfinished.replace(library)
     return library
+
+
+def folder_of_libraries() -> Path:
+    """Return where libraries are kept: not among sources that cannot be written to."""
+    folder = KEPT if os.access(ROOT, os.W_OK) else Path(tempfile.gettempdir(), "tcwarp-emulation")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def identity(command: list[str]) -> str:
+    """Return a digest of all that the result of a compilation depends on."""
+    digest = hashlib.sha256(repr((command, torch.__version__)).encode())
+    digest.update(run([command[0], "--version"]).stdout.encode())
+    for folder in HERE / "emulation", ROOT / "csrc":
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def only_process(lock: Path) -> Iterator[Path]:
+    """Keep other processes, which run other tests, waiting; give the folder of the lock."""
+    import fcntl
+
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield lock.parent
 
 
 @contextlib.contextmanager
@@ -72,7 +107,7 @@ def planted(fault: str) -> tuple[torch.Tensor, ...]:
 def watching() -> tuple[list[str], dict[str, str]]:
     """Return a Python that ThreadSanitizer watches, and its environment."""
     command = [compiler(), "-print-file-name=libtsan.so"]
-    runtime = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    runtime = run(command).stdout.strip()
     # One thread in torch: its own threads are not compiled for the sanitizer.
     environment = {**os.environ, "LD_PRELOAD": runtime, "OMP_NUM_THREADS": "1"}
     probe = "import ctypes; ctypes.CDLL(None).__tsan_acquire"
@@ -80,9 +115,7 @@ def watching() -> tuple[list[str], dict[str, str]]:
     for prefix in [], ["setarch", "-R"]:
         python = [*prefix, sys.executable]
         with contextlib.suppress(FileNotFoundError):
-            result = subprocess.run(
-                [*python, "-c", probe], env=environment, capture_output=True, text=True
-            )
+            result = run([*python, "-c", probe], env=environment)
             if result.returncode == 0:
                 return python, environment
     pytest.skip(f"no ThreadSanitizer: {result.stderr.strip()[-300:]}")

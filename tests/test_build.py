@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from processes import python
 
 import tcwarp
 from tcwarp import _native
@@ -369,4 +370,5 @@ def test_a_device_that_cannot_be_asked(devices, monkeypatch):
 
 def test_importing_starts_no_cuda():
     code = "import torch, tcwarp; assert not torch.cuda.is_initialized(); print(tcwarp.__file__)"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr

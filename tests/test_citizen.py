@@ -4,13 +4,13 @@ import itertools
 import multiprocessing
 import re
 import shutil
-import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 from assertions import assert_bits_equal, assert_close
+from processes import run
 from strategies import FLOATING_DTYPES, MODES, displacement_values, image_values
 from torch.profiler import ProfilerActivity, profile
 
@@ -54,7 +54,7 @@ def test_only_stable_symbols_of_torch(library):
     if nm is None:
         pytest.skip("nm is not installed")
     command = [nm, "--dynamic", "--undefined-only", "--demangle", str(library)]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = run(command).stdout.splitlines()
     assert any(" aoti_torch_" in line for line in lines)
     assert unstable(lines) == []
 
@@ -419,6 +419,7 @@ def available_gib() -> float:
     return int(re.search(r"MemAvailable:\s+(\d+)", text).group(1)) / 2**20
 
 
+@pytest.mark.slow  # of some GiB
 @pytest.mark.skipif(available_gib() < 8, reason="needs 8 GiB of free memory")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_more_than_2_to_the_31_elements(layout):

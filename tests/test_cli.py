@@ -3,13 +3,13 @@
 import itertools
 import json
 import os
-import subprocess
 import sys
 import types
 
 import pytest
 import torch
 from click.testing import CliRunner
+from processes import python
 
 from tcseg.cli import main
 from tcseg.config import Config
@@ -84,7 +84,7 @@ def test_help_imports_nothing_heavy(command):
         "heavy = {'torch', 'monai', 'numpy', 'matplotlib', 'rich', 'tcwarp'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = python("-c", code)
     assert result.returncode == 0, result.stderr
     assert "Usage: " in result.stdout
     if command != ["doctor"]:
@@ -94,8 +94,7 @@ def test_help_imports_nothing_heavy(command):
 
 
 def test_python_m_is_the_command():
-    command = [sys.executable, "-m", "tcseg", "--version"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = python("-m", "tcseg", "--version")
     assert result.returncode == 0
     assert result.stdout.startswith("tcseg, version ")
 
@@ -337,21 +336,10 @@ def test_every_command_explains_itself(path, command):
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_shell_completes_commands_and_choices(shell):
     environment = {**os.environ, "_TCSEG_COMPLETE": f"{shell}_source"}
-    source = subprocess.run(
-        [sys.executable, "-c", "from tcseg.cli import main; main(prog_name='tcseg')"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment,
-    ).stdout
+    code = "from tcseg.cli import main; main(prog_name='tcseg')"
+    source = python("-c", code, env=environment).stdout
     assert "_TCSEG_COMPLETE" in source
     environment |= {"_TCSEG_COMPLETE": "bash_complete", "COMP_CWORD": "3"}
     environment["COMP_WORDS"] = "tcseg train --method sem"
-    found = subprocess.run(
-        [sys.executable, "-c", "from tcseg.cli import main; main(prog_name='tcseg')"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    ).stdout
+    found = python("-c", code, env=environment).stdout
     assert {"plain,semitc", "plain,semitc+"} <= set(found.split())

@@ -7,15 +7,16 @@ measured; see benchmarks/results/cuda-compiled.md.
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import run
 
 from benchmarks.cuda_compiled import Kernel, kernels, tool
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow  # nvcc takes minutes, where `make cuda-compile` has not run before
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def compiled() -> list[Kernel]:
         pytest.skip(f"not found: {', '.join(missing)}")
     command = [sys.executable, "setup.py", "-q", "compile_only"]
     environment = {k: v for k, v in os.environ.items() if k != "TCWARP_TORCH_HEADERS"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    result = run(command, cwd=ROOT, env=environment, timeout=1800)
     assert result.returncode == 0, result.stdout + result.stderr
     return kernels(ROOT / "build" / "compile_only" / "installed")
 

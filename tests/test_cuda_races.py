@@ -4,29 +4,29 @@ The cases stand in `race_cases.py`, for a Python of their own: the sanitizer has
 """
 
 import re
-import subprocess
 
+import pytest
 from emulator import HERE, compile_library, watching
+from processes import run
+
+# Not optimised: that would take the compiler longer than the cases take. Two blocks and more even
+# where a kernel runs on an eighth of the device.
+FLAGS = (
+    *("-O0", "-g1", "-fsanitize=thread", "-DTCWARP_THREADS=64"),
+    *("-UTCWARP_ENOUGH", "-DTCWARP_ENOUGH=1024"),
+)
 
 
+@pytest.mark.slow  # a minute, of which no change outside csrc/ and emulation/ makes use
 def test_nothing_races(tmp_path):
     python, environment = watching()
     for source in "kernels", "planted":
-        # Not optimised: that would take the compiler longer than the cases take.
-        flags = ["-O0", "-g1", "-fsanitize=thread", "-DTCWARP_THREADS=64"]
-        # Two blocks and more even where a kernel runs on an eighth of the device.
-        flags += ["-UTCWARP_ENOUGH", "-DTCWARP_ENOUGH=1024"]
-        compile_library(source, tmp_path, *flags)
+        (tmp_path / f"{source}.so").symlink_to(compile_library(source, *FLAGS))
     # What is found is read case by case.
     options = f"log_path={tmp_path / 'report'} exitcode=0"
     command = [*python, *("-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / "race_cases.py")]
-    result = subprocess.run(
-        command,
-        env={**environment, "TCWARP_RACES": str(tmp_path), "TSAN_OPTIONS": options},
-        cwd=HERE.parent,
-        capture_output=True,
-        text=True,
-    )
+    environment |= {"TCWARP_RACES": str(tmp_path), "TSAN_OPTIONS": options}
+    result = run(command, env=environment, cwd=HERE.parent)
     assert result.returncode == 0, result.stdout + result.stderr
     passed = re.search(r"(\d+) passed", result.stdout)
     assert passed and int(passed[1]) >= 60 and "skipped" not in result.stdout, result.stdout

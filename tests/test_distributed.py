@@ -1,59 +1,84 @@
 """Training in two processes: the same as in one, one set of files, no waiting for the lost."""
 
 import dataclasses
+import json
 import os
-import subprocess
+import shutil
 import sys
 
 import pytest
 import torch
+from processes import run
+from tiny import TINY
 from torch import nn
 
 from tcseg import distributed
-from tcseg.config import Config
 from tcseg.runs import RunFolder
 from tcseg.train import train
 
-TINY = Config(
-    data="phantom",
-    size=32,
-    batch_size=8,
-    pretrain_steps=3,
-    steps=3,
-    validate_every=3,
-    checkpoint_every=3,
-    device="cpu",
-)
+TINY = dataclasses.replace(TINY, batch_size=8, pretrain_steps=3, steps=3, checkpoint_every=3)
+pytestmark = [
+    pytest.mark.usefixtures("phantoms_made_once"),
+    pytest.mark.xdist_group("distributed"),
+]
+METHODS = ("semitc", "baseline", "mean-teacher")
+# Several commands in two processes that are started, and joined, once.
+COMMANDS = """
+import json, os, sys
+from torch import distributed
+from tcseg.__main__ import main
+distributed.init_process_group("gloo")
+distributed.init_process_group = distributed.destroy_process_group = lambda *_: None
+for number, arguments in enumerate(json.loads(sys.argv[1])):
+    sys.argv = ["tcseg", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        print(f"command {number} ended in process {os.environ['RANK']}: {end.code}", flush=True)
+"""
 
 
-def torchrun(*command, processes=2, **options):
+def torchrun(*command, processes=2):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return subprocess.run(
-        [*launcher, "--nproc-per-node", str(processes), *map(str, command)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-        **options,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return run([*launcher, "--nproc-per-node", processes, *command], env=environment, timeout=300)
 
 
-def trained(config, out, *more):
-    config.save(out.parent / f"{out.name}.toml")
-    arguments = ["--config", out.parent / f"{out.name}.toml", "--out", out, *more]
-    return torchrun("-m", "tcseg", "train", *arguments)
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What two processes do: a training by each method, going on with one, one that cannot be."""
+    folder = tmp_path_factory.mktemp("together")
+    configs = {method: dataclasses.replace(TINY, method=method) for method in METHODS}
+    configs["uneven"] = dataclasses.replace(TINY, batch_size=6)
+    commands = []
+    for name, config in configs.items():
+        config.save(folder / f"{name}.toml")
+        words = ["train", "--config", folder / f"{name}.toml", "--out", folder / name]
+        commands.append([str(word) for word in words])
+    commands.insert(len(METHODS), [*commands[0], "--resume"])
+    (folder / "commands.py").write_text(COMMANDS)
+    result = torchrun(folder / "commands.py", json.dumps(commands))
+    assert result.returncode == 0, result.stderr
+    return folder, result
 
 
-@pytest.mark.parametrize("method", ["semitc", "baseline", "mean-teacher"])
-def test_two_processes_give_what_one_gives(tmp_path, method):
+def statuses(result, command):
+    """Return how a command ended in each of the processes."""
+    lines = [line.split(": ") for line in result.stdout.splitlines() if "ended in process" in line]
+    ended = {place: status for place, status in lines}
+    return [ended[f"command {command} ended in process {rank}"] for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_give_what_one_gives(tmp_path, together, method):
     config = dataclasses.replace(TINY, method=method)
     alone = train(config, tmp_path / "one", False)
-    result = trained(config, tmp_path / "two")
-    assert result.returncode == 0, result.stderr
+    folder, result = together
+    assert statuses(result, METHODS.index(method)) == ["0", "0"]
+    assert result.stdout.count(f"{method} on phantom") == 1  # one of them speaks
+    assert result.stdout.count("of training") == len(METHODS)
     assert "2 processes" in result.stdout
-    assert result.stdout.count("of training") == 1  # one of them speaks
-    one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
+    one, two = RunFolder(tmp_path / "one"), RunFolder(folder / method)
     assert {p.name for p in one.path.iterdir()} - {p.name for p in two.path.iterdir()} == {
         p.name for p in one.path.glob("events*")
     }
@@ -73,20 +98,22 @@ def test_two_processes_give_what_one_gives(tmp_path, method):
     assert two.summary()["test"]["miou"] == pytest.approx(alone["test"]["miou"], abs=2e-3)
 
 
-def test_a_run_of_two_goes_on_as_one(tmp_path):
-    result = trained(TINY, tmp_path / "run")
-    assert result.returncode == 0, result.stderr
-    finished = trained(TINY, tmp_path / "run", "--resume")
-    assert finished.returncode == 0, finished.stderr
-    assert "finished already" in finished.stdout
+def test_a_run_of_two_goes_on_as_one(tmp_path, together):
+    folder, result = together
+    assert statuses(result, len(METHODS)) == ["0", "0"]
+    assert result.stdout.count("finished already") == 1
+    shutil.copytree(folder / METHODS[0], tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     train(TINY, tmp_path / "run", True)
-    assert RunFolder(tmp_path / "run").finished
+    assert (
+        RunFolder(tmp_path / "run").summary()["test"]
+        == RunFolder(folder / METHODS[0]).summary()["test"]
+    )
 
 
-def test_a_batch_that_cannot_be_shared_is_one_clear_line(tmp_path):
-    result = trained(dataclasses.replace(TINY, batch_size=6), tmp_path / "run")
-    assert result.returncode != 0
+def test_a_batch_that_cannot_be_shared_is_one_clear_line(together):
+    _, result = together
+    assert "0" not in statuses(result, len(METHODS) + 1)
     line = "--batch-size 6: its 3 labelled and 3 unlabelled images cannot be shared by 2 processes"
     assert line in result.stderr
     assert "use a multiple of 4" in result.stderr

@@ -10,8 +10,8 @@ from emulator import compile_library, planted, poison
 
 
 @pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory):
-    torch.ops.load_library(str(compile_library("planted", tmp_path_factory.mktemp("planted"))))
+def library():
+    torch.ops.load_library(str(compile_library("planted")))
     with poison():
         yield
 
@@ -43,9 +43,11 @@ def test_blocks_take_another_order_at_every_launch():
 def test_what_is_undefined_ends_the_process(capfd, fault, message):
     child = os.fork()
     if child == 0:
-        faulthandler.disable()
-        planted(fault)
-        os._exit(0)
+        try:
+            faulthandler.disable()
+            planted(fault)
+        finally:  # an exception would go on with the tests, here too
+            os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGABRT
     assert message in capfd.readouterr().err

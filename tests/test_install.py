@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 from click.testing import CliRunner
 
@@ -21,13 +22,7 @@ OPTIONAL = (
 
 
 def python(code: str, *, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | environment,
-    )
+    return processes.python("-c", code, cwd=cwd, env=os.environ | environment)
 
 
 # ------------------------------------------------------------------------------------- in a clone

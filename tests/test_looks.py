@@ -12,10 +12,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from tiny import TINY
 
 import tcseg
 from tcseg.cli import main
-from tcseg.config import Config
 from tcseg.data import load_dataset
 from tcseg.export import export
 from tcseg.pictures import outlined
@@ -24,17 +24,16 @@ from tcseg.runs import RunError, RunFolder
 from tcseg.train import train
 from tcseg.transforms import RECIPES, Elastic
 
-TINY = Config(
-    data="phantom", size=32, batch_size=4, pretrain_steps=4, steps=4, validate_every=2, device="cpu"
-)
+pytestmark = [
+    pytest.mark.usefixtures("phantoms_made_once"),
+    pytest.mark.xdist_group("trainings"),
+]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run."""
-    out = tmp_path_factory.mktemp("runs") / "first <run>"
-    train(TINY, out, False)
-    return out
+def run(finished_run, tmp_path_factory):
+    """A finished run, of a name to be escaped."""
+    return shutil.copytree(finished_run[0], tmp_path_factory.mktemp("runs") / "first <run>")
 
 
 def command(*arguments):
@@ -117,7 +116,7 @@ def test_names_are_shown_as_they_are(tmp_path):
         mask = (phantom.masks[i] > 0).to(torch.uint8).numpy()
         Image.fromarray(mask).save(root / "masks" / f"a$x_{{{i}.png")
     (root / "classes.txt").write_text("\ufeff1 lung [/red] $y_{\r\n", encoding="utf-8")
-    config = dataclasses.replace(TINY, data="folder", root=str(root))
+    config = dataclasses.replace(TINY, data="folder", root=str(root), labelled=None)
     summary = train(config, tmp_path / "run [/i] $z_{", False)
     assert set(summary["test"]["iou"]) == {"lung [/red] $y_{"}
     out = tmp_path / "run [/i] $z_{"

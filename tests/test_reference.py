@@ -1,11 +1,10 @@
 """The specification itself: against SciPy, against cases worked out by hand, and without torch."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import python
 from scipy import ndimage
 
 from tcwarp import reference
@@ -265,5 +264,5 @@ def test_reference_needs_no_torch():
         "assert 'torch' not in sys.modules and 'tcwarp' not in sys.modules\n"
         "print(module.philox4x32((0, 0, 0, 0), (0, 0))[0])\n"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    result = python("-c", script)
     assert result.stdout.strip() == str(0x6627E8D5), result.stderr

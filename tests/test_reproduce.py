@@ -1,5 +1,6 @@
 """Grids of trainings: finished once, resumed, merged, put into tables; nothing is ever lost."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,28 +8,44 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from click.testing import CliRunner
+from processes import started, wait_until
 from rich.console import Console
+from tiny import TINY
 
+import tcseg.reproduce
 from tcseg import tables
 from tcseg.cli import main
-from tcseg.config import Config
 from tcseg.published import TABLE1, TABLE2
 from tcseg.reproduce import Cell, Results, grid, reproduce
 from tcseg.runs import RunError
 
-TINY = Config(data="phantom", size=32, batch_size=4, pretrain_steps=3, steps=3, device="cpu")
+TINY = dataclasses.replace(TINY, labelled=None, pretrain_steps=3, steps=3)
+pytestmark = [
+    pytest.mark.usefixtures("phantoms_made_once"),
+    pytest.mark.xdist_group("reproduce"),
+]
 PART = {"labelled": [5], "methods": ["baseline", "semitc"], "splits": [0]}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A small grid that came to its end."""
+    """A small grid that came to its end, in a process started as users' are."""
     out = tmp_path_factory.mktemp("grid") / "finished"
-    assert reproduce("table1", TINY, out, **PART)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda process: {0})  # one thread
+        assert reproduce("table1", TINY, out, **PART)
     return out
+
+
+@pytest.fixture
+def quick(monkeypatch, finished, forkserver):
+    """Processes that need not import anything."""
+    context = types.SimpleNamespace(get_context=lambda method: forkserver)
+    monkeypatch.setattr(tcseg.reproduce, "multiprocessing", context)
 
 
 def names(folder):
@@ -58,16 +75,15 @@ def test_a_finished_grid_has_results_and_tables(finished):
     assert len({summary["pretrained_test"]["miou"] for summary in summaries}) == 1
 
 
-def test_what_is_finished_is_not_done_again(finished, capsys):
+def test_what_is_finished_is_not_done_again(finished, capsys, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in finished.glob("r*/**/*")}
-    started = time.monotonic()
+    monkeypatch.setattr(tcseg.reproduce, "ProcessPoolExecutor", None)  # nothing is started
     assert reproduce("table1", TINY, finished, **PART)
-    assert time.monotonic() - started < 5
     assert {p: p.stat().st_mtime_ns for p in finished.glob("r*/**/*")} == before
     assert "go on" not in capsys.readouterr().out
 
 
-def test_a_lost_result_is_read_from_its_run(finished, tmp_path):
+def test_a_lost_result_is_read_from_its_run(finished, tmp_path, quick):
     run = "runs/l5-s0-semitc"
     out = copied(finished, tmp_path / "grid", f"{run}/config.toml", f"{run}/summary.json")
     copied_pretraining = finished / "runs" / "l5-s0-pretraining"
@@ -79,38 +95,48 @@ def test_a_lost_result_is_read_from_its_run(finished, tmp_path):
     assert json.loads(one.read_text()) == json.loads(other.read_text())
 
 
-def test_it_stops_in_time_and_the_same_command_goes_on(finished, tmp_path, capsys):
+def test_it_stops_in_time_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch, quick):
     out = tmp_path / "grid"
-    long = dataclasses.replace(TINY, pretrain_steps=100_000)
+    pretraining = out / "runs" / "l5-s0-pretraining"
+
+    def hours_pass_at_the_first_figures():
+        return 7200.0 if (pretraining / "metrics.csv").exists() else 0.0
+
+    clock = types.SimpleNamespace(time=hours_pass_at_the_first_figures, sleep=time.sleep)
+    monkeypatch.setattr(tcseg.reproduce, "time", clock)
+    long = dataclasses.replace(TINY, pretrain_steps=100_000, checkpoint_every=100_000)
     part = PART | {"methods": ["baseline"]}
-    started = time.monotonic()
-    assert reproduce("table1", long, out, minutes=0.2, **part)
-    assert 10 < time.monotonic() - started < 60
+    assert reproduce("table1", long, out, minutes=60, **part)
     assert "0 of 1 runs are finished; the same command goes on" in capsys.readouterr().out
-    assert (out / "runs" / "l5-s0-pretraining" / "checkpoint.pt").exists()
+    assert (pretraining / "checkpoint.pt").exists()
     assert names(out) == []
 
 
+@contextlib.contextmanager
+def endless(out, **options):
+    """Start a grid that would take hours; gives its process, and the run that has begun."""
+    long = dataclasses.replace(TINY, pretrain_steps=100_000, checkpoint_every=100_000)
+    long.save(out.parent / "options.toml")
+    command = [sys.executable, "-m", "tcseg", "reproduce", "table1", "--out", out]
+    command += ["--config", out.parent / "options.toml", "--splits", 0]
+    # Of two workers with a thread each one has work: threads gain nothing at this size.
+    command += ["--labelled", 5, "--methods", "baseline", "--workers", 2]
+    run = out / "runs" / "l5-s0-pretraining"
+    with started(command, stdout=subprocess.DEVNULL, **options) as process:
+        wait_until((run / "metrics.csv").exists, lambda: process.poll() is None)
+        yield process, run
+
+
 def test_ctrl_c_stops_after_a_checkpoint(tmp_path):
-    command = [sys.executable, "-m", "tcseg", "reproduce", "table1", "--data", "phantom"]
-    command += ["--size", "32", "--batch-size", "4", "--pretrain-steps", "100000", "--splits", "0"]
-    command += ["--labelled", "5", "--methods", "baseline", "--checkpoint-every", "100000"]
-    command += ["--device", "cpu", "--out", str(tmp_path / "grid")]
-    process = subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    metrics = tmp_path / "grid" / "runs" / "l5-s0-pretraining" / "metrics.csv"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to all of them
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
-    assert metrics.with_name("checkpoint.pt").exists()
+    with endless(tmp_path / "grid", stderr=subprocess.PIPE) as (process, run):
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to all of them
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        assert "Traceback" not in errors
+        assert (run / "checkpoint.pt").exists()
 
 
-def test_a_run_killed_before_its_first_checkpoint_goes_on(finished, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_goes_on(finished, tmp_path, quick):
     out = copied(finished, tmp_path / "grid")
     run = out / "runs" / "l5-s0-pretraining"
     run.mkdir(parents=True)
@@ -120,25 +146,14 @@ def test_a_run_killed_before_its_first_checkpoint_goes_on(finished, tmp_path):
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path):
-    command = [sys.executable, "-m", "tcseg", "reproduce", "table1", "--data", "phantom"]
-    command += ["--size", "32", "--batch-size", "4", "--pretrain-steps", "100000", "--splits", "0"]
-    command += ["--labelled", "5", "--methods", "baseline", "--device", "cpu"]
-    process = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "grid")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    run = tmp_path / "grid" / "runs" / "l5-s0-pretraining"
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.csv").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.kill()
-    process.wait()
-    # The worker leaves the folder's lock when its training has stopped.
-    while (run / ".lock").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not (run / ".lock").exists()
-    assert (run / "checkpoint.pt").exists()
+    """Also where Ctrl-C is ignored, as under nohup: SIGTERM, which tells no other process, does."""
+    with endless(tmp_path / "grid", ctrl_c=False, stderr=subprocess.DEVNULL) as (process, run):
+        os.killpg(process.pid, signal.SIGINT)
+        process.terminate()
+        assert process.wait(timeout=60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+        # The worker leaves the folder's lock when its training has stopped.
+        wait_until(lambda: not (run / ".lock").exists(), lambda: True)
+        assert (run / "checkpoint.pt").exists()
 
 
 def test_results_of_other_machines_are_merged(finished, tmp_path, capsys):
@@ -172,7 +187,7 @@ def test_a_broken_result_is_named_and_nothing_is_lost(finished, tmp_path, conten
     assert names(out) == ["l5-s0-baseline", "l5-s0-semitc"]
 
 
-def test_a_run_that_fails_does_not_stop_the_others(finished, tmp_path, capsys):
+def test_a_run_that_fails_does_not_stop_the_others(finished, tmp_path, capsys, quick):
     out = copied(finished, tmp_path / "grid")
     (out / "runs").mkdir()
     (out / "runs" / "l5-s0-pretraining").symlink_to(finished / "runs" / "l5-s0-pretraining")
@@ -185,7 +200,7 @@ def test_a_run_that_fails_does_not_stop_the_others(finished, tmp_path, capsys):
     assert (out / "runs" / "l5-s0-baseline" / "photo.txt").exists()
 
 
-def test_without_pretraining_nothing_that_needs_it_starts(tmp_path):
+def test_without_pretraining_nothing_that_needs_it_starts(tmp_path, quick):
     (tmp_path / "runs" / "l5-s0-pretraining").mkdir(parents=True)
     (tmp_path / "runs" / "l5-s0-pretraining" / "photo.txt").write_text("not a run")
     TINY.save(tmp_path / "options.toml")

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from processes import python, started
 
 from tcseg import files
 from tcseg.config import Config
@@ -352,8 +353,8 @@ def test_a_kill_during_a_write_leaves_a_whole_checkpoint(run):
         "    run.metrics.append({'step': step, 'loss': 0.5})\n"
         "    print(step, flush=True)\n"
     )
-    command = [sys.executable, "-c", code, str(run.path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+    command = [sys.executable, "-c", code, run.path]
+    with started(command, stdout=subprocess.PIPE) as child:
         for line in child.stdout:
             if int(line) == 5:
                 child.kill()
@@ -367,4 +368,5 @@ def test_a_kill_during_a_write_leaves_a_whole_checkpoint(run):
 
 def test_reading_a_run_needs_no_torch():
     code = "import sys, tcseg.runs; assert not {'torch', 'monai', 'numpy'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr

@@ -1,11 +1,10 @@
 """That `make sanitize` tests the library it built, and that its sanitizers bite."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 import tcwarp
 
@@ -25,6 +24,6 @@ def test_an_error_would_be_found():
         "image, field = torch.zeros(64, 1, 64, 64), torch.zeros(1, 2, 64, 64)\n"
         "torch.ops.tcwarp.warp(image, field, 0, 0)\n"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    result = python("-c", script)
     assert result.returncode != 0
     assert "AddressSanitizer" in result.stderr

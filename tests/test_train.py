@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import functools
 import itertools
 import json
 import math
@@ -14,10 +13,12 @@ import time
 
 import pytest
 import torch
+from processes import started, wait_until
+from tiny import TINY
 
 from tcseg.config import METHODS as METHOD_NAMES
 from tcseg.config import RECIPES as RECIPE_NAMES
-from tcseg.config import SUPERVISED_METHODS, Config
+from tcseg.config import SUPERVISED_METHODS
 from tcseg.data import DataError, Split, labelled_subset, load_dataset, make_split, save_splits
 from tcseg.losses import LOSSES
 from tcseg.methods import METHODS
@@ -26,32 +27,16 @@ from tcseg.train import train
 from tcseg.trainer import Trainer
 from tcseg.transforms import RECIPES
 
-TINY = Config(
-    data="phantom",
-    size=32,
-    batch_size=4,
-    labelled=5,
-    pretrain_steps=6,
-    steps=6,
-    validate_every=3,
-    checkpoint_every=2,
-    device="cpu",
-)
+pytestmark = [
+    pytest.mark.usefixtures("phantoms_made_once"),
+    pytest.mark.xdist_group("trainings"),
+]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def data_made_once():
-    """The phantoms take longer to make than these trainings."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tcseg.trainer.load_dataset", functools.cache(load_dataset))
-        yield
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, data_made_once):
+@pytest.fixture
+def finished(finished_run):
     """One finished run of TINY: its folder and what `train` returned."""
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    return out, train(TINY, out, False)
+    return finished_run
 
 
 def weights(out):
@@ -211,44 +196,45 @@ def test_one_seed_gives_the_same_weights_and_another_does_not(finished, tmp_path
 # ------------------------------------------------------------------------------------ resuming
 
 
-@pytest.mark.parametrize("steps_before", [4, 6, 8])
-def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path, steps_before):
+def hang_after(step, out):
+    """Train, but for ever stop right after the checkpoint of a step."""
+    save = Trainer.save
+
+    def then_hang(trainer):
+        save(trainer)
+        if trainer.state.step == step:
+            (out / "reached").touch()
+            time.sleep(600)
+
+    Trainer.save = then_hang
+    train(TINY, out / "run", False)
+
+
+@pytest.mark.parametrize("step", [4, 6, 8])
+def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path, step, child):
     """SIGKILL in pre-training, at its end, and in fine-tuning."""
-    out = tmp_path / "killed"
-    # Stops for ever right after the checkpoint; the real kill comes from outside.
-    script = (
-        "import sys, time, pathlib\n"
-        "from tcseg import train as t\n"
-        "from tcseg.config import Config\n"
-        "save = t.Trainer.save\n"
-        "def then_hang(self):\n"
-        "    save(self)\n"
-        f"    if self.state.step == {steps_before}:\n"
-        "        pathlib.Path(sys.argv[2]).touch()\n"
-        "        time.sleep(600)\n"
-        "t.Trainer.save = then_hang\n"
-        "t.train(Config.load(sys.argv[3]), pathlib.Path(sys.argv[1]), False)\n"
-    )
-    marker, config = tmp_path / "reached", tmp_path / "config.toml"
-    TINY.save(config)
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(out), str(marker), str(config)],
-        stdout=subprocess.DEVNULL,
-        # The same sums in the same order as in this process.
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
-    try:
-        for _ in range(1200):
-            if marker.exists() or process.poll() is not None:
-                break
-            time.sleep(0.1)
-        assert marker.exists(), "the run ended or hung before its checkpoint"
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    process = child(hang_after, step, tmp_path)
+    wait_until(lambda: (tmp_path / "reached").exists(), process.is_alive)
+    process.kill()
+    process.join()
+    out = tmp_path / "run"
     assert not (out / "summary.json").exists()
     train(TINY, out, True)
     assert_same_weights(finished[0], out)
+
+
+def test_a_training_that_ignores_ctrl_c_ends_on_sigterm_and_can_go_on(tmp_path):
+    """As under nohup; no lock is left."""
+    out, config = tmp_path / "run", dataclasses.replace(TINY, steps=100_000, checkpoint_every=1)
+    config.save(tmp_path / "config.toml")
+    command = [sys.executable, "-m", "tcseg", "train", "--config", tmp_path / "config.toml"]
+    with started([*command, "--out", out], ctrl_c=False, stdout=subprocess.DEVNULL) as process:
+        wait_until((out / "checkpoint.pt").exists, lambda: process.poll() is None)
+        process.send_signal(signal.SIGINT)
+        process.terminate()
+        assert process.wait(timeout=60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+    with RunFolder.create(out, config, resume=True) as run:
+        assert run.load_checkpoint()["step"] >= 1
 
 
 class Dropout(torch.nn.Sequential):

@@ -1,11 +1,11 @@
 """The types that users see."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 import tcseg
 import tcwarp
@@ -21,14 +21,9 @@ def test_packages_say_that_they_have_types(package):
 def test_a_file_of_a_user_is_right_to_mypy():
     pytest.importorskip("mypy")
     cache = HERE.parent / ".mypy_cache" / "user"  # that of `make lint` is of other options
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={cache}"]
-    result = subprocess.run(
-        [*command, "--follow-imports=silent", "typing_user.py"],
-        capture_output=True,
-        text=True,
-        cwd=HERE,
-        env={"MYPYPATH": str(HERE.parent), "PATH": ""},
-    )
+    options = ["--strict", "--config-file=", f"--cache-dir={cache}", "--follow-imports=silent"]
+    environment = {"MYPYPATH": str(HERE.parent), "PATH": ""}
+    result = python("-m", "mypy", *options, "typing_user.py", cwd=HERE, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -41,6 +36,6 @@ def test_a_file_of_a_user_is_right_to_pyright(tmp_path):
         "reportUnnecessaryTypeIgnoreComment": "error",  # mistakes must be found
     }
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
-    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable]
-    result = subprocess.run([*command, "-p", str(tmp_path)], capture_output=True, text=True)
+    options = ["--pythonpath", sys.executable, "-p", str(tmp_path)]
+    result = python("-m", "basedpyright", *options)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -1,0 +1,15 @@
+"""The one tiny configuration of trainings in tests, and its folder of files."""
+
+from tcseg.config import Config
+
+TINY = Config(
+    data="phantom",
+    size=32,
+    batch_size=4,
+    labelled=5,
+    pretrain_steps=6,
+    steps=6,
+    validate_every=3,
+    checkpoint_every=2,
+    device="cpu",
+)
