@@ -20,12 +20,12 @@ from torch import Tensor
 
 from benchmarks.cuda_timing import synchronize
 from benchmarks.record import environment
-from tcseg.config import Config
 from tcseg.data import unpack_masks
-from tcseg.losses import soft_iou_loss
-from tcseg.runs import RunFolder
-from tcseg.trainer import Trainer
-from tcseg.transforms import Draw, align
+from tcseg.method.losses import soft_iou_loss
+from tcseg.method.transforms import Draw, align
+from tcseg.runs.config import Config
+from tcseg.runs.folder import RunFolder
+from tcseg.training.trainer import Trainer
 
 MIB = 2**20
 

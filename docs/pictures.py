@@ -14,11 +14,11 @@ from selenium import webdriver
 
 import tcwarp
 from tcseg.cli import main
-from tcseg.evaluation import predict
-from tcseg.metrics import iou
-from tcseg.pictures import Panel, save_grid
-from tcseg.runs import RunFolder
-from tcseg.segmenter import load_with_data
+from tcseg.evaluation.evaluate import predict
+from tcseg.evaluation.metrics import iou
+from tcseg.evaluation.pictures import Panel, save_grid
+from tcseg.runs.folder import RunFolder
+from tcseg.use.segmenter import load_with_data
 
 DOCS = Path(__file__).parent
 HEADINGS = (

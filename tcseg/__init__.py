@@ -11,7 +11,7 @@ from tcseg.extras import needs
 
 if TYPE_CHECKING:
     from tcseg import metrics
-    from tcseg.segmenter import Segmenter, load
+    from tcseg.use.segmenter import Segmenter, load
 
 __all__ = ["Segmenter", "load", "metrics"]
 
@@ -22,5 +22,5 @@ def __getattr__(name: str) -> Any:
         with needs("tcseg"):
             if name == "metrics":
                 return importlib.import_module("tcseg.metrics")
-            return getattr(importlib.import_module("tcseg.segmenter"), name)
+            return getattr(importlib.import_module("tcseg.use.segmenter"), name)
     raise AttributeError(f"module 'tcseg' has no attribute {name!r}")

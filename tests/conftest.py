@@ -84,10 +84,10 @@ def tree(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def phantoms_made_once() -> Iterator[None]:
     """The phantoms of a size are made once: that takes longer than a tiny training."""
-    from tcseg.data import phantom
+    from tcseg.data.phantom import population
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phantom, "load", functools.cache(phantom.load))
+        patch.setattr(population, "load", functools.cache(population.load))
         yield
 
 
@@ -98,7 +98,7 @@ def finished_run(
     """One finished run of the tiny configuration: its folder, to be read, and its summary."""
     from tiny import TINY
 
-    from tcseg.train import train
+    from tcseg.training.session import train
 
     out = tmp_path_factory.mktemp("runs") / "finished"
     return out, train(TINY, out, False)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import torch.utils.tensorboard
 
-import tcseg.reproduce  # noqa: F401 (with it all that trains)
-from tcseg.data import phantom
+import tcseg.paper.reproduce  # noqa: F401 (with it all that trains)
+from tcseg.data.phantom import population
 
-phantom.load = functools.cache(phantom.load)
-phantom.load(32)
+population.load = functools.cache(population.load)
+population.load(32)
 
 
 def call(threads: int, function: Callable[..., Any], *arguments: Any) -> None:

@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from processes import python
 
 from tcseg.cli import main
-from tcseg.config import Config
 from tcseg.data import DataError, load_dataset, make_split, split_record
-from tcseg.evaluation import evaluate
-from tcseg.runs import RunError, RunFolder
-from tcseg.segmenter import Model
+from tcseg.evaluation.evaluate import evaluate
+from tcseg.runs.config import Config
+from tcseg.runs.folder import RunError, RunFolder
+from tcseg.use.segmenter import Model
 
 
 def tcseg(*arguments):
@@ -40,7 +40,9 @@ def train(monkeypatch):
             raise run.error
 
     run.calls, run.error = [], None
-    monkeypatch.setitem(sys.modules, "tcseg.train", module("tcseg.train", train=run))
+    monkeypatch.setitem(
+        sys.modules, "tcseg.training.session", module("tcseg.training.session", train=run)
+    )
     monkeypatch.delenv("TCSEG_DEBUG", raising=False)
     return run
 
@@ -61,7 +63,7 @@ def network_module(monkeypatch):
     def build_network(name, classes, precision="float32", *, channels=1):
         return Thresholds(classes)
 
-    monkeypatch.setattr("tcseg.segmenter.build_network", build_network)
+    monkeypatch.setattr("tcseg.use.segmenter.build_network", build_network)
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcseg import config
-from tcseg.config import Config, resolve_device
-from tcseg.losses import LOSSES
-from tcseg.methods import METHODS
-from tcseg.transforms import RECIPES
+from tcseg.method.losses import LOSSES
+from tcseg.method.transforms import RECIPES
+from tcseg.method.variants import METHODS
+from tcseg.runs import config
+from tcseg.runs.config import Config, resolve_device
 
 
 def test_the_defaults_are_valid():

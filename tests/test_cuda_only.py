@@ -189,10 +189,10 @@ def test_deterministic_backward(mode, dtype):
 
 @pytest.mark.parametrize("method", ["semitc", "mean-teacher"])
 def test_a_training_step_never_waits_for_the_device(tmp_path, method):
-    pytest.importorskip("tcseg.trainer")  # and with it all that training needs
-    from tcseg.config import Config
-    from tcseg.runs import RunFolder
-    from tcseg.trainer import Trainer
+    pytest.importorskip("tcseg.training.trainer")  # and with it all that training needs
+    from tcseg.runs.config import Config
+    from tcseg.runs.folder import RunFolder
+    from tcseg.training.trainer import Trainer
 
     config = Config(size=64, method=method, device="cuda", precision="bfloat16", pretrain_steps=0)
     trainer = Trainer(config, RunFolder(tmp_path))

@@ -14,12 +14,12 @@ from PIL import Image
 
 import tcseg.data.masks
 from tcseg.cli import main
-from tcseg.config import Config
 from tcseg.data import DataError, Problems, load_dataset, make_split, save_splits
-from tcseg.methods import METHODS
-from tcseg.runs import RunError, RunFolder
-from tcseg.segmenter import Model
-from tcseg.train import train
+from tcseg.method.variants import METHODS
+from tcseg.runs.config import Config
+from tcseg.runs.folder import RunError, RunFolder
+from tcseg.training.session import train
+from tcseg.use.segmenter import Model
 
 SHAPES = [(40, 60), (64, 64), (90, 50), (33, 47), (64, 32), (20, 20), (50, 50), (64, 64)]
 

@@ -12,9 +12,9 @@ from processes import run
 from tiny import TINY
 from torch import nn
 
-from tcseg import distributed
-from tcseg.runs import RunFolder
-from tcseg.train import train
+from tcseg.runs.folder import RunFolder
+from tcseg.training import distributed
+from tcseg.training.session import train
 
 TINY = dataclasses.replace(TINY, batch_size=8, pretrain_steps=3, steps=3, checkpoint_every=3)
 pytestmark = [

@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 
 from tcseg.data import load_dataset
-from tcseg.evaluation import evaluate, predict, results_table, validation_miou
-from tcseg.metrics import contour_distance, dice, iou
-from tcseg.pictures import save_panel
+from tcseg.evaluation.evaluate import evaluate, predict, results_table, validation_miou
+from tcseg.evaluation.metrics import contour_distance, dice, iou
+from tcseg.evaluation.pictures import save_panel
 
 
 @pytest.fixture(scope="module")

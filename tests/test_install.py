@@ -121,7 +121,7 @@ def test_the_command_without_its_packages():
 def test_a_command_without_its_packages(monkeypatch):
     from tcseg.cli import main
 
-    monkeypatch.delitem(sys.modules, "tcseg.doctor", raising=False)
+    monkeypatch.delitem(sys.modules, "tcseg.cli.doctor", raising=False)
     monkeypatch.setitem(sys.modules, "rich", None)
     for name in [name for name in sys.modules if name.startswith("rich.")]:
         monkeypatch.setitem(sys.modules, name, None)
@@ -135,7 +135,7 @@ def test_a_command_without_its_packages(monkeypatch):
 )
 def test_a_file_whose_reader_is_missing(monkeypatch, tmp_path, file, package, extra):
     from tcseg.data.dataset import DataError
-    from tcseg.data.images import read_pictures
+    from tcseg.io.images import read_pictures
 
     monkeypatch.setitem(sys.modules, package, None)
     for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
@@ -149,8 +149,8 @@ def test_a_file_whose_reader_is_missing(monkeypatch, tmp_path, file, package, ex
 
 
 def test_onnx_without_its_packages(monkeypatch, tmp_path):
-    from tcseg.export import export
     from tcseg.extras import MissingPackageError
+    from tcseg.use.export import export
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingPackageError, match=r'run `pip install "tcwarp\[export\]"`$'):
@@ -158,8 +158,8 @@ def test_onnx_without_its_packages(monkeypatch, tmp_path):
 
 
 def test_a_run_without_tensorboard(monkeypatch, tmp_path):
-    from tcseg.config import Config
-    from tcseg.runs import RunFolder
+    from tcseg.runs.config import Config
+    from tcseg.runs.folder import RunFolder
 
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with RunFolder.create(tmp_path / "run", Config(), resume=False) as run:

@@ -17,12 +17,12 @@ from tiny import TINY
 import tcseg
 from tcseg.cli import main
 from tcseg.data import load_dataset
-from tcseg.export import export
-from tcseg.pictures import outlined
-from tcseg.preview import preview
-from tcseg.runs import RunError, RunFolder
-from tcseg.train import train
-from tcseg.transforms import RECIPES, Elastic
+from tcseg.evaluation.pictures import outlined
+from tcseg.method.transforms import RECIPES, Elastic
+from tcseg.runs.folder import RunError, RunFolder
+from tcseg.training.preview import preview
+from tcseg.training.session import train
+from tcseg.use.export import export
 
 pytestmark = [
     pytest.mark.usefixtures("phantoms_made_once"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tcseg.losses import (
+from tcseg.method.losses import (
     LOSSES,
     cross_entropy_loss,
     dice_loss,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tcseg.metrics import cardiothoracic_ratio, contour_distance, dice, iou, postprocess
+from tcseg.evaluation.metrics import cardiothoracic_ratio, contour_distance, dice, iou, postprocess
 
 masks = arrays(bool, (9, 11))
 

@@ -20,11 +20,11 @@ from rich.console import Console
 
 import tcseg
 from tcseg.cli import main
-from tcseg.config import Config
 from tcseg.data import DataError, load_dataset
-from tcseg.predict import predict
-from tcseg.runs import RunError, RunFolder
-from tcseg.segmenter import Model, Segmenter
+from tcseg.runs.config import Config
+from tcseg.runs.folder import RunError, RunFolder
+from tcseg.use.predict import predict
+from tcseg.use.segmenter import Model, Segmenter
 
 CLASSES = ("left lung", "right lung", "heart")
 QUIET = Console(quiet=True)
@@ -477,7 +477,7 @@ def test_one_bad_file_is_named_and_the_others_are_done(segmenter, tmp_path):
 def test_a_full_disk_costs_no_finished_work(segmenter, tmp_path):
     for name in "abcd":
         Image.fromarray(chest()[0]).save(tmp_path / f"{name}.png")
-    write = tcseg.label_maps.write_atomically
+    write = tcseg.io.label_maps.write_atomically
 
     def full(path, content):
         if path.name == "c.png":
@@ -485,7 +485,7 @@ def test_a_full_disk_costs_no_finished_work(segmenter, tmp_path):
         write(path, content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tcseg.label_maps.write_atomically", full)
+        patch.setattr("tcseg.io.label_maps.write_atomically", full)
         problems = predict(segmenter, [tmp_path], tmp_path / "out", console=QUIET)
     (problem,) = problems
     assert problem.startswith(f"{tmp_path / 'out'}: cannot be written (No space left on device); ")

@@ -16,12 +16,12 @@ from processes import started, wait_until
 from rich.console import Console
 from tiny import TINY
 
-import tcseg.reproduce
-from tcseg import tables
+import tcseg.paper.reproduce
 from tcseg.cli import main
-from tcseg.published import TABLE1, TABLE2
-from tcseg.reproduce import Cell, Results, grid, reproduce
-from tcseg.runs import RunError
+from tcseg.paper import tables
+from tcseg.paper.published import TABLE1, TABLE2
+from tcseg.paper.reproduce import Cell, Results, grid, reproduce
+from tcseg.runs.folder import RunError
 
 TINY = dataclasses.replace(TINY, labelled=None, pretrain_steps=3, steps=3)
 pytestmark = [
@@ -45,7 +45,7 @@ def finished(tmp_path_factory):
 def quick(monkeypatch, finished, forkserver):
     """Processes that need not import anything."""
     context = types.SimpleNamespace(get_context=lambda method: forkserver)
-    monkeypatch.setattr(tcseg.reproduce, "multiprocessing", context)
+    monkeypatch.setattr(tcseg.paper.reproduce, "multiprocessing", context)
 
 
 def names(folder):
@@ -77,7 +77,7 @@ def test_a_finished_grid_has_results_and_tables(finished):
 
 def test_what_is_finished_is_not_done_again(finished, capsys, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in finished.glob("r*/**/*")}
-    monkeypatch.setattr(tcseg.reproduce, "ProcessPoolExecutor", None)  # nothing is started
+    monkeypatch.setattr(tcseg.paper.reproduce, "ProcessPoolExecutor", None)  # nothing is started
     assert reproduce("table1", TINY, finished, **PART)
     assert {p: p.stat().st_mtime_ns for p in finished.glob("r*/**/*")} == before
     assert "go on" not in capsys.readouterr().out
@@ -103,7 +103,7 @@ def test_it_stops_in_time_and_the_same_command_goes_on(tmp_path, capsys, monkeyp
         return 7200.0 if (pretraining / "metrics.csv").exists() else 0.0
 
     clock = types.SimpleNamespace(time=hours_pass_at_the_first_figures, sleep=time.sleep)
-    monkeypatch.setattr(tcseg.reproduce, "time", clock)
+    monkeypatch.setattr(tcseg.paper.reproduce, "time", clock)
     long = dataclasses.replace(TINY, pretrain_steps=100_000, checkpoint_every=100_000)
     part = PART | {"methods": ["baseline"]}
     assert reproduce("table1", long, out, minutes=60, **part)

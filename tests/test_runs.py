@@ -12,10 +12,10 @@ import pytest
 import torch
 from processes import python, started
 
-from tcseg import files
-from tcseg.config import Config
-from tcseg.metrics_file import MetricsFile
-from tcseg.runs import RunError, RunFinished, RunFolder, load_checkpoint
+from tcseg.io import files
+from tcseg.runs.config import Config
+from tcseg.runs.folder import RunError, RunFinished, RunFolder, load_checkpoint
+from tcseg.runs.metrics_file import MetricsFile
 
 CONFIG = Config(size=32, steps=4)
 
@@ -345,7 +345,7 @@ def test_a_kill_during_a_write_leaves_a_whole_checkpoint(run):
     # A child writes checkpoints without end, is killed in the midst, and what is there is whole.
     code = (
         "import sys, torch\n"
-        "from tcseg.runs import RunFolder\n"
+        "from tcseg.runs.folder import RunFolder\n"
         "run, step = RunFolder(sys.argv[1]), 0\n"
         "while True:\n"
         "    step += 1\n"
@@ -367,6 +367,8 @@ def test_a_kill_during_a_write_leaves_a_whole_checkpoint(run):
 
 
 def test_reading_a_run_needs_no_torch():
-    code = "import sys, tcseg.runs; assert not {'torch', 'monai', 'numpy'} & set(sys.modules)"
+    code = (
+        "import sys, tcseg.runs.folder; assert not {'torch', 'monai', 'numpy'} & set(sys.modules)"
+    )
     result = python("-c", code)
     assert result.returncode == 0, result.stderr

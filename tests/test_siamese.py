@@ -7,9 +7,9 @@ from torch import nn
 
 import tcwarp
 from tcseg.data import pack_masks
-from tcseg.losses import soft_iou_loss
-from tcseg.siamese import Objective, siamese_objective
-from tcseg.transforms import Draw, Elastic
+from tcseg.method.losses import soft_iou_loss
+from tcseg.method.objective import Objective, siamese_objective
+from tcseg.method.transforms import Draw, Elastic
 
 reference = tcwarp.reference
 SIZE, CLASSES, BATCH, LABELLED = (14, 18), 2, 5, 3

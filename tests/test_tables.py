@@ -9,11 +9,11 @@ import torch
 from rich.cells import cell_len
 from rich.console import Console
 
-from tcseg import tables
+from tcseg.cli.check import check
 from tcseg.data import Dataset, Problems, load_dataset
-from tcseg.data.check import check
-from tcseg.evaluation import evaluate, results_table
-from tcseg.reproduce import Cell
+from tcseg.evaluation.evaluate import evaluate, results_table
+from tcseg.paper import tables
+from tcseg.paper.reproduce import Cell
 from tcseg.sheet import Sheet
 
 LONG = ("left ventricular endocardium, end-systolic", "myocardium", "right ventricle, cavity")

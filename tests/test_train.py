@@ -16,16 +16,16 @@ import torch
 from processes import started, wait_until
 from tiny import TINY
 
-from tcseg.config import METHODS as METHOD_NAMES
-from tcseg.config import RECIPES as RECIPE_NAMES
-from tcseg.config import SUPERVISED_METHODS
 from tcseg.data import DataError, Split, labelled_subset, load_dataset, make_split, save_splits
-from tcseg.losses import LOSSES
-from tcseg.methods import METHODS
-from tcseg.runs import RunError, RunFinished, RunFolder, RunStopped
-from tcseg.train import train
-from tcseg.trainer import Trainer
-from tcseg.transforms import RECIPES
+from tcseg.method.losses import LOSSES
+from tcseg.method.transforms import RECIPES
+from tcseg.method.variants import METHODS
+from tcseg.runs.config import METHODS as METHOD_NAMES
+from tcseg.runs.config import RECIPES as RECIPE_NAMES
+from tcseg.runs.config import SUPERVISED_METHODS
+from tcseg.runs.folder import RunError, RunFinished, RunFolder, RunStopped
+from tcseg.training.session import train
+from tcseg.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.usefixtures("phantoms_made_once"),

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 import tcwarp
-from tcseg.transforms import RECIPES, Affine, Compose, Draw, Elastic, Intensity, align, recipe
+from tcseg.method.transforms import (
+    RECIPES,
+    Affine,
+    Compose,
+    Draw,
+    Elastic,
+    Intensity,
+    align,
+    recipe,
+)
 
 SIZE = (64, 64)
 ELASTIC = Elastic(displacement_std=16.0, sigma=96.0, identity_probability=0.0)

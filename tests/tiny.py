@@ -1,6 +1,6 @@
 """The one tiny configuration of trainings in tests, and its folder of files."""
 
-from tcseg.config import Config
+from tcseg.runs.config import Config
 
 TINY = Config(
     data="phantom",

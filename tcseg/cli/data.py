@@ -7,12 +7,9 @@ from pathlib import Path
 
 import click
 
-from tcseg.cli.options import (
-    FileToWrite,
-    examples,
-)
-from tcseg.config import DATA_SETS
-from tcseg.runs import RunError
+from tcseg.cli.options import FileToWrite, examples
+from tcseg.runs.config import DATA_SETS
+from tcseg.runs.folder import RunError
 
 
 @click.group()
@@ -67,9 +64,9 @@ def check(
     """
     from rich.console import Console
 
+    from tcseg.cli.check import SHEET_IMAGES, file_formats, tell_problems
+    from tcseg.cli.check import check as check_dataset
     from tcseg.data import DataError, Problems, jsrt_root, load_dataset
-    from tcseg.data.check import SHEET_IMAGES, file_formats, tell_problems
-    from tcseg.data.check import check as check_dataset
 
     problems = Problems(collect=True)
     folder = jsrt_root(root) if data == "jsrt" else root or ""
@@ -81,7 +78,7 @@ def check(
         raise
     fine = check_dataset(dataset, problems, file_formats(data, folder), split_file, console)
     if sheet is not None and len(dataset):
-        from tcseg.pictures import save_contact_sheet
+        from tcseg.evaluation.pictures import save_contact_sheet
 
         shown = list(range(0, len(dataset), max(1, len(dataset) // SHEET_IMAGES)))[:SHEET_IMAGES]
         save_contact_sheet(sheet, dataset, shown, f"{data}: {len(shown)} of {len(dataset)} images")

@@ -12,9 +12,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from tcseg.config import Config
 from tcseg.extras import MissingPackageError, needs
-from tcseg.runs import RunError, RunFinished
+from tcseg.runs.config import Config
+from tcseg.runs.folder import RunError, RunFinished
 
 
 class Commands(click.Group):

@@ -18,9 +18,9 @@ from tcseg.cli.options import (
     grid_options,
     read_config,
 )
-from tcseg.config import METHODS, Config
-from tcseg.files import write_json
-from tcseg.runs import RunFolder
+from tcseg.io.files import write_json
+from tcseg.runs.config import METHODS, Config
+from tcseg.runs.folder import RunFolder
 
 
 @click.command(
@@ -56,12 +56,12 @@ def train(
         config_file = out / "config.toml"
     config = read_config(ctx, config_file, options)
     if dry_run:
-        from tcseg.train import rehearse
+        from tcseg.training.session import rehearse
 
         rehearse(config, out, resume)
         return
     try:
-        from tcseg.train import train as run_training
+        from tcseg.training.session import train as run_training
 
         run_training(config, out, resume)
     except (KeyboardInterrupt, OSError) as error:  # OSError: the disk is full, perhaps
@@ -99,9 +99,9 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
 
     from rich.console import Console
 
-    from tcseg import evaluation
     from tcseg.data import validation_subset
-    from tcseg.segmenter import load_with_data
+    from tcseg.evaluation import evaluate as evaluation
+    from tcseg.use.segmenter import load_with_data
 
     segmenter, dataset, split = load_with_data(run, config.device, config.root)
     validation = validation_subset(split, config.validation_images)
@@ -183,7 +183,7 @@ def reproduce(
     The same command goes on where it was stopped. Each finished run leaves a small file in
     OUT/results; folders of several machines are joined by --merge.
     """
-    from tcseg.reproduce import reproduce as run_reproduce
+    from tcseg.paper.reproduce import reproduce as run_reproduce
 
     complete = run_reproduce(
         table,
@@ -212,7 +212,7 @@ def reproduce(
 @click.option("--steps", default=400, show_default=True, help="Steps of each method.")
 def demo(out: Path, size: int, pretrain_steps: int, steps: int) -> None:
     """Show in minutes, without data, what unlabelled images add to 5 labelled ones."""
-    from tcseg.demo import demo as run_demo
+    from tcseg.cli.demo import demo as run_demo
 
     run_demo(out, size=size, pretrain_steps=pretrain_steps, steps=steps)
 
@@ -224,7 +224,7 @@ def doctor(ctx: click.Context) -> None:
 
     The exit status is 1 if something that training needs does not work.
     """
-    from tcseg.doctor import examine
+    from tcseg.cli.doctor import examine
 
     if not examine():
         ctx.exit(1)

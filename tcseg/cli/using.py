@@ -14,7 +14,7 @@ from tcseg.cli.options import (
     preview_options,
     read_config,
 )
-from tcseg.runs import RunFolder
+from tcseg.runs.folder import RunFolder
 
 
 @click.command(
@@ -40,8 +40,8 @@ def preview(
     config = read_config(ctx, config_file, options)
 
     from tcseg.data import load_dataset, make_split
-    from tcseg.preview import preview as draw
-    from tcseg.transforms import recipe
+    from tcseg.method.transforms import recipe
+    from tcseg.training.preview import preview as draw
 
     dataset = load_dataset(config.data, root=config.root, size=config.size)
     shown = make_split(dataset, config.split, config.split_file).train[:images]
@@ -109,8 +109,8 @@ def predict(
     """
     from rich.console import Console
 
-    from tcseg.predict import predict as predict_files
-    from tcseg.segmenter import load
+    from tcseg.use.predict import predict as predict_files
+    from tcseg.use.segmenter import load
 
     console = Console(highlight=False, soft_wrap=True)
     problems = predict_files(
@@ -151,8 +151,8 @@ def export(run: Path, form: Any, out: Path) -> None:
 
     ONNX needs the packages onnx, onnxscript and onnxruntime: pip install "tcwarp[export]".
     """
-    from tcseg.export import export as write
-    from tcseg.segmenter import load
+    from tcseg.use.export import export as write
+    from tcseg.use.segmenter import load
 
     segmenter = load(run, "cpu")
     difference = write(segmenter, out, form)
@@ -178,7 +178,7 @@ def report(runs: tuple[Path, ...], out: Path, root: str | None, device: str) -> 
     for run in runs:
         RunFolder(run).summary()  # or an error, before the slow imports
 
-    from tcseg.report import report as write
+    from tcseg.use.report import report as write
 
     remarks = write(runs, out, root=root, device=device)
     click.echo(f"Written: {out}")

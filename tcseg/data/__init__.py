@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .dataset import CLASSES, DataError, Dataset, Problems, pack_masks, unpack_masks
-from .splits import (
+from tcseg.data.dataset import CLASSES, DataError, Dataset, Problems, pack_masks, unpack_masks
+from tcseg.data.splits import (
     Split,
     labelled_subset,
     make_split,
@@ -78,15 +78,15 @@ def load_dataset(
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise DataError(f"size must lie between {MIN_SIZE} and {MAX_SIZE} pixels, got {size}")
     if name == "phantom":
-        from . import phantom
+        from tcseg.data.phantom import population
 
-        return phantom.load(size)
+        return population.load(size)
     if name == "jsrt":
-        from . import jsrt
+        from tcseg.data import jsrt
 
         return jsrt.load(jsrt_root(root), size, problems)
     if name == "folder":
-        from . import folder
+        from tcseg.data import folder
 
         if root is None:
             raise DataError(

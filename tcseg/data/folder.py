@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from .dataset import DataError, Dataset, Problems
-from .images import NIFTI, PLAIN, Placement, is_image, read_pictures, stem, suffix
-from .masks import mask_reader
+from tcseg.data.dataset import DataError, Dataset, Problems
+from tcseg.data.masks import mask_reader
+from tcseg.io.images import NIFTI, PLAIN, Placement, is_image, read_pictures, stem, suffix
 
 
 def load(root: str | Path, size: int, problems: Problems | None = None) -> Dataset:

@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from .dataset import CLASSES, DataError, Dataset, Problems, pack_masks
+from tcseg.data.dataset import CLASSES, DataError, Dataset, Problems, pack_masks
 
 FIELD_OF_VIEW_MM = 0.175 * 2048
 FOLDS = ("fold1", "fold2")

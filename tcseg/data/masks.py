@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .dataset import DataError, Problems, pack_masks, reason
-from .dicom import read_dataset, read_segments, segment_labels
-from .images import (
+from tcseg.data.dataset import DataError, Problems, pack_masks, reason
+from tcseg.io.dicom import read_dataset, read_segments, segment_labels
+from tcseg.io.images import (
     NIFTI,
     Picture,
     Placement,

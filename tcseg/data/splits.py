@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tcseg.files import write_json
-
-from .dataset import DataError, Dataset
+from tcseg.data.dataset import DataError, Dataset
+from tcseg.io.files import write_json
 
 JSRT_SPLITS = 5
 TRAINING_IMAGES = 100

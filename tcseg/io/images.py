@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tcseg.data.dataset import DataError, reason
 from tcseg.extras import needs
-
-from .dataset import DataError, reason
-from .dicom import has_dicom_content, read_frames
+from tcseg.io.dicom import has_dicom_content, read_frames
 
 PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 DICOM = (".dcm", ".dicom")

@@ -17,9 +17,9 @@ from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 from tcseg.data import Dataset
-from tcseg.data.images import png, resize
-from tcseg.files import write_atomically
-from tcseg.metrics import iou
+from tcseg.evaluation.metrics import iou
+from tcseg.io.files import write_atomically
+from tcseg.io.images import png, resize
 
 __all__ = [
     "Panel",

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .anatomy import draw_anatomy
-from .dataset import CLASSES, Dataset, pack_masks
-from .radiograph import attenuation, expose
+from tcseg.data.dataset import CLASSES, Dataset, pack_masks
+from tcseg.data.phantom.anatomy import draw_anatomy
+from tcseg.data.phantom.radiograph import attenuation, expose
 
 COUNT = 160
 FIELD_OF_VIEW_MM = 0.175 * 2048  # as JSRT

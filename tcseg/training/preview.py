@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tcseg.data import Dataset, unpack_masks
-from tcseg.pictures import Panel, save_grid
-from tcseg.transforms import Draw, Transform, align
+from tcseg.evaluation.pictures import Panel, save_grid
+from tcseg.method.transforms import Draw, Transform, align
 
 __all__ = ["preview"]
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tcseg.data.dataset import reason
-from tcseg.data.dicom import read_dataset
-from tcseg.data.images import NIFTI, is_dicom, suffix
 from tcseg.extras import needs
-from tcseg.files import write_atomically
+from tcseg.io.dicom import read_dataset
+from tcseg.io.files import write_atomically
+from tcseg.io.images import NIFTI, is_dicom, suffix
 
 __all__ = ["MOST", "LabelWriter", "label_map", "write_into"]
 
@@ -164,7 +164,7 @@ def write_into(path: Path, content: bytes | memoryview) -> None:
 def _palette(values: Sequence[int]) -> list[int]:
     from matplotlib.colors import to_rgb
 
-    from tcseg.pictures import COLOURS
+    from tcseg.evaluation.pictures import COLOURS
 
     palette = np.zeros((256, 3), np.uint8)
     for value, colour in zip(values, COLOURS, strict=False):

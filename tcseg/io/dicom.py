@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tcseg.data.dataset import DataError, reason
 from tcseg.extras import needs
-
-from .dataset import DataError, reason
 
 __all__ = [
     "has_dicom_content",

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from tcseg.extras import needs
-from tcseg.network import Segmentation
-from tcseg.runs import RunError
-from tcseg.segmenter import Segmenter
+from tcseg.method.network import Segmentation
+from tcseg.runs.folder import RunError
+from tcseg.use.segmenter import Segmenter
 
 __all__ = ["export"]
 

@@ -19,15 +19,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from tcseg import distributed
-from tcseg.config import Config, resolve_device
 from tcseg.data import Dataset, split_record
-from tcseg.evaluation import evaluate, predict, results_table, validation_miou
+from tcseg.evaluation.evaluate import evaluate, predict, results_table, validation_miou
+from tcseg.evaluation.pictures import save_panel
 from tcseg.extras import is_installed
-from tcseg.pictures import save_panel
-from tcseg.runs import RunFolder
-from tcseg.segmenter import Model
-from tcseg.trainer import SUPERVISED, Trainer, picture_cases
+from tcseg.runs.config import Config, resolve_device
+from tcseg.runs.folder import RunFolder
+from tcseg.training import distributed
+from tcseg.training.trainer import SUPERVISED, Trainer, picture_cases
+from tcseg.use.segmenter import Model
 
 REHEARSED_STEPS = 5
 

@@ -16,12 +16,12 @@ import jinja2
 from matplotlib.figure import Figure
 
 from tcseg.data import DataError
-from tcseg.data.images import png
-from tcseg.evaluation import evaluate, predict
-from tcseg.files import write_atomically
-from tcseg.pictures import COLOURS, side_by_side
-from tcseg.runs import RunError, RunFolder
-from tcseg.segmenter import load_with_data
+from tcseg.evaluation.evaluate import evaluate, predict
+from tcseg.evaluation.pictures import COLOURS, side_by_side
+from tcseg.io.files import write_atomically
+from tcseg.io.images import png
+from tcseg.runs.folder import RunError, RunFolder
+from tcseg.use.segmenter import load_with_data
 
 __all__ = ["report"]
 
@@ -95,7 +95,9 @@ def report(
         shown.append(run)
     structures = dict.fromkeys(s for run in shown for s in run.summary["test"]["iou"])
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tcseg", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("tcseg.use", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"percent": _percent, "distance": _distance}
     title = names[0] if len(names) == 1 else f"{len(names)} runs compared"

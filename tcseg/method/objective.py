@@ -16,8 +16,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from tcseg.data import unpack_masks
-from tcseg.losses import soft_iou_loss
-from tcseg.transforms import Transform, align
+from tcseg.method.losses import soft_iou_loss
+from tcseg.method.transforms import Transform, align
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from .anatomy import SIDES, Anatomy, Array, profile
+from tcseg.data.phantom.anatomy import SIDES, Anatomy, Array, profile
 
 # Half width of the body against height: neck, shoulders, chest.
 _BODY_Y = (0.0, 0.04, 0.08, 0.13, 0.2, 0.35, 0.5, 0.7, 1.0)

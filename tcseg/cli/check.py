@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from tcseg.data import folder, jsrt
+from tcseg.data.dataset import DataError, Dataset, Problems
+from tcseg.data.splits import JSRT_SPLITS, make_split, read_splits
 from tcseg.sheet import Sheet
-
-from . import folder, jsrt
-from .dataset import DataError, Dataset, Problems
-from .splits import JSRT_SPLITS, make_split, read_splits
 
 SHEET_IMAGES = 24
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcseg.files import write_atomically
-from tcseg.published import STRUCTURES, TABLE1, TABLE2, TABLE2_OTHERS, Published
+from tcseg.io.files import write_atomically
+from tcseg.paper.published import STRUCTURES, TABLE1, TABLE2, TABLE2_OTHERS, Published
 from tcseg.sheet import Sheet
 
 if TYPE_CHECKING:
-    from tcseg.reproduce import Cell
+    from tcseg.paper.reproduce import Cell
 
 Summaries = Mapping["Cell", Mapping[str, Any]]
 

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tcseg import distributed
-from tcseg.config import AFTER_PRETRAINING, MAY_DIFFER_ON_RESUME, Config, resolve_device
 from tcseg.data import (
     Dataset,
     Split,
@@ -23,15 +21,17 @@ from tcseg.data import (
     split_record,
     validation_subset,
 )
-from tcseg.evaluation import predict, validation_miou
-from tcseg.losses import LOSSES
-from tcseg.methods import METHODS, Method
-from tcseg.network import build_network
-from tcseg.pictures import save_progress
-from tcseg.runs import RunError, RunFolder, RunStopped, load_checkpoint
-from tcseg.segmenter import load_weights
-from tcseg.siamese import siamese_objective
-from tcseg.transforms import Transform, recipe
+from tcseg.evaluation.evaluate import predict, validation_miou
+from tcseg.evaluation.pictures import save_progress
+from tcseg.method.losses import LOSSES
+from tcseg.method.network import build_network
+from tcseg.method.objective import siamese_objective
+from tcseg.method.transforms import Transform, recipe
+from tcseg.method.variants import METHODS, Method
+from tcseg.runs.config import AFTER_PRETRAINING, MAY_DIFFER_ON_RESUME, Config, resolve_device
+from tcseg.runs.folder import RunError, RunFolder, RunStopped, load_checkpoint
+from tcseg.training import distributed
+from tcseg.use.segmenter import load_weights
 
 LABELLED = 5  # images, where the number is not given
 PICTURE_CASES = 4

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tcseg import metrics
 from tcseg.data import Dataset
+from tcseg.evaluation import metrics
 from tcseg.sheet import Sheet
 
 # Structures that count as one as well, as in the paper's second table.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcseg.files import write_atomically
+from tcseg.io.files import write_atomically
 
 if TYPE_CHECKING:
     import torch

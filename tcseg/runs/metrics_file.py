@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tcseg.files import write_atomically
+from tcseg.io.files import write_atomically
 
 __all__ = ["MetricsFile"]
 

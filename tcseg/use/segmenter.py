@@ -15,17 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from tcseg.config import resolve_device
 from tcseg.data import Dataset, Split, load_dataset, read_splits
-from tcseg.data.images import Placement, as_pixels
-from tcseg.files import write_json
-from tcseg.label_maps import MOST
-from tcseg.network import build_network
-from tcseg.runs import RunError, RunFolder
-from tcseg.transforms import Elastic, align
+from tcseg.io.files import write_json
+from tcseg.io.images import Placement, as_pixels
+from tcseg.io.label_maps import MOST
+from tcseg.method.network import build_network
+from tcseg.method.transforms import Elastic, align
+from tcseg.runs.config import resolve_device
+from tcseg.runs.folder import RunError, RunFolder
 
 if TYPE_CHECKING:
-    from tcseg.config import Config
+    from tcseg.runs.config import Config
 
 __all__ = ["Model", "Prediction", "Segmenter", "load", "load_weights", "load_with_data"]
 
@@ -233,7 +233,7 @@ class Segmenter:
         Parameters
         ----------
         images : iterable of float32 (C, H, W)
-            In [0, 1], as of `tcseg.data.images`; their sizes may differ.
+            In [0, 1], as of `tcseg.io.images`; their sizes may differ.
         consistency : bool
             As for `predict`.
         batch_size : int

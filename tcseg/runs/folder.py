@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from tcseg.config import Config
 from tcseg.extras import is_installed
-from tcseg.files import write_atomically, write_json
-from tcseg.metrics_file import MetricsFile
+from tcseg.io.files import write_atomically, write_json
+from tcseg.runs.config import Config
+from tcseg.runs.metrics_file import MetricsFile
 
 if TYPE_CHECKING:
     import torch

@@ -26,13 +26,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tcseg import tables
-from tcseg.config import MAY_DIFFER_ON_RESUME, Config
 from tcseg.data import labelled_subset, load_dataset, make_split, validation_subset
 from tcseg.data.splits import TRAINING_IMAGES
-from tcseg.files import write_json
-from tcseg.methods import METHODS
-from tcseg.runs import RunError, RunFinished, RunFolder, RunStopped
+from tcseg.io.files import write_json
+from tcseg.method.variants import METHODS
+from tcseg.paper import tables
+from tcseg.runs.config import MAY_DIFFER_ON_RESUME, Config
+from tcseg.runs.folder import RunError, RunFinished, RunFolder, RunStopped
 
 TABLE_METHODS = {
     "table1": ("baseline", "suptc", "semitc", "semitc+"),
@@ -201,7 +201,7 @@ def _end_with_parent(stopping: Any) -> None:
 
 def _train_cell(cell: Cell, base: Config, folder: Path) -> dict[str, Any]:
     """Train one cell, or go on with it; return its summary."""
-    from tcseg.train import train
+    from tcseg.training.session import train
 
     config, out = cell.config(base, folder), folder / "runs" / cell.name
     resume = RunFolder(out).begun

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from tcseg.runs import RunFinished, RunFolder
-from tcseg.transforms import Draw, Transform
+from tcseg.method.transforms import Draw, Transform
+from tcseg.runs.folder import RunFinished, RunFolder
 
 __all__ = [
     "Rows",

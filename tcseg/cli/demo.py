@@ -6,11 +6,11 @@ from typing import Any
 
 from rich.console import Console
 
-from tcseg.config import Config
-from tcseg.evaluation import predict, results_table
-from tcseg.runs import RunError, RunFolder
-from tcseg.train import train
-from tcseg.trainer import Trainer, picture_cases
+from tcseg.evaluation.evaluate import predict, results_table
+from tcseg.runs.config import Config
+from tcseg.runs.folder import RunError, RunFolder
+from tcseg.training.session import train
+from tcseg.training.trainer import Trainer, picture_cases
 
 METHODS = ("baseline", "semitc")
 
@@ -71,7 +71,7 @@ def demo(out: Path, *, size: int, pretrain_steps: int, steps: int, seed: int = 0
 
 
 def _draw(out: Path, picture: Path) -> None:
-    from tcseg.pictures import save_panel
+    from tcseg.evaluation.pictures import save_panel
 
     predictions = {}
     for method in METHODS:

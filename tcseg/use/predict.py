@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.progress import track
 
 from tcseg.data.dataset import DataError
-from tcseg.data.images import Picture, Placement, is_image, png, read_pictures, stem
-from tcseg.label_maps import LabelWriter, write_into
-from tcseg.metrics import cardiothoracic_ratio
-from tcseg.metrics import postprocess as postprocess_mask
-from tcseg.pictures import outlined
-from tcseg.runs import RunError
-from tcseg.segmenter import Model, Prediction, Segmenter
+from tcseg.evaluation.metrics import cardiothoracic_ratio
+from tcseg.evaluation.metrics import postprocess as postprocess_mask
+from tcseg.evaluation.pictures import outlined
+from tcseg.io.images import Picture, Placement, is_image, png, read_pictures, stem
+from tcseg.io.label_maps import LabelWriter, write_into
+from tcseg.runs.folder import RunError
+from tcseg.use.segmenter import Model, Prediction, Segmenter
 
 __all__ = ["predict"]
 

@@ -1,0 +1,1 @@
+"""Files in and out: images, masks, whole-or-nothing writes."""

@@ -1,0 +1,1 @@
+"""The method of the paper: Equation 1, transforms, losses, network and variants."""

@@ -1,0 +1,1 @@
+"""A run as files: its options, figures, checkpoint and weights."""
