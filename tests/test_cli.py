@@ -12,11 +12,12 @@ from click.testing import CliRunner
 from processes import python
 
 from tcseg.cli import main
-from tcseg.data import DataError, load_dataset, make_split, split_record
+from tcseg.data import load_dataset, make_split, split_record
+from tcseg.errors import DataError, RunError
 from tcseg.evaluation.evaluate import evaluate
 from tcseg.runs.config import Config
-from tcseg.runs.folder import RunError, RunFolder
-from tcseg.use.segmenter import Model
+from tcseg.runs.folder import RunFolder
+from tcseg.runs.model import Model
 
 
 def tcseg(*arguments):

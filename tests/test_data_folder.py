@@ -14,12 +14,13 @@ from PIL import Image
 
 import tcseg.data.masks
 from tcseg.cli import main
-from tcseg.data import DataError, Problems, load_dataset, make_split, save_splits
+from tcseg.data import load_dataset, make_split, save_splits
+from tcseg.errors import DataError, Problems, RunError
 from tcseg.method.variants import METHODS
 from tcseg.runs.config import Config
-from tcseg.runs.folder import RunError, RunFolder
+from tcseg.runs.folder import RunFolder
+from tcseg.runs.model import Model
 from tcseg.training.session import train
-from tcseg.use.segmenter import Model
 
 SHAPES = [(40, 60), (64, 64), (90, 50), (33, 47), (64, 32), (20, 20), (50, 50), (64, 64)]
 

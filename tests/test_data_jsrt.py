@@ -9,8 +9,9 @@ import torch
 from made_up import IDS, made_up, mask_file
 from PIL import Image
 
-from tcseg.data import CLASSES, DataError, load_dataset, make_split
+from tcseg.data import CLASSES, load_dataset, make_split
 from tcseg.data.jsrt import read_image
+from tcseg.errors import DataError
 
 REAL = os.environ.get("TCSEG_JSRT_ROOT")
 

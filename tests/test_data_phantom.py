@@ -5,8 +5,9 @@ import pytest
 import torch
 from skimage.measure import label
 
-from tcseg.data import CLASSES, DataError, load_dataset, pack_masks, unpack_masks
+from tcseg.data import CLASSES, load_dataset, pack_masks, unpack_masks
 from tcseg.data.phantom.population import load, make_phantom
+from tcseg.errors import DataError
 
 LEFT_LUNG, RIGHT_LUNG, HEART, LEFT_CLAVICLE, RIGHT_CLAVICLE = range(5)
 

@@ -6,15 +6,8 @@ import json
 import pytest
 import torch
 
-from tcseg.data import (
-    CLASSES,
-    DataError,
-    Dataset,
-    labelled_subset,
-    make_split,
-    save_splits,
-    validation_subset,
-)
+from tcseg.data import CLASSES, Dataset, labelled_subset, make_split, save_splits, validation_subset
+from tcseg.errors import DataError
 
 JSRT_IDS = [f"JPCLN{i:03d}" for i in range(1, 155)] + [f"JPCNN{i:03d}" for i in range(1, 94)]
 

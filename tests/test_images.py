@@ -12,7 +12,7 @@ from made_up import write_dicom
 from PIL import Image
 from pydicom import Dataset
 
-from tcseg.data import DataError
+from tcseg.errors import DataError
 from tcseg.io.images import Placement, as_pixels, is_image, read_pictures, stem
 
 GREY = (np.add.outer(np.arange(30) * 5, np.arange(40)) + 3).astype(np.uint8)

@@ -134,7 +134,7 @@ def test_a_command_without_its_packages(monkeypatch):
     ("file", "package", "extra"), [("a.nii", "nibabel", "nifti"), ("a.dcm", "pydicom", "dicom")]
 )
 def test_a_file_whose_reader_is_missing(monkeypatch, tmp_path, file, package, extra):
-    from tcseg.data.dataset import DataError
+    from tcseg.errors import DataError
     from tcseg.io.images import read_pictures
 
     monkeypatch.setitem(sys.modules, package, None)

@@ -17,9 +17,10 @@ from tiny import TINY
 import tcseg
 from tcseg.cli import main
 from tcseg.data import load_dataset
+from tcseg.errors import RunError
 from tcseg.evaluation.pictures import outlined
 from tcseg.method.transforms import RECIPES, Elastic
-from tcseg.runs.folder import RunError, RunFolder
+from tcseg.runs.folder import RunFolder
 from tcseg.training.preview import preview
 from tcseg.training.session import train
 from tcseg.use.export import export

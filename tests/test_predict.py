@@ -20,11 +20,13 @@ from rich.console import Console
 
 import tcseg
 from tcseg.cli import main
-from tcseg.data import DataError, load_dataset
+from tcseg.data import load_dataset
+from tcseg.errors import DataError, RunError
 from tcseg.runs.config import Config
-from tcseg.runs.folder import RunError, RunFolder
+from tcseg.runs.folder import RunFolder
+from tcseg.runs.model import Model
 from tcseg.use.predict import predict
-from tcseg.use.segmenter import Model, Segmenter
+from tcseg.use.segmenter import Segmenter
 
 CLASSES = ("left lung", "right lung", "heart")
 QUIET = Console(quiet=True)

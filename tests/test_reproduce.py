@@ -18,10 +18,11 @@ from tiny import TINY
 
 import tcseg.paper.reproduce
 from tcseg.cli import main
+from tcseg.errors import RunError
 from tcseg.paper import tables
+from tcseg.paper.grid import Cell, Results
 from tcseg.paper.published import TABLE1, TABLE2
-from tcseg.paper.reproduce import Cell, Results, grid, reproduce
-from tcseg.runs.folder import RunError
+from tcseg.paper.reproduce import grid, reproduce
 
 TINY = dataclasses.replace(TINY, labelled=None, pretrain_steps=3, steps=3)
 pytestmark = [

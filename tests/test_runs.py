@@ -12,9 +12,10 @@ import pytest
 import torch
 from processes import python, started
 
+from tcseg.errors import RunError, RunFinished
 from tcseg.io import files
 from tcseg.runs.config import Config
-from tcseg.runs.folder import RunError, RunFinished, RunFolder, load_checkpoint
+from tcseg.runs.folder import RunFolder, load_checkpoint
 from tcseg.runs.metrics_file import MetricsFile
 
 CONFIG = Config(size=32, steps=4)

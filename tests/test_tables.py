@@ -10,10 +10,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from tcseg.cli.check import check
-from tcseg.data import Dataset, Problems, load_dataset
+from tcseg.data import Dataset, load_dataset
+from tcseg.errors import Problems
 from tcseg.evaluation.evaluate import evaluate, results_table
 from tcseg.paper import tables
-from tcseg.paper.reproduce import Cell
+from tcseg.paper.grid import Cell
 from tcseg.sheet import Sheet
 
 LONG = ("left ventricular endocardium, end-systolic", "myocardium", "right ventricle, cavity")

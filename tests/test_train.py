@@ -16,14 +16,15 @@ import torch
 from processes import started, wait_until
 from tiny import TINY
 
-from tcseg.data import DataError, Split, labelled_subset, load_dataset, make_split, save_splits
+from tcseg.data import Split, labelled_subset, load_dataset, make_split, save_splits
+from tcseg.errors import DataError, RunError, RunFinished, RunStopped
 from tcseg.method.losses import LOSSES
 from tcseg.method.transforms import RECIPES
 from tcseg.method.variants import METHODS
 from tcseg.runs.config import METHODS as METHOD_NAMES
 from tcseg.runs.config import RECIPES as RECIPE_NAMES
 from tcseg.runs.config import SUPERVISED_METHODS
-from tcseg.runs.folder import RunError, RunFinished, RunFolder, RunStopped
+from tcseg.runs.folder import RunFolder
 from tcseg.training.session import train
 from tcseg.training.trainer import Trainer
 

@@ -9,8 +9,9 @@ import torch
 from rich.console import Console
 
 from tcseg.data import folder, jsrt
-from tcseg.data.dataset import DataError, Dataset, Problems
+from tcseg.data.dataset import Dataset
 from tcseg.data.splits import JSRT_SPLITS, make_split, read_splits
+from tcseg.errors import DataError, Problems
 from tcseg.sheet import Sheet
 
 SHEET_IMAGES = 24

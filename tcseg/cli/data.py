@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from tcseg.cli.options import FileToWrite, examples
+from tcseg.errors import RunError
 from tcseg.runs.config import DATA_SETS
-from tcseg.runs.folder import RunError
 
 
 @click.group()
@@ -66,7 +66,8 @@ def check(
 
     from tcseg.cli.check import SHEET_IMAGES, file_formats, tell_problems
     from tcseg.cli.check import check as check_dataset
-    from tcseg.data import DataError, Problems, jsrt_root, load_dataset
+    from tcseg.data import jsrt_root, load_dataset
+    from tcseg.errors import DataError, Problems
 
     problems = Problems(collect=True)
     folder = jsrt_root(root) if data == "jsrt" else root or ""
@@ -100,7 +101,8 @@ def splits(data: str, root: str | None, out: Path) -> None:
 
     The first n training images of a split are the n labelled ones, so that subsets are nested.
     """
-    from tcseg.data import Problems, load_dataset, make_split, save_splits
+    from tcseg.data import load_dataset, make_split, save_splits
+    from tcseg.errors import Problems
 
     if out.exists():
         raise RunError(f"{out} exists; choose another --out")

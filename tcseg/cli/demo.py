@@ -6,9 +6,10 @@ from typing import Any
 
 from rich.console import Console
 
+from tcseg.errors import RunError
 from tcseg.evaluation.evaluate import predict, results_table
 from tcseg.runs.config import Config
-from tcseg.runs.folder import RunError, RunFolder
+from tcseg.runs.folder import RunFolder
 from tcseg.training.session import train
 from tcseg.training.trainer import Trainer, picture_cases
 

@@ -12,9 +12,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from tcseg.errors import RunError, RunFinished
 from tcseg.extras import MissingPackageError, needs
 from tcseg.runs.config import Config
-from tcseg.runs.folder import RunError, RunFinished
 
 
 class Commands(click.Group):
@@ -56,7 +56,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, ImportError):
         return f"{error}; `tcseg doctor` says what is missing", 1
     # Only now: the import takes seconds, unless the error is of this kind.
-    from tcseg.data import DataError
+    from tcseg.errors import DataError
 
     return (str(error), 1) if isinstance(error, DataError) else ("", 1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tcseg.data.dataset import CLASSES, DataError, Dataset, Problems, pack_masks, unpack_masks
+from tcseg.data.dataset import CLASSES, Dataset, pack_masks, unpack_masks
 from tcseg.data.splits import (
     Split,
     labelled_subset,
@@ -15,12 +15,11 @@ from tcseg.data.splits import (
     split_record,
     validation_subset,
 )
+from tcseg.errors import DataError, Problems
 
 __all__ = [
     "CLASSES",
-    "DataError",
     "Dataset",
-    "Problems",
     "Split",
     "labelled_subset",
     "load_dataset",

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from tcseg.data.dataset import DataError, Dataset, Problems
+from tcseg.data.dataset import Dataset
 from tcseg.data.masks import mask_reader
+from tcseg.errors import DataError, Problems
 from tcseg.io.images import NIFTI, PLAIN, Placement, is_image, read_pictures, stem, suffix
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from tcseg.data.dataset import CLASSES, DataError, Dataset, Problems, pack_masks
+from tcseg.data.dataset import CLASSES, Dataset, pack_masks
+from tcseg.errors import DataError, Problems
 
 FIELD_OF_VIEW_MM = 0.175 * 2048
 FOLDS = ("fold1", "fold2")

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tcseg.data.dataset import DataError, Problems, pack_masks, reason
+from tcseg.data.dataset import pack_masks
+from tcseg.errors import DataError, Problems, reason
 from tcseg.io.dicom import read_dataset, read_segments, segment_labels
 from tcseg.io.images import (
     NIFTI,

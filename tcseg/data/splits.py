@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tcseg.data.dataset import DataError, Dataset
+from tcseg.data.dataset import Dataset
+from tcseg.errors import DataError
 from tcseg.io.files import write_json
 
 JSRT_SPLITS = 5

@@ -20,6 +20,7 @@ from tcseg.data import Dataset
 from tcseg.evaluation.metrics import iou
 from tcseg.io.files import write_atomically
 from tcseg.io.images import png, resize
+from tcseg.io.label_maps import COLOURS
 
 __all__ = [
     "Panel",
@@ -31,17 +32,6 @@ __all__ = [
     "side_by_side",
 ]
 
-# One colour for each of at most 8 structures: bright on grey, apart for colour-blind eyes too.
-COLOURS = (
-    "#56b4e9",
-    "#00c08b",
-    "#f0507a",
-    "#f5d742",
-    "#ff9d3b",
-    "#b98cff",
-    "#ffffff",
-    "#9a6324",
-)
 BACKGROUND, TEXT = "#14161a", "#e8e8e8"
 INCHES = 2.6  # edge of one image
 SHEET_COLUMNS = 6

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcseg.data.dataset import DataError, reason
+from tcseg.errors import DataError, reason
 from tcseg.extras import needs
 
 __all__ = [

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tcseg.data.dataset import DataError, reason
+from tcseg.errors import DataError, reason
 from tcseg.extras import needs
 from tcseg.io.dicom import has_dicom_content, read_frames
 

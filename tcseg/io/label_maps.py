@@ -13,16 +13,28 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tcseg.data.dataset import reason
+from tcseg.errors import reason
 from tcseg.extras import needs
 from tcseg.io.dicom import read_dataset
 from tcseg.io.files import write_atomically
 from tcseg.io.images import NIFTI, is_dicom, suffix
 
-__all__ = ["MOST", "LabelWriter", "label_map", "write_into"]
+__all__ = ["COLOURS", "MOST", "LabelWriter", "label_map", "write_into"]
 
 MOST = 2**16 - 1
 """Largest value in a label map: PNG holds no larger ones."""
+
+# One colour for each of at most 8 structures: bright on grey, apart for colour-blind eyes too.
+COLOURS = (
+    "#56b4e9",
+    "#00c08b",
+    "#f0507a",
+    "#f5d742",
+    "#ff9d3b",
+    "#b98cff",
+    "#ffffff",
+    "#9a6324",
+)
 
 Masks = NDArray[np.bool_]
 
@@ -163,8 +175,6 @@ def write_into(path: Path, content: bytes | memoryview) -> None:
 
 def _palette(values: Sequence[int]) -> list[int]:
     from matplotlib.colors import to_rgb
-
-    from tcseg.evaluation.pictures import COLOURS
 
     palette = np.zeros((256, 3), np.uint8)
     for value, colour in zip(values, COLOURS, strict=False):

@@ -15,7 +15,7 @@ from tcseg.paper.published import STRUCTURES, TABLE1, TABLE2, TABLE2_OTHERS, Pub
 from tcseg.sheet import Sheet
 
 if TYPE_CHECKING:
-    from tcseg.paper.reproduce import Cell
+    from tcseg.paper.grid import Cell
 
 Summaries = Mapping["Cell", Mapping[str, Any]]
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
+from tcseg.errors import RunError, RunFinished
 from tcseg.extras import is_installed
 from tcseg.io.files import write_atomically, write_json
 from tcseg.runs.config import Config
@@ -19,22 +20,10 @@ if TYPE_CHECKING:
     import torch
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["RunError", "RunFinished", "RunFolder", "RunStopped", "load_checkpoint"]
+__all__ = ["RunFolder", "load_checkpoint"]
 
 # The way out of a broken summary: the checkpoint has all that it was made from.
 _AGAIN = "delete it and continue the run with --resume to write it again"
-
-
-class RunError(Exception):
-    """A run that cannot be started, continued or read; the message is one clear line."""
-
-
-class RunFinished(RunError):
-    """The run to be continued is finished already; nothing was changed."""
-
-
-class RunStopped(RunError):
-    """The run was told to stop; it can be continued."""
 
 
 class RunFolder:

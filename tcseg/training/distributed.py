@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from tcseg.errors import RunFinished
 from tcseg.method.transforms import Draw, Transform
-from tcseg.runs.folder import RunFinished, RunFolder
+from tcseg.runs.folder import RunFolder
 
 __all__ = [
     "Rows",

@@ -25,9 +25,9 @@ from tcseg.evaluation.pictures import save_panel
 from tcseg.extras import is_installed
 from tcseg.runs.config import Config, resolve_device
 from tcseg.runs.folder import RunFolder
+from tcseg.runs.model import Model
 from tcseg.training import distributed
 from tcseg.training.trainer import SUPERVISED, Trainer, picture_cases
-from tcseg.use.segmenter import Model
 
 REHEARSED_STEPS = 5
 

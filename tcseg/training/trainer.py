@@ -21,6 +21,7 @@ from tcseg.data import (
     split_record,
     validation_subset,
 )
+from tcseg.errors import RunError, RunStopped
 from tcseg.evaluation.evaluate import predict, validation_miou
 from tcseg.evaluation.pictures import save_progress
 from tcseg.method.losses import LOSSES
@@ -29,9 +30,9 @@ from tcseg.method.objective import siamese_objective
 from tcseg.method.transforms import Transform, recipe
 from tcseg.method.variants import METHODS, Method
 from tcseg.runs.config import AFTER_PRETRAINING, MAY_DIFFER_ON_RESUME, Config, resolve_device
-from tcseg.runs.folder import RunError, RunFolder, RunStopped, load_checkpoint
+from tcseg.runs.folder import RunFolder, load_checkpoint
+from tcseg.runs.model import load_weights
 from tcseg.training import distributed
-from tcseg.use.segmenter import load_weights
 
 LABELLED = 5  # images, where the number is not given
 PICTURE_CASES = 4

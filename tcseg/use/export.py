@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from tcseg.errors import RunError
 from tcseg.extras import needs
 from tcseg.method.network import Segmentation
-from tcseg.runs.folder import RunError
 from tcseg.use.segmenter import Segmenter
 
 __all__ = ["export"]

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from tcseg.data.dataset import DataError
+from tcseg.errors import DataError, RunError
 from tcseg.evaluation.metrics import cardiothoracic_ratio
 from tcseg.evaluation.metrics import postprocess as postprocess_mask
 from tcseg.evaluation.pictures import outlined
 from tcseg.io.images import Picture, Placement, is_image, png, read_pictures, stem
 from tcseg.io.label_maps import LabelWriter, write_into
-from tcseg.runs.folder import RunError
-from tcseg.use.segmenter import Model, Prediction, Segmenter
+from tcseg.runs.model import Model
+from tcseg.use.segmenter import Prediction, Segmenter
 
 __all__ = ["predict"]
 

@@ -15,12 +15,13 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
-from tcseg.data import DataError
+from tcseg.errors import DataError, RunError
 from tcseg.evaluation.evaluate import evaluate, predict
-from tcseg.evaluation.pictures import COLOURS, side_by_side
+from tcseg.evaluation.pictures import side_by_side
 from tcseg.io.files import write_atomically
 from tcseg.io.images import png
-from tcseg.runs.folder import RunError, RunFolder
+from tcseg.io.label_maps import COLOURS
+from tcseg.runs.folder import RunFolder
 from tcseg.use.segmenter import load_with_data
 
 __all__ = ["report"]

@@ -1,0 +1,54 @@
+"""What a user is told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["DataError", "Problems", "RunError", "RunFinished", "RunStopped", "reason"]
+
+
+class DataError(Exception):
+    """Data that are missing, damaged or unfit for the request; the message is one clear line."""
+
+
+def reason(error: Exception) -> str:
+    """Return what an error says, on one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class Problems:
+    """What is wrong with a data set: the first fault raises, or all are collected.
+
+    Parameters
+    ----------
+    collect
+        Whether to go on after a fault, leaving out what it concerns.
+    """
+
+    def __init__(self, collect: bool = False) -> None:
+        self.collect = collect
+        self.found: list[str] = []
+
+    def add(self, problem: str) -> None:
+        """Raise, or note, one fault: a clear line with the way out."""
+        if not self.collect:
+            raise DataError(problem)
+        self.found.append(problem)
+
+    def listed(self, names: Sequence[str]) -> str:
+        """Return the first names, few where one line is to hold them, and how many more."""
+        shown = 50 if self.collect else 3
+        more = f" and {len(names) - shown} more" if len(names) > shown else ""
+        return ", ".join(names[:shown]) + more
+
+
+class RunError(Exception):
+    """A run that cannot be started, continued or read; the message is one clear line."""
+
+
+class RunFinished(RunError):
+    """The run to be continued is finished already; nothing was changed."""
+
+
+class RunStopped(RunError):
+    """The run was told to stop; it can be continued."""

@@ -1,0 +1,147 @@
+"""What one has to know of a network beside its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from tcseg.data import Dataset
+from tcseg.errors import RunError
+from tcseg.io.files import write_json
+from tcseg.io.label_maps import MOST
+from tcseg.method.network import build_network
+from tcseg.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from tcseg.runs.config import Config
+
+__all__ = ["Model", "load_weights"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What one has to know of a network beside its weights; ``model.json`` of a run.
+
+    Attributes
+    ----------
+    network, precision
+        As in the options of the training.
+    classes
+        Names of the structures, in the order of the outputs, background not counted.
+    channels
+        Of the images: 1, or 3 for colour.
+    size
+        Height and width that images are fitted into.
+    values
+        Number that stands for each structure in the masks of the training data, where these held
+        one for each pixel, and those found do so too; None where structures may overlap.
+    spacing
+        Height and width in mm of a pixel of that size: the median over the training data; None
+        where it is not known.
+    """
+
+    network: str
+    precision: str
+    classes: tuple[str, ...]
+    channels: int
+    size: int
+    values: tuple[int, ...] | None = None
+    spacing: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, config: Config, dataset: Dataset) -> Model:
+        """Describe the network of a training."""
+        return cls(
+            network=config.network,
+            precision=config.precision,
+            classes=dataset.classes,
+            channels=dataset.images.shape[1],
+            size=config.size,
+            values=dataset.values if max(dataset.values or (0,)) <= MOST else None,
+            spacing=_median_spacing(dataset),
+        )
+
+    def save(self, run: Path) -> None:
+        """Write ``model.json``."""
+        write_json(run / "model.json", asdict(self))
+
+    @classmethod
+    def load(cls, run: Path) -> Model:
+        """Read ``model.json``.
+
+        Raises
+        ------
+        RunError
+            If there is none, or it cannot be used.
+        """
+        path = run / "model.json"
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            for name, kind in (
+                ("network", str),
+                ("precision", str),
+                ("channels", int),
+                ("size", int),
+            ):
+                if type(values[name]) is not kind:
+                    raise TypeError(f"{name} must be {kind.__name__}, got {values[name]!r}")
+            values["classes"] = tuple(map(str, values["classes"]))
+            numbers, spacing = values.get("values"), values.get("spacing")
+            if numbers is not None:
+                values["values"] = numbers = tuple(map(int, numbers))
+                if (
+                    len(numbers) != len(values["classes"])
+                    or min(numbers) < 1
+                    or max(numbers) > MOST
+                ):
+                    raise ValueError(f"values must be one of 1 to {MOST} for each class")
+            if spacing is not None:
+                height, width = map(float, spacing)
+                values["spacing"] = (height, width)
+            return cls(**values)
+        except FileNotFoundError as error:
+            RunFolder(run).config()  # a folder that is no run says so
+            raise RunError(
+                f"{run} has no model.json: it is not finished, or of an older version; continue it "
+                "with --resume, or train it again"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path}: broken ({error!r}); train the run again") from error
+
+    def build(self) -> nn.Module:
+        """Return the network, its weights not loaded."""
+        return build_network(
+            self.network, len(self.classes), self.precision, channels=self.channels
+        )
+
+
+def _median_spacing(dataset: Dataset) -> tuple[float, float] | None:
+    spacings = [dataset.spacing_of(index) for index in range(len(dataset))]
+    known = [np.broadcast_to(spacing, 2) for spacing in spacings if spacing is not None]
+    if not known:
+        return None
+    height, width = np.median(known, axis=0).tolist()
+    return height, width
+
+
+def load_weights(
+    network: nn.Module, weights: Mapping[str, Tensor], run: Path | str, name: str
+) -> None:
+    """Put weights into a network; a RunError names the run if they do not fit."""
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        mine = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        theirs = {key: tuple(value.shape) for key, value in weights.items()}
+        key = next(key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key))
+        raise RunError(
+            f"{run}: its weights do not fit network {name!r} ({key}: {theirs.get(key, 'missing')}, "
+            f"the network has {mine.get(key, 'none')}); was its code changed, or has the data "
+            "another number of channels or structures?"
+        ) from error

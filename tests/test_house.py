@@ -1,0 +1,25 @@
+"""The floors of tcseg: imports run downwards only, and in no circle."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_imports_run_downwards():
+    pytest.importorskip("importlinter")
+    command = shutil.which("lint-imports", path=os.path.dirname(sys.executable))
+    result = subprocess.run(
+        [command, "--no-cache", "--no-logo"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout
+    assert "Contracts: 2 kept, 0 broken." in result.stdout
