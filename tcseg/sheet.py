@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table
 
-__all__ = ["Sheet"]
+__all__ = ["Sheet", "plus_minus"]
 
 
 @dataclass
@@ -103,3 +103,10 @@ class Sheet:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def plus_minus(mean: float | None, deviation: float | None, digits: int = 1) -> str:
+    """Return "mean ± deviation"; the mean alone, or "-", where there is no more."""
+    if mean is None:
+        return "-"
+    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tcseg.data import Dataset
 from tcseg.evaluation import metrics
-from tcseg.sheet import Sheet
+from tcseg.sheet import Sheet, plus_minus
 
 # Structures that count as one as well, as in the paper's second table.
 JOINED = {
@@ -199,8 +199,11 @@ def _columns(structures: Sequence[str], result: Mapping[str, Any]) -> list[list[
     missed = [result["missed"][name] for name in structures]
     return [
         [
-            *(_percent(result["iou"][name], result["iou_std"][name]) for name in structures),
-            _percent(result["miou"], result["miou_std"]),
+            *(
+                plus_minus(100 * result["iou"][name], 100 * result["iou_std"][name])
+                for name in structures
+            ),
+            plus_minus(100 * result["miou"], 100 * result["miou_std"]),
         ],
         [
             f"{d:.2f}" if math.isfinite(d) else "-"
@@ -278,7 +281,3 @@ def _over_images(
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else float("nan")
-
-
-def _percent(mean: float, deviation: float) -> str:
-    return f"{100 * mean:.1f} ± {100 * deviation:.1f}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from tcseg.io.files import write_atomically
 from tcseg.paper.published import STRUCTURES, TABLE1, TABLE2, TABLE2_OTHERS, Published
-from tcseg.sheet import Sheet
+from tcseg.sheet import Sheet, plus_minus
 
 if TYPE_CHECKING:
     from tcseg.paper.grid import Cell
@@ -55,7 +55,7 @@ def table1(
                 known = _over_splits(results, method, count)
                 row += [_spread([100 * s["test"]["miou"] for s in known.values()])]
                 if published:
-                    row += [_plus_minus(*TABLE1.get(method, {}).get(count, (None, None)))]
+                    row += [plus_minus(*TABLE1.get(method, {}).get(count, (None, None)))]
             if method in methods:
                 rows.append(row)
         if rows:
@@ -145,7 +145,7 @@ def _table2_row(method: str, count: int, results: Summaries) -> list[str]:
             pairs = np.array(values, dtype=float)  # None becomes nan
             known = pairs[np.isfinite(pairs).all(axis=1)]
             mean, deviation = scale * known.mean(axis=0) if len(known) else (None, None)
-            row.append(_plus_minus(mean, deviation, digits))
+            row.append(plus_minus(mean, deviation, digits))
     return row
 
 
@@ -154,7 +154,7 @@ def _published_row(row: Published) -> list[str]:
     for values, digits in ((row.iou, 1), (row.macd_mm, 2)):
         for value in values:
             mean, deviation = value or (None, None)
-            cells.append(_plus_minus(mean, deviation, digits))
+            cells.append(plus_minus(mean, deviation, digits))
     return cells
 
 
@@ -209,10 +209,4 @@ def _spread(values: Sequence[float]) -> str:
     # Of a sample: the splits stand for all that could have been drawn.
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     splits = "" if len(values) == 5 else f" ({len(values)})"
-    return _plus_minus(float(np.mean(values)), deviation) + splits
-
-
-def _plus_minus(mean: float | None, deviation: float | None, digits: int = 1) -> str:
-    if mean is None:
-        return "-"
-    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+    return plus_minus(float(np.mean(values)), deviation) + splits

@@ -22,6 +22,7 @@ from tcseg.io.files import write_atomically
 from tcseg.io.images import png
 from tcseg.io.label_maps import COLOURS
 from tcseg.runs.folder import RunFolder
+from tcseg.sheet import plus_minus
 from tcseg.use.segmenter import load_with_data
 
 __all__ = ["report"]
@@ -178,9 +179,8 @@ def _percent(results: dict[str, Any], figure: str, name: str | None = None) -> s
     mean, deviation = results.get(figure), results.get(f"{figure}_std")
     if name is not None:
         mean, deviation = (None if v is None else v.get(name) for v in (mean, deviation))
-    if mean is None:
-        return "-"
-    return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+    mean, deviation = (None if v is None else 100 * v for v in (mean, deviation))
+    return plus_minus(mean, deviation)
 
 
 def _distance(results: dict[str, Any], name: str) -> str:
