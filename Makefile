@@ -14,7 +14,7 @@ NATIVE := $(wildcard csrc/*.h csrc/*.cuh csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc
 EMULATION := $(wildcard tests/emulation/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help build dist demo test test-all bench lint format docs sanitize cuda-compile cuda-check clean
+.PHONY: help build dist demo test test-all bench lint format pictures docs sanitize cuda-compile cuda-check clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -74,6 +74,9 @@ format: $(VENV)/stamp.lint  ## format Python, C++ and CUDA sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE) $(EMULATION)
+
+pictures: $(VENV)/stamp.test demo  ## draw the pictures of README and guides anew, from the phantom; needs Chromium
+	$(BIN)/python docs/pictures.py runs/demo
 
 docs: $(VENV)/stamp.test  ## build the guides into build/site
 	$(BIN)/python -m mkdocs build

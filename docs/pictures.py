@@ -30,6 +30,7 @@ HEADINGS = (
     "truth",
 )
 CASES = 2
+FINER = 6
 
 
 def overview(demo: Path) -> None:
@@ -48,16 +49,17 @@ def overview(demo: Path) -> None:
     cases = order[len(order) // 2 :][:CASES]
     images = dataset.image_batch([split.test[i] for i in cases])
     generator = torch.Generator().manual_seed(3)
-    size = images.shape[-2:]
+    size = (images.shape[-2], images.shape[-1])
     field = tcwarp.random_displacement(
-        CASES, size, sigma=size[0] / 8, displacement_std=size[0] / 20, generator=generator
+        CASES, size, sigma=size[0] / 6, displacement_std=size[0] / 24, generator=generator
     )
-    mesh = torch.zeros_like(images)
-    mesh[..., 2::5, :] = mesh[..., 2::5] = 0.8
-    warped, lines = (
-        tcwarp.warp(x, field, mode="cubic", padding_mode="border").clamp(0, 1).numpy()
-        for x in (images, mesh)
-    )
+    warped = tcwarp.warp(images, field, mode="cubic", padding_mode="border").clamp(0, 1).numpy()
+    # The lines are drawn finer than the images, with the same field.
+    fine = FINER * torch.nn.functional.interpolate(field, scale_factor=FINER, mode="bicubic")
+    mesh = torch.zeros(CASES, 1, *fine.shape[2:])
+    for width in range(3):
+        mesh[..., 8 + width :: 24, :] = mesh[..., 8 + width :: 24] = 0.8
+    lines = tcwarp.warp(mesh, fine, mode="linear", padding_mode="reflection").numpy()
     rows = []
     for row, case in enumerate(cases):
         image = images[row].numpy()
@@ -66,7 +68,13 @@ def overview(demo: Path) -> None:
         ]
         views = [Panel(image), Panel(lines[row]), Panel(warped[row])]
         rows.append([*views, *results, Panel(image, truths[case])])
-    save_grid(DOCS / "overview.png", rows, HEADINGS, "", dataset.classes)
+    save_grid(
+        DOCS / "overview.png",
+        rows,
+        HEADINGS,
+        f"Phantoms at {size[0]} x {size[1]} pixels",
+        dataset.classes,
+    )
 
 
 def mean_iou(masks: np.ndarray, truths: np.ndarray) -> float:
@@ -84,7 +92,7 @@ def photograph(page: Path, picture: Path) -> None:
     options = webdriver.ChromeOptions()
     for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking"):
         options.add_argument(f"--{flag}")
-    options.add_argument("--window-size=960,1420")
+    options.add_argument("--window-size=1060,1440")
     options.add_argument("--hide-scrollbars")
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     with webdriver.Chrome(options=options, service=service) as chrome:
