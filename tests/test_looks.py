@@ -24,10 +24,7 @@ from tcseg.runs import RunError, RunFolder
 from tcseg.train import train
 from tcseg.transforms import RECIPES, Elastic
 
-pytestmark = [
-    pytest.mark.usefixtures("phantoms_made_once"),
-    pytest.mark.xdist_group("trainings"),
-]
+pytestmark = pytest.mark.usefixtures("phantoms_made_once")
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,7 @@ from tcseg.reproduce import Cell, Results, grid, reproduce
 from tcseg.runs import RunError
 
 TINY = dataclasses.replace(TINY, labelled=None, pretrain_steps=3, steps=3)
-pytestmark = [
-    pytest.mark.usefixtures("phantoms_made_once"),
-    pytest.mark.xdist_group("reproduce"),
-]
+pytestmark = pytest.mark.usefixtures("phantoms_made_once")
 PART = {"labelled": [5], "methods": ["baseline", "semitc"], "splits": [0]}
 
 
