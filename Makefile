@@ -55,10 +55,10 @@ demo: $(VENV)/stamp.tcseg  ## train on the phantom with 5 labels, without and wi
 	$(BIN)/tcseg demo --out runs/demo
 
 test: $(VENV)/stamp.test  ## run the tests but for the slow ones: four minutes on two cores
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 test-all: $(VENV)/stamp.test  ## run all tests
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: $(VENV)/stamp.bench  ## run the CPU benchmarks against their peers
 	$(BIN)/python -m pytest benchmarks

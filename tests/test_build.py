@@ -118,8 +118,9 @@ while [ $# -gt 1 ]; do
     case $1 in -MF) noted=$2;; -o) target=$2;; esac
     shift
 done
-echo "$target: $1 {header}" > "$noted"
-echo "compiled $1" >> {log}
+escaped() { echo "$1" | sed 's/ /\\\\ /g'; }
+echo "$(escaped "$target"): $(escaped "$1") $(escaped HEADER)" > "$noted"
+basename "$1" >> LOG
 cp "$1" "$target"
 grep -q wrong "$1" && echo "$1: this is wrong" && exit 2
 exit 0
@@ -129,7 +130,9 @@ exit 0
 @needs_ninja
 def test_only_what_changed_is_compiled_again(build, tmp_path):
     header, log, folder = tmp_path / "header.h", tmp_path / "log", tmp_path / "to $ here"
-    compiler = script(tmp_path / "compiler", COMPILER.format(header=header, log=log))
+    compiler = script(
+        tmp_path / "compiler", COMPILER.replace("HEADER", f"'{header}'").replace("LOG", f"'{log}'")
+    )
     sources = [tmp_path / "one.cu", tmp_path / "two.cu"]
     for path in (header, *sources):
         path.write_text("fine")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shlex
 import sys
 import types
 
@@ -238,7 +239,8 @@ def test_a_disk_that_fills_up_costs_nothing(tmp_path, monkeypatch):
     run = tmp_path / "run"
     result = tcseg(*command, "--out", run)
     assert result.exit_code == 1
-    assert f"To go on from the last checkpoint: tcseg train --out {run} --resume\n" in result.stderr
+    way_on = f"tcseg train --out {shlex.quote(str(run))} --resume"
+    assert f"To go on from the last checkpoint: {way_on}\n" in result.stderr
     wanted = f"Error: {run / 'checkpoint.pt'}: No space left on device; make room and try again\n"
     assert result.stderr.endswith(wanted)
     assert RunFolder(run).load_checkpoint()["step"] == 1

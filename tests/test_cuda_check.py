@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -148,6 +149,7 @@ def test_a_part_that_fails_leaves_the_others_their_results(load, tmp_path):
             break
         time.sleep(0.1)
     else:
+        os.kill(int(child), signal.SIGKILL)
         pytest.fail(f"process {child} goes on")
 
 

@@ -17,10 +17,7 @@ from tcseg.training import distributed
 from tcseg.training.session import train
 
 TINY = dataclasses.replace(TINY, batch_size=8, pretrain_steps=3, steps=3, checkpoint_every=3)
-pytestmark = [
-    pytest.mark.usefixtures("phantoms_made_once"),
-    pytest.mark.xdist_group("distributed"),
-]
+pytestmark = pytest.mark.usefixtures("phantoms_made_once")
 METHODS = ("semitc", "baseline", "mean-teacher")
 # Several commands in two processes that are started, and joined, once.
 COMMANDS = """

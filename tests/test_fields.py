@@ -289,7 +289,8 @@ def test_inference_mode_leaves_no_trace():
     # What is cached between calls must be usable under autograd.
     image = torch.rand(1, 1, 23, 29, requires_grad=True)
     tcwarp.gaussian_smooth(image, 9.0).sum().backward()
-    assert image.grad is not None
+    # Reflected at the borders, each pixel is shared out whole.
+    assert_close(image.grad, torch.ones_like(image), "gradient", atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------- smoothing

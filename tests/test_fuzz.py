@@ -59,6 +59,13 @@ def fitting(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
     return turned, field
 
 
+def keeps_shape(function, field, *others):
+    """Call with a field that fits, or does not; a result is a field like the first."""
+    result = survives(function, field, *others)
+    assert result is None or (result.shape, result.dtype) == (field.shape, field.dtype)
+    return result
+
+
 def survives(function, *arguments, **options):
     """Call; an error must name the function."""
     try:
@@ -86,9 +93,10 @@ def test_warp_and_its_gradients(pair, mode, padding_mode):
 @given(tensors(), tensors())
 def test_the_algebra(first, second):
     for function in (tcwarp.compose, tcwarp.align):
-        survives(function, first, second)
-        survives(function, first, first)
-    for function in (tcwarp.invert, tcwarp.jacobian_determinant, tcwarp.valid_mask):
+        keeps_shape(function, first, second)
+        keeps_shape(function, first, first)
+    keeps_shape(tcwarp.invert, first)
+    for function in (tcwarp.jacobian_determinant, tcwarp.valid_mask):
         survives(function, first)
 
 
@@ -101,11 +109,14 @@ def test_the_algebra_of_fields(kind, size, data):
         )
         for _ in range(2)
     ]
+    one, other = fields
     for function in (tcwarp.compose, tcwarp.align):
-        survives(function, *fields)
-        survives(function, fields[0], fields[0])
-    for function in (tcwarp.invert, tcwarp.jacobian_determinant, tcwarp.valid_mask):
-        survives(function, fields[0])
+        fit = keeps_shape(function, one, other) is not None
+        assert fit == (one.dtype == other.dtype)
+        assert keeps_shape(function, one, one) is not None
+    assert keeps_shape(tcwarp.invert, one) is not None
+    for function in (tcwarp.jacobian_determinant, tcwarp.valid_mask):
+        assert survives(function, one).shape[-len(size) :] == one.shape[2:]
 
 
 numbers = st.one_of(

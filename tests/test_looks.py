@@ -25,10 +25,7 @@ from tcseg.training.preview import preview
 from tcseg.training.session import train
 from tcseg.use.export import export
 
-pytestmark = [
-    pytest.mark.usefixtures("phantoms_made_once"),
-    pytest.mark.xdist_group("trainings"),
-]
+pytestmark = pytest.mark.usefixtures("phantoms_made_once")
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,7 @@ from tcseg.paper.published import TABLE1, TABLE2
 from tcseg.paper.reproduce import grid, reproduce
 
 TINY = dataclasses.replace(TINY, labelled=None, pretrain_steps=3, steps=3)
-pytestmark = [
-    pytest.mark.usefixtures("phantoms_made_once"),
-    pytest.mark.xdist_group("reproduce"),
-]
+pytestmark = pytest.mark.usefixtures("phantoms_made_once")
 PART = {"labelled": [5], "methods": ["baseline", "semitc"], "splits": [0]}
 
 

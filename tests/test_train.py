@@ -28,10 +28,7 @@ from tcseg.runs.folder import RunFolder
 from tcseg.training.session import train
 from tcseg.training.trainer import Trainer
 
-pytestmark = [
-    pytest.mark.usefixtures("phantoms_made_once"),
-    pytest.mark.xdist_group("trainings"),
-]
+pytestmark = pytest.mark.usefixtures("phantoms_made_once")
 
 
 @pytest.fixture
@@ -514,9 +511,16 @@ def test_training_learns(tmp_path):
     assert losses[-2] < 0.7 * losses[0]
 
 
-def test_bfloat16_trains(tmp_path):
-    summary = train(dataclasses.replace(TINY, precision="bfloat16"), tmp_path / "run", False)
-    assert 0 <= summary["test"]["miou"] <= 1
+def test_bfloat16_trains_to_nearly_the_same(finished, tmp_path):
+    train(dataclasses.replace(TINY, precision="bfloat16"), tmp_path / "run", False)
+    rounded, exact = (RunFolder(out).metrics.rows() for out in (tmp_path / "run", finished[0]))
+    losses = [[float(row["loss"]) for row in rows if "loss" in row] for rows in (rounded, exact)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)  # 1.1e-4 was seen
+    assert losses[0] != losses[1]
+    # Only convolutions are rounded.
+    assert {value.dtype for value in weights(tmp_path / "run").values()} == {
+        value.dtype for value in weights(finished[0]).values()
+    }
 
 
 def test_jsrt_trains_to_the_end(tmp_path):
