@@ -19,6 +19,8 @@ from tcseg.evaluation import evaluate
 from tcseg.runs import RunError, RunFolder
 from tcseg.segmenter import Model
 
+pytestmark = pytest.mark.usefixtures("phantoms_made_once")
+
 
 def tcseg(*arguments):
     wide = {"COLUMNS": "200"}  # so that no line of a table is wrapped
@@ -66,7 +68,7 @@ def network_module(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def phantom():
+def phantom(phantoms_made_once):
     return load_dataset("phantom", size=32)
 
 
