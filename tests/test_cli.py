@@ -20,6 +20,8 @@ from tcseg.runs.config import Config
 from tcseg.runs.folder import RunFolder
 from tcseg.runs.model import Model
 
+pytestmark = pytest.mark.usefixtures("phantoms_made_once")
+
 
 def tcseg(*arguments):
     wide = {"COLUMNS": "200"}  # so that no line of a table is wrapped
@@ -69,7 +71,7 @@ def network_module(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def phantom():
+def phantom(phantoms_made_once):
     return load_dataset("phantom", size=32)
 
 

@@ -16,7 +16,7 @@ from tcseg.evaluation.pictures import save_panel
 
 
 @pytest.fixture(scope="module")
-def phantom():
+def phantom(phantoms_made_once):
     return load_dataset("phantom", size=32)
 
 
