@@ -4,6 +4,9 @@ A process that is forked where torch has computed gradients cannot train; the se
 """
 
 import functools
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,5 +22,14 @@ population.load(32)
 
 def call(threads: int, function: Callable[..., Any], *arguments: Any) -> None:
     """Call a function in a process of its own, with as many threads as in the one of the test."""
+    threading.Thread(target=end_with_tests, daemon=True).start()
     torch.set_num_threads(threads)
     function(*arguments)
+
+
+def end_with_tests() -> None:
+    """End this process where that of the tests was killed: the server, its parent, lives on."""
+    tests = multiprocessing.parent_process()
+    assert tests is not None
+    tests.join()
+    os._exit(1)

@@ -102,7 +102,8 @@ def test_it_stops_in_time_and_the_same_command_goes_on(tmp_path, capsys, monkeyp
 
     clock = types.SimpleNamespace(time=hours_pass_at_the_first_figures, sleep=time.sleep)
     monkeypatch.setattr(tcseg.paper.reproduce, "time", clock)
-    long = dataclasses.replace(TINY, pretrain_steps=100_000, checkpoint_every=100_000)
+    # Minutes, not hours: its process would not see that that of the tests was killed.
+    long = dataclasses.replace(TINY, pretrain_steps=2000, checkpoint_every=2000)
     part = PART | {"methods": ["baseline"]}
     assert reproduce("table1", long, out, minutes=60, **part)
     assert "0 of 1 runs are finished; the same command goes on" in capsys.readouterr().out
