@@ -67,7 +67,7 @@ def network_module(monkeypatch):
     def build_network(name, classes, precision="float32", *, channels=1):
         return Thresholds(classes)
 
-    monkeypatch.setattr("tcseg.use.segmenter.build_network", build_network)
+    monkeypatch.setattr("tcseg.runs.model.build_network", build_network)
 
 
 @pytest.fixture(scope="module")
