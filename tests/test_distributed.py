@@ -119,7 +119,7 @@ def test_a_batch_that_cannot_be_shared_is_one_clear_line(together):
 WORKER = """
 import sys, torch
 from torch import distributed as dist, nn
-from tcseg import distributed
+from tcseg.training import distributed
 with distributed.process_group(torch.device("cpu")):
     rank = distributed.rank()
     torch.manual_seed(0)
