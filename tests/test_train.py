@@ -25,6 +25,7 @@ from tcseg.runs.config import METHODS as METHOD_NAMES
 from tcseg.runs.config import RECIPES as RECIPE_NAMES
 from tcseg.runs.config import SUPERVISED_METHODS
 from tcseg.runs.folder import RunFolder
+from tcseg.training.batches import sample
 from tcseg.training.session import train
 from tcseg.training.trainer import Trainer
 
@@ -83,7 +84,7 @@ def test_no_labelled_image_is_in_the_unlabelled_pool(method):
 @pytest.mark.parametrize(("method", "labelled"), [("semitc", 2), ("baseline", 4), ("suptc", 4)])
 def test_a_batch_holds_labelled_images_first(tmp_path, method, labelled):
     trainer = Trainer(dataclasses.replace(TINY, method=method), RunFolder(tmp_path))
-    images, labels, _ = trainer.batch(trainer.method)
+    images, labels, _ = trainer.batches.draw(trainer.method)
     assert (len(images), len(labels)) == (4, labelled)
     known = trainer.dataset.masks[trainer.labelled]
     assert all((known == label).flatten(1).all(1).any() for label in labels[:, 0])
@@ -91,10 +92,10 @@ def test_a_batch_holds_labelled_images_first(tmp_path, method, labelled):
     assert all((pool == image).flatten(1).all(1).any() for image in images[labelled:])
 
 
-def test_no_image_comes_twice_before_each_came_once(tmp_path):
-    trainer = Trainer(TINY, RunFolder(tmp_path))
-    drawn = trainer._sample(trainer.pools[0], 7).tolist()
-    assert set(drawn[:5]) == set(trainer.labelled)
+def test_no_image_comes_twice_before_each_came_once():
+    labelled = [9, 4, 7, 2, 5]
+    drawn = sample(torch.tensor(labelled), 7, torch.Generator().manual_seed(0)).tolist()
+    assert set(drawn[:5]) == set(labelled)
     assert len(set(drawn[5:])) == 2
 
 
@@ -104,8 +105,9 @@ def test_only_labels_of_labelled_images_are_learnt_from(tmp_path, method):
         trainer = Trainer(dataclasses.replace(TINY, method=method), RunFolder(tmp_path))
         unlabelled = sorted(set(range(len(trainer.dataset))) - set(trainer.labelled))
         masks, images = trainer.dataset.masks.clone(), trainer.dataset.images.clone()
-        trainer.dataset = dataclasses.replace(trainer.dataset, masks=masks, images=images)
-        spoil(trainer.dataset, unlabelled)
+        spoilt = dataclasses.replace(trainer.dataset, masks=masks, images=images)
+        trainer.batches.dataset = spoilt
+        spoil(spoilt, unlabelled)
         for _ in range(2):
             trainer.step(trainer.method)
         return torch.cat([p.detach().flatten() for p in trainer.network.parameters()])

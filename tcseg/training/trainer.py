@@ -27,12 +27,13 @@ from tcseg.evaluation.pictures import save_progress
 from tcseg.method.losses import LOSSES
 from tcseg.method.network import build_network
 from tcseg.method.objective import siamese_objective
-from tcseg.method.transforms import Transform, recipe
+from tcseg.method.transforms import recipe
 from tcseg.method.variants import METHODS, Method
 from tcseg.runs.config import AFTER_PRETRAINING, MAY_DIFFER_ON_RESUME, Config, resolve_device
 from tcseg.runs.folder import RunFolder, load_checkpoint
 from tcseg.runs.model import load_weights
 from tcseg.training import distributed
+from tcseg.training.batches import Batches
 
 LABELLED = 5  # images, where the number is not given
 PICTURE_CASES = 4
@@ -91,7 +92,6 @@ class Trainer:
         count = config.batch_size // 2 if self.unlabelled else config.batch_size
         distributed.share(config.batch_size, count, self.device)  # or an error, before any work
         self.dataset: Dataset = dataset.to(self.device)
-        self.transform = recipe(config.recipe, config.displacement_std)
         torch.manual_seed(config.seed)
         self.network: nn.Module = build_network(
             config.network,
@@ -107,12 +107,18 @@ class Trainer:
         if config.compile:
             self.network.compile(dynamic=False)
         self.teacher: AveragedModel | None = None
-        # On the device beforehand: a copy in the loop would wait for it.
-        self.pools = [torch.tensor(p, device=self.device) for p in (self.labelled, self.unlabelled)]
         self.optimizer = self._new_optimizer()
         # Batches and transforms are drawn from here, on the device: no waiting. Only dropout, of a
         # network that has it, draws from torch's global generator.
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.batches = Batches(
+            self.dataset,
+            self.labelled,
+            self.unlabelled,
+            config.batch_size,
+            recipe(config.recipe, config.displacement_std),
+            self.generator,
+        )
         self.state = Progressed()
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
@@ -123,43 +129,10 @@ class Trainer:
         """Steps of both phases."""
         return self.config.pretrain_steps + self.config.steps
 
-    def batch(self, method: Method) -> tuple[Tensor, Tensor, Transform]:
-        """Draw the part of a mini-batch that this process works on.
-
-        Returns
-        -------
-        images, labels, transform
-            Images (b, 1, H, W), labelled ones first; the labels of those as bits; the
-            distribution to draw their transforms from.
-        """
-        size = self.config.batch_size
-        semi = bool(method.pool and self.unlabelled)
-        count = size // 2 if semi else size
-        indices = self._sample(self.pools[0], count)
-        if semi:
-            indices = torch.cat([indices, self._sample(self.pools[1], size - count)])
-        transform, processes = self.transform, distributed.world_size()
-        if processes > 1:
-            rows = distributed.share(size, count, self.device)
-            indices, count = indices[rows], count // processes
-            transform = distributed.Rows(transform, rows, size)
-        labels = self.dataset.mask_batch(indices[:count])
-        return self.dataset.image_batch(indices), labels, transform
-
-    def _sample(self, pool: Tensor, count: int) -> Tensor:
-        # Whole shuffles one after the other: no image twice before each came once.
-        rounds = -(-count // len(pool))
-        shuffles = [
-            torch.randperm(len(pool), generator=self.generator, device=self.device)
-            for _ in range(rounds)
-        ]
-        order = torch.cat(shuffles)[:count]
-        return pool[order]
-
     def step(self, method: Method) -> dict[str, Tensor]:
         """Do one step of Equation 1; return its terms, still on the device."""
         config = self.config
-        images, labels, transform = self.batch(method)
+        images, labels, transform = self.batches.draw(method)
         objective = siamese_objective(
             self.model,
             images.contiguous(memory_format=torch.channels_last),
