@@ -35,7 +35,7 @@ class Parts:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        images, self.labels, self.transform = trainer.batch(trainer.method)
+        images, self.labels, self.transform = trainer.batches.draw(trainer.method)
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.t1, self.t2 = self.draws()
         self.views = self.transformed()

@@ -196,7 +196,7 @@ def test_a_training_step_never_waits_for_the_device(tmp_path, method):
 
     config = Config(size=64, method=method, device="cuda", precision="bfloat16", pretrain_steps=0)
     trainer = Trainer(config, RunFolder(tmp_path))
-    trainer._make_teacher()
+    trainer.make_teacher()
     for _ in range(2):
         trainer.step(trainer.method)
     torch.cuda.set_sync_debug_mode("error")

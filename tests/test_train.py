@@ -25,6 +25,8 @@ from tcseg.runs.config import METHODS as METHOD_NAMES
 from tcseg.runs.config import RECIPES as RECIPE_NAMES
 from tcseg.runs.config import SUPERVISED_METHODS
 from tcseg.runs.folder import RunFolder
+from tcseg.training.batches import sample
+from tcseg.training.schedule import consistency_weight, learning_rate
 from tcseg.training.session import train
 from tcseg.training.trainer import Trainer
 
@@ -83,7 +85,7 @@ def test_no_labelled_image_is_in_the_unlabelled_pool(method):
 @pytest.mark.parametrize(("method", "labelled"), [("semitc", 2), ("baseline", 4), ("suptc", 4)])
 def test_a_batch_holds_labelled_images_first(tmp_path, method, labelled):
     trainer = Trainer(dataclasses.replace(TINY, method=method), RunFolder(tmp_path))
-    images, labels, _ = trainer.batch(trainer.method)
+    images, labels, _ = trainer.batches.draw(trainer.method)
     assert (len(images), len(labels)) == (4, labelled)
     known = trainer.dataset.masks[trainer.labelled]
     assert all((known == label).flatten(1).all(1).any() for label in labels[:, 0])
@@ -91,10 +93,10 @@ def test_a_batch_holds_labelled_images_first(tmp_path, method, labelled):
     assert all((pool == image).flatten(1).all(1).any() for image in images[labelled:])
 
 
-def test_no_image_comes_twice_before_each_came_once(tmp_path):
-    trainer = Trainer(TINY, RunFolder(tmp_path))
-    drawn = trainer._sample(trainer.pools[0], 7).tolist()
-    assert set(drawn[:5]) == set(trainer.labelled)
+def test_no_image_comes_twice_before_each_came_once():
+    labelled = [9, 4, 7, 2, 5]
+    drawn = sample(torch.tensor(labelled), 7, torch.Generator().manual_seed(0)).tolist()
+    assert set(drawn[:5]) == set(labelled)
     assert len(set(drawn[5:])) == 2
 
 
@@ -104,8 +106,9 @@ def test_only_labels_of_labelled_images_are_learnt_from(tmp_path, method):
         trainer = Trainer(dataclasses.replace(TINY, method=method), RunFolder(tmp_path))
         unlabelled = sorted(set(range(len(trainer.dataset))) - set(trainer.labelled))
         masks, images = trainer.dataset.masks.clone(), trainer.dataset.images.clone()
-        trainer.dataset = dataclasses.replace(trainer.dataset, masks=masks, images=images)
-        spoil(trainer.dataset, unlabelled)
+        spoilt = dataclasses.replace(trainer.dataset, masks=masks, images=images)
+        trainer.batches.dataset = spoilt
+        spoil(spoilt, unlabelled)
         for _ in range(2):
             trainer.step(trainer.method)
         return torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
@@ -129,7 +132,7 @@ def test_data_that_do_not_fit_are_streamed(tmp_path, method, monkeypatch):
     def trained():
         trainer = Trainer(dataclasses.replace(TINY, method=method), RunFolder(tmp_path))
         terms = trainer.step(trainer.method)
-        trainer._validate()
+        trainer.validate()
         return trainer.dataset, terms["loss"], trainer.state.best_miou
 
     resident = trained()
@@ -322,7 +325,7 @@ def test_pretraining_that_is_missing_or_not_finished_is_refused(tmp_path, monkey
     with pytest.raises(RunError, match="is no run"):
         train(config, tmp_path / "run", False)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_begin_method", lambda self: 1 / 0)
+        patch.setattr(Trainer, "begin_method", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(TINY, tmp_path / "begun", False)
     config = dataclasses.replace(TINY, pretrained=str(tmp_path / "begun"))
@@ -338,13 +341,9 @@ def test_pretraining_whose_weights_do_not_fit_is_refused(finished, tmp_path):
         trainer.take_pretrained(finished[0])
 
 
-def test_the_learning_rate_falls_to_0_over_the_method(tmp_path):
-    trainer = Trainer(dataclasses.replace(TINY, learning_rate=0.8), RunFolder(tmp_path))
-    rates = []
-    for step in range(TINY.pretrain_steps + TINY.steps + 1):
-        trainer.state.step = step
-        trainer._set_learning_rate()
-        rates.append(trainer.optimizer.param_groups[0]["lr"])
+def test_the_learning_rate_falls_to_0_over_the_method():
+    config = dataclasses.replace(TINY, learning_rate=0.8)
+    rates = [learning_rate(config, step) for step in range(TINY.pretrain_steps + TINY.steps + 1)]
     assert rates[: TINY.pretrain_steps + 1] == [0.8] * (TINY.pretrain_steps + 1)
     steps = [before - after for before, after in itertools.pairwise(rates[TINY.pretrain_steps :])]
     assert steps == pytest.approx([0.8 / TINY.steps] * TINY.steps)
@@ -354,17 +353,12 @@ def test_the_learning_rate_falls_to_0_over_the_method(tmp_path):
 # ------------------------------------------------------------------------------------ bad input
 
 
-def test_lambda_rises_over_the_first_steps_of_the_method(tmp_path):
-    trainer = Trainer(
-        dataclasses.replace(TINY, consistency_weight=2.0, consistency_rampup=4), RunFolder(tmp_path)
-    )
-    weights = []
-    for trainer.state.step in range(TINY.pretrain_steps, TINY.pretrain_steps + 6):
-        weights.append(trainer._consistency_weight())
+def test_lambda_rises_over_the_first_steps_of_the_method():
+    config = dataclasses.replace(TINY, consistency_weight=2.0, consistency_rampup=4)
+    begin = TINY.pretrain_steps
+    weights = [consistency_weight(config, step) for step in range(begin, begin + 6)]
     assert weights == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
-    trainer.config = dataclasses.replace(TINY, consistency_rampup=0)
-    trainer.state.step = TINY.pretrain_steps
-    assert trainer._consistency_weight() == 1.0
+    assert consistency_weight(dataclasses.replace(TINY, consistency_rampup=0), begin) == 1.0
 
 
 def test_few_validation_images_choose_the_network(tmp_path):
@@ -409,7 +403,7 @@ def test_the_other_methods_go_on_bit_for_bit(tmp_path, monkeypatch, method):
 def test_the_network_of_mean_teacher_is_the_moving_average(tmp_path):
     config = dataclasses.replace(TINY, method="mean-teacher", pretrain_steps=0, teacher_decay=0.75)
     trainer = Trainer(config, RunFolder(tmp_path))
-    trainer._begin_method()
+    trainer.begin_method()
     expected = {k: v.double().clone() for k, v in trainer.network.state_dict().items()}
     for _ in range(3):
         trainer.step(trainer.method)
@@ -420,7 +414,7 @@ def test_the_network_of_mean_teacher_is_the_moving_average(tmp_path):
         if value.is_floating_point():
             assert torch.allclose(value.double(), expected[name], rtol=1e-5, atol=1e-6), name
     trainer.state.best_miou = -1.0
-    trainer._validate()
+    trainer.validate()
     for name, value in trainer.state.best.items():
         assert torch.equal(value, trainer.teacher.module.state_dict()[name])
 

@@ -2,6 +2,7 @@
 
 import datetime
 import resource
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from tcseg.data import Dataset, split_record
 from tcseg.evaluation.evaluate import evaluate, predict, results_table, validation_miou
 from tcseg.evaluation.pictures import save_panel
 from tcseg.extras import is_installed
+from tcseg.method.variants import Method
 from tcseg.runs.config import Config, resolve_device
 from tcseg.runs.folder import RunFolder
 from tcseg.runs.model import Model
@@ -140,7 +142,7 @@ def rehearse(config: Config, out: Path, resume: bool) -> None:
         total = left / config.validate_every * validation
         for method, steps in phases:
             if steps:
-                total += steps * trainer.time_steps(method, REHEARSED_STEPS)
+                total += steps * _seconds_of_a_step(trainer, method)
         checkpoints = 6 * sum(p.nbytes for p in trainer.network.parameters()) / 2**20
         console.print(
             f"{left} steps, about {datetime.timedelta(seconds=round(total))} "
@@ -150,6 +152,19 @@ def rehearse(config: Config, out: Path, resume: bool) -> None:
             soft_wrap=True,
             markup=False,
         )
+
+
+def _seconds_of_a_step(trainer: Trainer, method: Method) -> float:
+    """Do a few steps, which are lost; return the median time of one."""
+    if method.target == "teacher" and trainer.teacher is None:
+        trainer.make_teacher()
+    trainer.network.train()
+    times = []
+    for _ in range(REHEARSED_STEPS + 1):
+        begun = time.perf_counter()
+        float(trainer.step(method)["loss"])  # waits for the device
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times[1:])  # the first one warms up
 
 
 def _peak_mib(device: torch.device) -> float:

@@ -1,10 +1,8 @@
 """One training: supervised pre-training, then a method from that same network."""
 
 import copy
-import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +25,20 @@ from tcseg.evaluation.pictures import save_progress
 from tcseg.method.losses import LOSSES
 from tcseg.method.network import build_network
 from tcseg.method.objective import siamese_objective
-from tcseg.method.transforms import Transform, recipe
+from tcseg.method.transforms import recipe
 from tcseg.method.variants import METHODS, Method
-from tcseg.runs.config import AFTER_PRETRAINING, MAY_DIFFER_ON_RESUME, Config, resolve_device
-from tcseg.runs.folder import RunFolder, load_checkpoint
+from tcseg.runs.config import Config, resolve_device
+from tcseg.runs.folder import RunFolder
 from tcseg.runs.model import load_weights
 from tcseg.training import distributed
+from tcseg.training.batches import Batches
+from tcseg.training.schedule import consistency_weight, learning_rate
+from tcseg.training.state import TrainingState, pretrained_weights
 
 LABELLED = 5  # images, where the number is not given
 PICTURE_CASES = 4
 LOG_EVERY = 20  # steps between looks at the loss: each look waits for the device
 SUPERVISED = Method(consistency=False)
-
-
-@dataclass
-class Progressed:
-    """How far a training is, and the best network so far; all of it is in the checkpoint.
-
-    Networks are state dictionaries; `teacher` is empty for methods without one.
-    """
-
-    step: int = 0
-    best_miou: float = -1.0
-    best_step: int = 0
-    best: dict[str, Tensor] = field(default_factory=dict)
-    pretrained: dict[str, Tensor] = field(default_factory=dict)
-    teacher: dict[str, Tensor] = field(default_factory=dict)
-    seconds: float = 0.0
 
 
 class Trainer:
@@ -91,7 +76,6 @@ class Trainer:
         count = config.batch_size // 2 if self.unlabelled else config.batch_size
         distributed.share(config.batch_size, count, self.device)  # or an error, before any work
         self.dataset: Dataset = dataset.to(self.device)
-        self.transform = recipe(config.recipe, config.displacement_std)
         torch.manual_seed(config.seed)
         self.network: nn.Module = build_network(
             config.network,
@@ -107,13 +91,19 @@ class Trainer:
         if config.compile:
             self.network.compile(dynamic=False)
         self.teacher: AveragedModel | None = None
-        # On the device beforehand: a copy in the loop would wait for it.
-        self.pools = [torch.tensor(p, device=self.device) for p in (self.labelled, self.unlabelled)]
         self.optimizer = self._new_optimizer()
         # Batches and transforms are drawn from here, on the device: no waiting. Only dropout, of a
         # network that has it, draws from torch's global generator.
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
-        self.state = Progressed()
+        self.batches = Batches(
+            self.dataset,
+            self.labelled,
+            self.unlabelled,
+            config.batch_size,
+            recipe(config.recipe, config.displacement_std),
+            self.generator,
+        )
+        self.state = TrainingState()
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.Adadelta(self.network.parameters(), lr=self.config.learning_rate)
@@ -123,43 +113,10 @@ class Trainer:
         """Steps of both phases."""
         return self.config.pretrain_steps + self.config.steps
 
-    def batch(self, method: Method) -> tuple[Tensor, Tensor, Transform]:
-        """Draw the part of a mini-batch that this process works on.
-
-        Returns
-        -------
-        images, labels, transform
-            Images (b, 1, H, W), labelled ones first; the labels of those as bits; the
-            distribution to draw their transforms from.
-        """
-        size = self.config.batch_size
-        semi = bool(method.pool and self.unlabelled)
-        count = size // 2 if semi else size
-        indices = self._sample(self.pools[0], count)
-        if semi:
-            indices = torch.cat([indices, self._sample(self.pools[1], size - count)])
-        transform, processes = self.transform, distributed.world_size()
-        if processes > 1:
-            rows = distributed.share(size, count, self.device)
-            indices, count = indices[rows], count // processes
-            transform = distributed.Rows(transform, rows, size)
-        labels = self.dataset.mask_batch(indices[:count])
-        return self.dataset.image_batch(indices), labels, transform
-
-    def _sample(self, pool: Tensor, count: int) -> Tensor:
-        # Whole shuffles one after the other: no image twice before each came once.
-        rounds = -(-count // len(pool))
-        shuffles = [
-            torch.randperm(len(pool), generator=self.generator, device=self.device)
-            for _ in range(rounds)
-        ]
-        order = torch.cat(shuffles)[:count]
-        return pool[order]
-
     def step(self, method: Method) -> dict[str, Tensor]:
         """Do one step of Equation 1; return its terms, still on the device."""
         config = self.config
-        images, labels, transform = self.batch(method)
+        images, labels, transform = self.batches.draw(method)
         objective = siamese_objective(
             self.model,
             images.contiguous(memory_format=torch.channels_last),
@@ -169,7 +126,9 @@ class Trainer:
             classes=len(self.dataset.classes),
             supervised_loss=LOSSES[config.loss],
             consistency_loss=LOSSES[config.consistency_loss],
-            consistency_weight=self._consistency_weight() if method.consistency else 0.0,
+            consistency_weight=consistency_weight(config, self.state.step)
+            if method.consistency
+            else 0.0,
             stop_gradient=method.target == "stopped",
             teacher=self.teacher,
         )
@@ -183,18 +142,6 @@ class Trainer:
             "supervised": objective.supervised.detach(),
             "consistency": objective.consistency.detach(),
         }
-
-    def time_steps(self, method: Method, count: int) -> float:
-        """Do a few steps, which are lost; return the median time of one in seconds."""
-        if method.target == "teacher" and self.teacher is None:
-            self._make_teacher()
-        self.network.train()
-        times = []
-        for _ in range(count + 1):
-            begun = time.perf_counter()
-            float(self.step(method)["loss"])  # waits for the device
-            times.append(time.perf_counter() - begun)
-        return statistics.median(times[1:])  # the first one warms up
 
     def fit(
         self, show: Callable[[int, float, float], None], stop: Callable[[], bool] = lambda: False
@@ -221,13 +168,14 @@ class Trainer:
         logged_at = state.step
         while True:
             if state.step == config.pretrain_steps and not state.pretrained:
-                self._begin_method()
+                self.begin_method()
                 self.save()  # so that a kill does not begin it, and log it, twice
             if state.step >= self.total_steps:
                 break
             pretraining = state.step < config.pretrain_steps
             self.network.train()
-            self._set_learning_rate()
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(config, state.step)
             for name, value in self.step(SUPERVISED if pretraining else self.method).items():
                 terms[name] = terms.get(name, 0) + value
             state.step += 1
@@ -244,7 +192,7 @@ class Trainer:
                 show(state.step, means["loss"], state.best_miou)
                 terms, logged_at = {}, state.step
             if state.step % config.validate_every == 0 or phase_end:
-                self._validate()
+                self.validate()
                 show(state.step, float("nan"), state.best_miou)
             if saving:
                 state.seconds = time.monotonic() - started
@@ -253,48 +201,37 @@ class Trainer:
                 raise RunStopped(f"{self.run.path}: stopped at step {state.step}")
         state.seconds = time.monotonic() - started
 
-    def _set_learning_rate(self) -> None:
-        """Keep the rate in pre-training; let it fall to 0 over the steps of the method."""
-        config = self.config
-        done = max(0, self.state.step - config.pretrain_steps) / max(1, config.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * (1 - done)
-
-    def _consistency_weight(self) -> float:
-        """Return lambda, which may rise linearly from 0 over the first steps of the method."""
-        config = self.config
-        step = self.state.step - config.pretrain_steps + 1
-        return config.consistency_weight * min(1.0, step / max(1, config.consistency_rampup))
-
-    def _begin_method(self) -> None:
+    def begin_method(self) -> None:
         """Go on from the best network of pre-training, with a new optimizer."""
         state = self.state
         if state.best:
             self.network.load_state_dict(state.best)
         self.optimizer = self._new_optimizer()
-        state.pretrained = _copied(self.network.state_dict())
-        self._make_teacher()
+        state.pretrained = copy.deepcopy(self.network.state_dict())
+        self.make_teacher()
         # Own streams: a run that took pre-training over goes on exactly as one that did it.
         self.generator.manual_seed(self.config.seed + 2**32)
         torch.manual_seed(self.config.seed + 2**32)
         state.best_miou = -1.0
-        self._validate()
+        self.validate()
 
-    def _make_teacher(self) -> None:
+    def make_teacher(self) -> None:
+        """Copy the network to a teacher, where the method has one."""
         if self.method.target == "teacher":
             average = get_ema_multi_avg_fn(self.config.teacher_decay)
             self.teacher = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
             self.teacher.update_parameters(self.network)  # the first one copies
             self.teacher.eval()
 
-    def _validate(self) -> None:
+    def validate(self) -> None:
+        """Measure the network on the validation images; keep it, and draw it, if it is the best."""
         state = self.state
         network = self.network if self.teacher is None else self.teacher.module
         miou = validation_miou(network, self.dataset, self.validation)
         self._log({"step": state.step, "validation_miou": miou})
         if miou > state.best_miou:
             state.best_miou, state.best_step = miou, state.step
-            state.best = _copied(network.state_dict())
+            state.best = copy.deepcopy(network.state_dict())
             if distributed.rank() == 0:
                 cases = picture_cases(self.validation)
                 found = predict(network, self.dataset, cases)
@@ -342,11 +279,11 @@ class Trainer:
             If it is incomplete or of another network.
         """
         try:
-            self.state = Progressed(**{name: checkpoint[name] for name in vars(Progressed())})
+            self.state = TrainingState.of(checkpoint)
             self.network.load_state_dict(checkpoint["network"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             if self.state.teacher:
-                self._make_teacher()
+                self.make_teacher()
                 assert self.teacher is not None
                 self.teacher.load_state_dict(self.state.teacher)
             self.generator.set_state(checkpoint["generator"])
@@ -365,33 +302,13 @@ class Trainer:
         RunError
             If that run is of other data, or has not finished pre-training.
         """
-        differences = self.config.differences(
-            RunFolder(path).config(), MAY_DIFFER_ON_RESUME + AFTER_PRETRAINING
-        )
-        if differences:
-            raise RunError(
-                f"--pretrained {path}: its pre-training had other options "
-                f"({'; '.join(differences)}); use the same, or leave out --pretrained"
-            )
-        mine = split_record(self.dataset, self.split)
-        if RunFolder(path).split_record() != mine:
-            raise RunError(
-                f"--pretrained {path}: its pre-training was of other images, masks or structures "
-                f"({path / 'split.json'}); leave out --pretrained"
-            )
-        checkpoint = load_checkpoint(path / "checkpoint.pt")
-        if not checkpoint.get("pretrained"):
-            raise RunError(f"--pretrained {path}: its pre-training is not finished")
-        weights = checkpoint["pretrained"]
+        record = split_record(self.dataset, self.split)
+        weights = pretrained_weights(path, self.config, record)
         load_weights(self.network, weights, f"--pretrained {path}", self.config.network)
-        self.state.best = checkpoint["pretrained"]
+        self.state.best = weights
         self.state.step = self.config.pretrain_steps
 
 
 def picture_cases(indices: list[int]) -> list[int]:
     """Choose a few cases, evenly spread, for a picture."""
     return indices[:: max(1, len(indices) // PICTURE_CASES)][:PICTURE_CASES]
-
-
-def _copied(state: dict[str, Any]) -> dict[str, Tensor]:
-    return copy.deepcopy(state)

@@ -1,0 +1,72 @@
+"""Where a training stands: what its checkpoint holds, and what another run has done for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tcseg.errors import RunError
+from tcseg.runs.config import AFTER_PRETRAINING, MAY_DIFFER_ON_RESUME, Config
+from tcseg.runs.folder import RunFolder, load_checkpoint
+
+__all__ = ["TrainingState", "pretrained_weights"]
+
+
+@dataclass
+class TrainingState:
+    """How far a training is, and the best network so far; all of it is in the checkpoint.
+
+    Networks are state dictionaries; `teacher` is empty for methods without one.
+    """
+
+    step: int = 0
+    best_miou: float = -1.0
+    best_step: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+    pretrained: dict[str, Tensor] = field(default_factory=dict)
+    teacher: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, checkpoint: Mapping[str, Any]) -> TrainingState:
+        """Take it out of a checkpoint; one that lacks a part raises a KeyError."""
+        return cls(**{part.name: checkpoint[part.name] for part in fields(cls)})
+
+
+def pretrained_weights(path: Path, config: Config, record: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights that the pre-training of another run has ended with.
+
+    Parameters
+    ----------
+    path
+        Folder of that run.
+    config
+        Options of this run.
+    record
+        Images and structures of this run, as `tcseg.data.split_record` gives them.
+
+    Raises
+    ------
+    RunError
+        If that run is of other data or options, or has not finished pre-training.
+    """
+    run = RunFolder(path)
+    differences = config.differences(run.config(), MAY_DIFFER_ON_RESUME + AFTER_PRETRAINING)
+    if differences:
+        raise RunError(
+            f"--pretrained {path}: its pre-training had other options "
+            f"({'; '.join(differences)}); use the same, or leave out --pretrained"
+        )
+    if run.split_record() != record:
+        raise RunError(
+            f"--pretrained {path}: its pre-training was of other images, masks or structures "
+            f"({path / 'split.json'}); leave out --pretrained"
+        )
+    weights: dict[str, Tensor] = load_checkpoint(path / "checkpoint.pt").get("pretrained", {})
+    if not weights:
+        raise RunError(f"--pretrained {path}: its pre-training is not finished")
+    return weights
