@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -31,7 +32,9 @@ for number, arguments in enumerate(json.loads(sys.argv[1])):
     try:
         main()
     except SystemExit as end:
-        print(f"command {number} ended in process {os.environ['RANK']}: {end.code}", flush=True)
+        # In one piece: both processes write to one pipe.
+        rank = os.environ["RANK"]
+        sys.stdout.write(f"command {number} ended in process {rank}: {end.code}\\n")
 """
 
 
@@ -61,9 +64,9 @@ def together(tmp_path_factory):
 
 def statuses(result, command):
     """Return how a command ended in each of the processes."""
-    lines = [line.split(": ") for line in result.stdout.splitlines() if "ended in process" in line]
-    ended = {place: status for place, status in lines}
-    return [ended[f"command {command} ended in process {rank}"] for rank in (0, 1)]
+    lines = re.findall(r"command (\d+) ended in process (\d): (\w+)", result.stdout)
+    ended = {(int(number), int(rank)): status for number, rank, status in lines}
+    return [ended[command, rank] for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -45,9 +45,8 @@ def sdist(tmp_path_factory):
     pytest.importorskip("build")
     # A copy, as setuptools writes beside the sources; with files that git does not hold.
     source = tmp_path_factory.mktemp("sources") / "a checkout"
-    shutil.copytree(
-        ROOT, source, ignore=shutil.ignore_patterns(".*_cache", ".venv", ".git", "build", "runs")
-    )
+    large = {".venv", ".git", "build", "runs", ".mypy_cache", ".hypothesis"}
+    shutil.copytree(ROOT, source, ignore=lambda folder, _: large if Path(folder) == ROOT else ())
     (source / "tests" / "__pycache__").mkdir(exist_ok=True)
     for name in ("tcwarp/_cpu.so", "tests/__pycache__/a.pyc", "runs.pt", "private.txt"):
         (source / name).touch()
