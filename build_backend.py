@@ -20,8 +20,13 @@ from typing import Any, NamedTuple
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
 
-OLDEST_PYTHON = (3, 11)
-OLDEST_TORCH = (2, 10)
+OLDEST_PYTHON = "3.11"
+OLDEST_TORCH = "2.10"
+
+
+def release(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 class Torch(NamedTuple):
@@ -34,8 +39,7 @@ class Torch(NamedTuple):
     @property
     def fits(self) -> bool:
         """Whether its stable ABI is recent enough."""
-        release = re.match(r"(\d+)\.(\d+)", self.version)
-        return release is not None and tuple(map(int, release.groups())) >= OLDEST_TORCH
+        return release(self.version) >= release(OLDEST_TORCH)
 
     @property
     def includes(self) -> list[str]:
@@ -58,9 +62,9 @@ def find_torch() -> Torch | None:
 
 def check_machine() -> None:
     """End with one line where Python is too old, with some where there is no C++ compiler."""
-    if sys.version_info < OLDEST_PYTHON:
+    if sys.version_info < release(OLDEST_PYTHON):
         sys.exit(
-            f"tcwarp: needs Python {'.'.join(map(str, OLDEST_PYTHON))} or newer; {sys.executable} "
+            f"tcwarp: needs Python {OLDEST_PYTHON} or newer; {sys.executable} "
             f"is {'.'.join(map(str, sys.version_info[:3]))}"
         )
     compiler = os.environ.get("CXX", "c++").split()[0]
@@ -76,11 +80,12 @@ def check_machine() -> None:
 
 def check_tools() -> Torch:
     """Return the torch to build with; end where it or another tool of the build is missing."""
+    check_machine()
     torch = find_torch()
     if torch is None or not torch.fits:
         found = f"{torch.version} is installed" if torch else "there is none"
         sys.exit(
-            f"tcwarp: building needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer, {found}; "
+            f"tcwarp: building needs torch {OLDEST_TORCH} or newer, {found}; "
             "either run plain `pip install .`, or install it first"
         )
     missing = [name for name in ("pybind11", "ninja") if importlib.util.find_spec(name) is None]
@@ -94,13 +99,12 @@ def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
     check_machine()
     torch = find_torch()
     # As the requirement of the package itself, so that one download serves both.
-    needed = [] if torch and torch.fits else [f"torch>={'.'.join(map(str, OLDEST_TORCH))}"]
+    needed = [] if torch and torch.fits else [f"torch>={OLDEST_TORCH}"]
     return [*build_meta.get_requires_for_build_wheel(config_settings), *needed]
 
 
 def prepare_metadata_for_build_wheel(folder: str, config_settings: Any = None) -> str:
     """Prepare the metadata; without isolation, this is the first that is called."""
-    check_machine()
     check_tools()
     return str(build_meta.prepare_metadata_for_build_wheel(folder, config_settings))
 
@@ -110,6 +114,5 @@ get_requires_for_build_editable = get_requires_for_build_wheel
 
 def prepare_metadata_for_build_editable(folder: str, config_settings: Any = None) -> str:
     """Prepare the metadata of an editable installation."""
-    check_machine()
     check_tools()
     return str(build_meta.prepare_metadata_for_build_editable(folder, config_settings))

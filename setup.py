@@ -33,7 +33,7 @@ from setuptools import Command, Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-from build_backend import Torch, check_machine, check_tools
+from build_backend import Torch, check_tools
 
 # The ninja that pip installs is beside python, which need not be on the path.
 os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
@@ -216,7 +216,6 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         """Build everything that this machine can build."""
-        check_machine()
         self.torch = check_tools()
         self.nvcc, self.left_out = plan_cuda(self.torch)
         if not self.nvcc:
@@ -332,10 +331,12 @@ def write_build_info(folder: Path, torch: Torch, nvcc: str, left_out: str) -> No
         "cuda_left_out": left_out,
         "identity": identity(),
     }
-    text = json.dumps(json.dumps(facts))  # JSON in a string literal, which C++ writes as JSON does
+    literal = json.dumps(json.dumps(facts))  # a JSON string is a string literal of C++ too
+    text = f"#define TCWARP_BUILD_INFO {literal}\n"
     header = folder / "build_info.h"
     folder.mkdir(parents=True, exist_ok=True)
-    header.write_text(f"#define TCWARP_BUILD_INFO {text}\n")
+    if not header.exists() or header.read_text() != text:  # else all that includes it is built anew
+        header.write_text(text)
 
 
 STRICT = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("TCWARP_WERROR") == "1" else [])

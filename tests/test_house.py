@@ -2,11 +2,11 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import run
 
 ROOT = Path(__file__).parents[1]
 
@@ -14,12 +14,7 @@ ROOT = Path(__file__).parents[1]
 def test_imports_run_downwards():
     pytest.importorskip("importlinter")
     command = shutil.which("lint-imports", path=os.path.dirname(sys.executable))
-    result = subprocess.run(
-        [command, "--no-cache", "--no-logo"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = run([command, "--no-cache", "--no-logo"], cwd=ROOT, env=environment)
     assert result.returncode == 0, result.stdout
     assert "Contracts: 2 kept, 0 broken." in result.stdout

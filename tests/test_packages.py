@@ -4,8 +4,6 @@ import ast
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tarfile
 import tomllib
 import zipfile
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import python, run
 
 import tcwarp
 
@@ -28,14 +27,16 @@ def tracked() -> set[str]:
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("no clone, or no git")
     command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return {name for name in listed.split("\0") if name and (ROOT / name).exists()}
+    listed = run(command, cwd=ROOT)
+    assert listed.returncode == 0, listed.stderr
+    return {name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()}
 
 
 def build(kind: str, source: Path, target: Path) -> Path:
     """Make a package with the tools that are installed."""
-    command = [sys.executable, "-m", "build", "--no-isolation", f"--{kind}", "-o", str(target)]
-    subprocess.run([*command, str(source)], check=True, env=os.environ | {"TCWARP_PORTABLE": "1"})
+    command = ["-m", "build", "--no-isolation", f"--{kind}", "-o", target, source]
+    result = python(*command, env=os.environ | {"TCWARP_PORTABLE": "1"})
+    assert result.returncode == 0, result.stdout + result.stderr
     (package,) = target.iterdir()
     return package
 
@@ -86,16 +87,10 @@ def test_the_wheel_serves_every_python_and_works_elsewhere(wheel, tmp_path):
     assert sorted(requirements) == ["numpy", "torch>=2.10"]
 
     site = tmp_path / "a site"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target"]
-    subprocess.run([*pip, str(site), str(wheel)], check=True)
+    pip = python("-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel)
+    assert pip.returncode == 0, pip.stderr
     code = "import tcwarp.selftest as test; print(test.__file__); raise SystemExit(test.main())"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-    )
+    result = python("-c", code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(site)})
     assert result.returncode == 0, result.stdout + result.stderr
     assert Path(result.stdout.splitlines()[0]).parent == site / "tcwarp"
 
@@ -109,10 +104,10 @@ def test_the_version_stands_in_one_place():
     assert citation["version"] == tcwarp.__version__
     heading = rf"^## \[{re.escape(tcwarp.__version__)}\] - {citation['date-released']}$"
     assert re.search(heading, (ROOT / "CHANGELOG.md").read_text(), re.M)
-    assert project["project"]["requires-python"] == ">=" + ".".join(map(str, oldest_python()))
+    assert project["project"]["requires-python"] == f">={oldest_python()}"
 
 
-def oldest_python() -> tuple[int, ...]:
+def oldest_python() -> str:
     """Return the Python that the build backend asks for."""
     for node in ast.parse((ROOT / "build_backend.py").read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "OLDEST_PYTHON":

@@ -74,10 +74,9 @@ def findings() -> Iterator[Finding]:
         yield Finding("torch", False, _line(error))
         return
     yield Finding("threads", None, f"{torch.get_num_threads()} of {os.cpu_count()} processors")
-    devices = [torch.device("cpu")]
     if torch.cuda.is_available():
-        devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-        names = ", ".join(torch.cuda.get_device_name(device) for device in devices[1:])
+        count = torch.cuda.device_count()
+        names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
         yield Finding("devices", None, f"cpu; cuda: {names}")
     else:
         why = "finds none" if torch.version.cuda else "was built without CUDA"
@@ -92,10 +91,9 @@ def findings() -> Iterator[Finding]:
     for name, value in _native.build_info().items():
         yield Finding(f"build: {name.replace('_', ' ')}", None, str(value) or "none")
     status = tcwarp.cuda_status()
-    loaded = status == "loaded"
     # Without a GPU nobody misses it.
-    yield Finding("CUDA library", loaded if len(devices) > 1 else None, status)
-    for device in devices if loaded else devices[:1]:
+    yield Finding("CUDA library", status == "loaded" if torch.cuda.is_available() else None, status)
+    for device in selftest.devices():
         for name, test in selftest.TESTS.items():
             yield _attempt(f"{name}, {device}", lambda t=test, d=device: t(d))  # type: ignore[misc]
 
