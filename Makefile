@@ -83,12 +83,12 @@ docs: $(VENV)/stamp.test  ## build the guides into build/site
 
 # The library is built apart from the usual one. Leaks are Python's own; the runtimes of both sanitizers come first.
 SANITIZED := $(CURDIR)/build/sanitize/lib
+SANITIZE_TESTS := sanitized warp warp_gradients algebra fields fuzz native_header cuda_emulated
 sanitize: $(VENV)/stamp.test  ## run the tests of the operators with AddressSanitizer and UndefinedBehaviorSanitizer
 	TCWARP_SANITIZE=1 $(BIN)/python setup.py build --build-lib $(SANITIZED) --build-temp build/sanitize/temp
 	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 TCWARP_EXPECTED=$(SANITIZED) \
-	$(BIN)/pytest -p no:cacheprovider tests/test_sanitized.py tests/test_warp.py tests/test_warp_gradients.py tests/test_algebra.py \
-		tests/test_fields.py tests/test_fuzz.py tests/test_native_header.py tests/test_cuda_emulated.py -k "not compile and not opcheck"
+	$(BIN)/pytest -p no:cacheprovider $(addprefix tests/tcwarp/test_,$(addsuffix .py,$(SANITIZE_TESTS))) -k "not compile and not opcheck"
 
 # Nothing is linked, so torch may lack CUDA. Users build from source beside any torch from 2.10 on: other headers.
 cuda-compile: $(VENV)/stamp.torch  ## compile the CUDA sources with nvcc, and all against torch 2.10 and 2.11; needs no GPU

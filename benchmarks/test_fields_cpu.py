@@ -23,7 +23,7 @@ def expected_rms(size: tuple[int, int], sigma: float, magnitude: float = 1000.0)
 
 
 def assert_law(size: tuple[int, int], sigma: float, draws: int) -> None:
-    """Fields are as large as the peer's; tests/test_fields.py checks the rest of the law."""
+    """Fields are as large as the peer's; tests/tcwarp/test_fields.py checks the rest of the law."""
     generator = torch.Generator().manual_seed(0)
     squares = [
         tcwarp.random_displacement(4, size, sigma=sigma, generator=generator).square().mean().item()

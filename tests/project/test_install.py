@@ -9,11 +9,11 @@ from pathlib import Path
 
 import processes
 import pytest
+from checkout import ROOT
 from click.testing import CliRunner
 
 from tcwarp import _native
 
-ROOT = Path(__file__).parents[1]
 TRAINER = ("scipy", "click", "rich", "PIL", "monai", "matplotlib", "safetensors", "jinja2")
 OPTIONAL = (
     *("pydicom", "highdicom", "nibabel", "tensorboard", "onnx", "onnxscript", "onnxruntime"),

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from processes import python
 
 import tcseg
@@ -20,9 +21,9 @@ def test_packages_say_that_they_have_types(package):
 
 def test_a_file_of_a_user_is_right_to_mypy():
     pytest.importorskip("mypy")
-    cache = HERE.parent / ".mypy_cache" / "user"  # that of `make lint` is of other options
+    cache = ROOT / ".mypy_cache" / "user"  # that of `make lint` is of other options
     options = ["--strict", "--config-file=", f"--cache-dir={cache}", "--follow-imports=silent"]
-    environment = {"MYPYPATH": str(HERE.parent), "PATH": ""}
+    environment = {"MYPYPATH": str(ROOT), "PATH": ""}
     result = python("-m", "mypy", *options, "typing_user.py", cwd=HERE, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -31,7 +32,7 @@ def test_a_file_of_a_user_is_right_to_pyright(tmp_path):
     pytest.importorskip("basedpyright")
     settings = {
         "include": [str(HERE / "typing_user.py")],
-        "extraPaths": [str(HERE.parent)],
+        "extraPaths": [str(ROOT)],
         "typeCheckingMode": "strict",
         "reportUnnecessaryTypeIgnoreComment": "error",  # mistakes must be found
     }

@@ -13,6 +13,7 @@ import time
 
 import pytest
 import torch
+from checkout import inductor
 from processes import started, wait_until
 from tiny import TINY
 
@@ -538,6 +539,7 @@ class Plain(torch.nn.Sequential):
         )
 
 
+@inductor
 def test_a_compiled_network_trains_to_nearly_the_same(tmp_path):
     compiled = dataclasses.replace(TINY, compile=True, steps=2, network=f"{__name__}.Plain")
     summary = train(compiled, tmp_path / "run", False)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkout import ROOT, TESTS
 from processes import run
 from torch.utils import cpp_extension
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
+EMULATION = TESTS / "emulation"
 KEPT = ROOT / "build" / "emulation"
 # In the order of emulation/planted.cpp.
 FAULTS = (
@@ -42,9 +42,9 @@ def compile_library(source: str, *flags: str) -> Path:
         *(compiler(), "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"),
         *("-Wno-unknown-pragmas", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
         *("-DTCWARP_ENOUGH=64", "-DTCWARP_CHUNK=6000", "-DTCWARP_MOST_32=6000"),
-        *(*flags, f"-I{HERE / 'emulation'}"),
+        *(*flags, f"-I{EMULATION}"),
         *(f"-isystem{path}" for path in cpp_extension.include_paths()),
-        str(HERE / "emulation" / f"{source}.cpp"),
+        str(EMULATION / f"{source}.cpp"),
         *(f"-L{path}" for path in cpp_extension.library_paths()),
         "-ltorch_cpu",
     ]
@@ -69,7 +69,7 @@ def identity(command: list[str]) -> str:
     """Return a digest of all that the result of a compilation depends on."""
     digest = hashlib.sha256(repr((command, torch.__version__)).encode())
     digest.update(run([command[0], "--version"]).stdout.encode())
-    for folder in HERE / "emulation", ROOT / "csrc":
+    for folder in EMULATION, ROOT / "csrc":
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -8,14 +8,13 @@ measured; see benchmarks/results/cuda-compiled.md.
 import os
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from processes import run
 
 from benchmarks.cuda_compiled import Kernel, kernels, tool
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow  # nvcc takes minutes, where `make cuda-compile` has not run before
 
 

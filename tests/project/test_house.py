@@ -3,12 +3,10 @@
 import os
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from processes import run
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_imports_run_downwards():

@@ -6,7 +6,8 @@ The cases stand in `race_cases.py`, for a Python of their own: the sanitizer has
 import re
 
 import pytest
-from emulator import HERE, compile_library, watching
+from checkout import ROOT, TESTS
+from emulator import compile_library, watching
 from processes import run
 
 # Not optimised: that would take the compiler longer than the cases take. Two blocks and more even
@@ -24,9 +25,12 @@ def test_nothing_races(tmp_path):
         (tmp_path / f"{source}.so").symlink_to(compile_library(source, *FLAGS))
     # What is found is read case by case.
     options = f"log_path={tmp_path / 'report'} exitcode=0"
-    command = [*python, *("-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / "race_cases.py")]
+    command = [
+        *python,
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS / "helpers" / "race_cases.py"),
+    ]
     environment |= {"TCWARP_RACES": str(tmp_path), "TSAN_OPTIONS": options}
-    result = run(command, env=environment, cwd=HERE.parent)
+    result = run(command, env=environment, cwd=ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
     passed = re.search(r"(\d+) passed", result.stdout)
     assert passed and int(passed[1]) >= 60 and "skipped" not in result.stdout, result.stdout

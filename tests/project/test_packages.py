@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from checkout import ROOT
 from processes import python, run
 
 import tcwarp
 
-ROOT = Path(__file__).parents[1]
 # What setuptools adds.
 GENERATED = re.compile(r"PKG-INFO|setup\.cfg|tcwarp\.egg-info/.*")
 # The folder with packages made of these sources; without, they are made here.

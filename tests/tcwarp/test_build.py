@@ -10,12 +10,12 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from checkout import ROOT
 from processes import python
 
 import tcwarp
 from tcwarp import _native
 
-SETUP = Path(__file__).parents[1] / "setup.py"
 IDENTITY = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -25,13 +25,13 @@ def build(monkeypatch):
     monkeypatch.setenv("PATH", os.environ["PATH"])  # setup.py changes it
     for name in ("CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "TCWARP_CUDA", "MAX_JOBS"):
         monkeypatch.delenv(name, raising=False)
-    return module(SETUP, monkeypatch)
+    return module(ROOT / "setup.py", monkeypatch)
 
 
 @pytest.fixture
 def backend(monkeypatch):
     """The build backend as a module."""
-    return module(SETUP.with_name("build_backend.py"), monkeypatch)
+    return module(ROOT / "build_backend.py", monkeypatch)
 
 
 def module(path: Path, monkeypatch) -> ModuleType:

@@ -3,13 +3,12 @@
 import os
 import re
 import shlex
-from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from click.testing import CliRunner
 from processes import python
 
-ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # Long work cut short: the last of two equal options counts.
 SHORT = ["--size", "32", "--pretrain-steps", "4", "--steps", "4", "--batch-size", "4"]

@@ -15,8 +15,8 @@ from unittest.mock import MagicMock
 import processes
 import pytest
 import torch
+from checkout import ROOT, TESTS
 
-ROOT = Path(__file__).parents[1]
 # What training needs, or its tests, and a bare machine lacks.
 TRAINERS = (
     *("tcseg", "monai", "pydicom", "nibabel", "highdicom", "skimage", "PIL", "matplotlib"),
@@ -77,8 +77,8 @@ def test_all_tests_on_the_gpu_are_among_them(load):
     """Those that take the fixture `device`, or are marked."""
     on_the_gpu = re.compile(r"def test_\w+\([^)]*\bdevice\b|^pytestmark.*(\n.*)?mark\.cuda", re.M)
     found = {
-        f"tests/{path.name}"
-        for path in Path(__file__).parent.glob("test_*.py")
+        path.relative_to(ROOT).as_posix()
+        for path in TESTS.rglob("test_*.py")
         if path != Path(__file__) and on_the_gpu.search(path.read_text())
     }
     assert found == set(load("cuda_check").OPERATOR_TESTS)

@@ -1,11 +1,11 @@
 """What the README shows runs."""
 
 import re
-from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
@@ -22,7 +22,7 @@ def test_commands_shown_exist():
 
     for command in set(re.findall(r"^tcseg (\w+)", README, re.MULTILINE)):
         assert command in main.commands
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"make ([a-z-]+)`|^make ([a-z-]+)", README, re.MULTILINE)):
         name = "".join(target)
         assert re.search(rf"^{name}:", makefile, re.MULTILINE), name
