@@ -51,4 +51,8 @@ class RunFinished(RunError):
 
 
 class RunStopped(RunError):
-    """The run was told to stop; it can be continued."""
+    """The run was told to stop, by a signal or otherwise (0); it can be continued."""
+
+    def __init__(self, message: str, signal: int = 0) -> None:
+        super().__init__(message)
+        self.signal = signal

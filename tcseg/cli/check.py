@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from tcseg.cli.options import with_options
 from tcseg.data import folder, jsrt
 from tcseg.data.dataset import Dataset
 from tcseg.data.splits import JSRT_SPLITS, make_split, read_splits
@@ -72,7 +73,7 @@ def check(
 def tell_problems(problems: Problems, console: Console) -> None:
     """Print what was found, a line each."""
     for problem in problems.found:
-        console.print(f"Problem: {problem}", style="bold red", markup=False)
+        console.print(f"Problem: {with_options(problem)}", style="bold red", markup=False)
 
 
 def _spacing(dataset: Dataset) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from tcseg.errors import RunError, RunFinished
+from tcseg.errors import RunError, RunFinished, RunStopped
 from tcseg.extras import MissingPackageError, needs
 from tcseg.runs.config import Config
 
@@ -28,6 +29,8 @@ class Commands(click.Group):
         # Click's own: wrong usage, the end of --help, and `tcseg ... | head`.
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
+        except RunStopped as error:
+            ctx.exit(128 + error.signal)
         except RunFinished as error:
             click.echo(error)
         except KeyboardInterrupt:
@@ -37,7 +40,7 @@ class Commands(click.Group):
             message, status = _explain(error)
             if not message or os.environ.get("TCSEG_DEBUG"):
                 raise
-            for line in message.splitlines():
+            for line in with_options(message).splitlines():
                 click.echo(f"Error: {line}", err=True)
             ctx.exit(status)
 
@@ -59,6 +62,11 @@ def _explain(error: Exception) -> tuple[str, int]:
     from tcseg.errors import DataError
 
     return (str(error), 1) if isinstance(error, DataError) else ("", 1)
+
+
+def with_options(message: str) -> str:
+    """Write names of options as one types them: `batch_size` becomes --batch-size."""
+    return re.sub(r"`([a-z_]+)`", lambda name: f"--{name[1].replace('_', '-')}", message)
 
 
 def config_options(

@@ -18,6 +18,7 @@ from tcseg.cli.options import (
     grid_options,
     read_config,
 )
+from tcseg.errors import RunStopped
 from tcseg.io.files import write_json
 from tcseg.runs.config import METHODS, Config
 from tcseg.runs.folder import RunFolder
@@ -61,13 +62,17 @@ def train(
         rehearse(config, out, resume)
         return
     try:
+        from tcseg.training.interrupts import stop_requests
         from tcseg.training.session import train as run_training
 
-        run_training(config, out, resume)
-    except (KeyboardInterrupt, OSError) as error:  # OSError: the disk is full, perhaps
+        with stop_requests() as stopped:
+            run_training(config, out, resume, stop=stopped)
+    # OSError: the disk is full, perhaps.
+    except (KeyboardInterrupt, RunStopped, OSError) as error:
         if (out / "config.toml").exists() and not RunFolder(out).finished:
+            where = "" if isinstance(error, RunStopped) else " from the last checkpoint"
             command = f"tcseg train --out {shlex.quote(str(out))} --resume"
-            click.echo(f"\nStopped. To go on from the last checkpoint: {command}", err=True)
+            click.echo(f"\nStopped. To continue{where}: {command}", err=True)
             if isinstance(error, KeyboardInterrupt):
                 ctx.exit(130)
         raise
@@ -141,6 +146,12 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
     "--workers", type=click.IntRange(1), default=1, show_default=True, help="Runs at one time."
 )
 @click.option(
+    "--launcher",
+    default="",
+    help="Command to put before each training, such as 'srun --gpus 1': OUT must be a folder that "
+    "all machines share.",
+)
+@click.option(
     "--minutes", type=float, default=math.inf, help="Stop after so long; 0 only makes the table."
 )
 @click.option(
@@ -174,13 +185,14 @@ def reproduce(
     methods: list[str] | None,
     splits: list[int],
     workers: int,
+    launcher: str,
     minutes: float,
     merge: tuple[Path, ...],
     **options: Any,
 ) -> None:
     """Train the grid behind TABLE of the paper; print it, and write it, beside the paper's.
 
-    The same command goes on where it was stopped. Each finished run leaves a small file in
+    The same command continues where it was stopped. Each finished run leaves a small file in
     OUT/results; folders of several machines are joined by --merge.
     """
     from tcseg.paper.reproduce import reproduce as run_reproduce
@@ -193,6 +205,7 @@ def reproduce(
         methods=methods,
         splits=splits,
         workers=workers,
+        launcher=shlex.split(launcher),
         minutes=minutes,
         merge=merge,
     )

@@ -13,6 +13,7 @@ from tcseg.cli.options import (
     examples,
     preview_options,
     read_config,
+    with_options,
 )
 from tcseg.runs.folder import RunFolder
 
@@ -125,7 +126,7 @@ def predict(
     )
     console.print(f"Masks, overlays and measurements.csv: {out}", markup=False)
     for problem in problems:
-        click.echo(f"Error: {problem}", err=True)
+        click.echo(f"Error: {with_options(problem)}", err=True)
     if problems:
         ctx.exit(1)
 
@@ -183,4 +184,4 @@ def report(runs: tuple[Path, ...], out: Path, root: str | None, device: str) -> 
     remarks = write(runs, out, root=root, device=device)
     click.echo(f"Written: {out}")
     for remark in remarks:
-        click.echo(f"Remark: {remark}", err=True)
+        click.echo(f"Remark: {with_options(remark)}", err=True)

@@ -89,7 +89,7 @@ def load_dataset(
 
         if root is None:
             raise DataError(
-                "folder: no folder given; pass --root DIR, with images/ and masks/ in it"
+                "folder: no folder given; pass `root` DIR, with images/ and masks/ in it"
             )
         return folder.load(root, size, problems)
     raise DataError(f"unknown data set {name!r}; expected phantom, jsrt or folder")
@@ -106,7 +106,7 @@ def jsrt_root(root: str | Path | None) -> str | Path:
     root = root if root is not None else os.environ.get("TCSEG_JSRT_ROOT")
     if not root:
         raise DataError(
-            "jsrt: no folder given; pass --root DIR or set TCSEG_JSRT_ROOT to the folder "
+            "jsrt: no folder given; pass `root` DIR or set TCSEG_JSRT_ROOT to the folder "
             "that holds images/ and scr/"
         )
     return root

@@ -73,7 +73,7 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
         if not (stacked >> c & 1).any():
             problems.add(
                 f"folder: {name!r} is marked in no image at {size} x {size} pixels; mark it in one "
-                "at least, take it out of masks/ and classes.txt, or use a larger --size"
+                "at least, take it out of masks/ and classes.txt, or use a larger `size`"
             )
     channels = max(map(len, pixels))
     return Dataset(
@@ -106,8 +106,8 @@ def _image_files(root: Path, problems: Problems) -> list[Path]:
     folder = root / "images"
     if not folder.is_dir():
         raise DataError(
-            f"folder: no folder {folder}; --root must hold images/ and masks/ (where the data have "
-            "moved, give the new --root)"
+            f"folder: no folder {folder}; `root` must hold images/ and masks/ (where the data have "
+            "moved, give the new `root`)"
         )
     files = sorted(path for path in folder.iterdir() if is_image(path))
     if not files:

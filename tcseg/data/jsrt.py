@@ -50,7 +50,7 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
     problems = Problems() if problems is None else problems
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise DataError(f"jsrt: no folder {root}; --root must hold images/ and scr/")
+        raise DataError(f"jsrt: no folder {root}; `root` must hold images/ and scr/")
     images = _find_images(root, problems)
     masks = _find_masks(root, images, problems)
 

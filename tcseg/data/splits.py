@@ -64,7 +64,7 @@ def make_split(dataset: Dataset, split: int, file: str | os.PathLike[str] | None
     if file is not None:
         splits = read_splits(file, dataset)
         if not 0 <= split < len(splits):
-            raise DataError(f"--split-file {file}: has {len(splits)} splits, from 0, got {split}")
+            raise DataError(f"`split_file` {file}: has {len(splits)} splits, from 0, got {split}")
         return splits[split]
     if dataset.name == "jsrt":
         return _jsrt_split(dataset, split)
@@ -201,10 +201,10 @@ def read_splits(path: str | os.PathLike[str], dataset: Dataset) -> list[Split]:
             {part: list(map(str, split[part])) for part in _PARTS} for split in content["splits"]
         ]
     except OSError as error:
-        raise DataError(f"--split-file {path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"`split_file` {path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"--split-file {path}: not a file of splits ({error!r}); `tcseg data splits` writes one"
+            f"`split_file` {path}: not a file of splits ({error!r}); `tcseg data splits` writes one"
         ) from error
     known = {name: i for i, name in enumerate(dataset.ids)}
     without = {dataset.ids[i] for i in _unlabelled(dataset)}
@@ -212,17 +212,17 @@ def read_splits(path: str | os.PathLike[str], dataset: Dataset) -> list[Split]:
         seen: set[str] = set()
         for part, names in split.items():
             if not names:
-                raise DataError(f"--split-file {path}: split {number} has no {part} images")
+                raise DataError(f"`split_file` {path}: split {number} has no {part} images")
             for name in names:
                 if name not in known:
-                    raise DataError(f"--split-file {path}: {dataset.name} has no image {name!r}")
+                    raise DataError(f"`split_file` {path}: {dataset.name} has no image {name!r}")
                 if name in without:
                     raise DataError(
-                        f"--split-file {path}: {name!r} has no masks; name those with masks only, "
+                        f"`split_file` {path}: {name!r} has no masks; name those with masks only, "
                         "the others are used without labels by themselves"
                     )
                 if name in seen:
-                    raise DataError(f"--split-file {path}: split {number} has {name!r} twice")
+                    raise DataError(f"`split_file` {path}: split {number} has {name!r} twice")
                 seen.add(name)
     return [
         Split(

@@ -133,7 +133,7 @@ def squared_error_loss(target: Tensor, prediction: Tensor) -> Tensor:
     return (target - prediction).square().mean(dim=(1, 2, 3))
 
 
-# What `--loss` and `--consistency-loss` name.
+# What `loss` and `consistency_loss` name.
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "soft-iou": soft_iou_loss,
     "jaccard-metric": jaccard_metric_loss,

@@ -92,17 +92,17 @@ def build_network(
     try:
         factory = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--network {name!r} cannot be imported: {error}") from error
+        raise ValueError(f"`network` {name!r} cannot be imported: {error}") from error
     if not callable(factory):
-        raise ValueError(f"--network {name!r} cannot be called, it is {type(factory).__name__}")
+        raise ValueError(f"`network` {name!r} cannot be called, it is {type(factory).__name__}")
     try:
         backbone = factory(in_channels=channels, out_channels=classes + 1)
     except TypeError as error:
         raise ValueError(
-            f"--network {name!r} must take in_channels and out_channels: {error}"
+            f"`network` {name!r} must take in_channels and out_channels: {error}"
         ) from error
     if not isinstance(backbone, nn.Module):
         raise ValueError(
-            f"--network {name!r} must return a torch.nn.Module, got {type(backbone).__name__}"
+            f"`network` {name!r} must return a torch.nn.Module, got {type(backbone).__name__}"
         )
     return Segmentation(backbone)

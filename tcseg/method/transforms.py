@@ -255,7 +255,7 @@ def _uniform(shape: tuple[int, ...], generator: Generator) -> Tensor:
     return torch.rand(shape, generator=generator, device=generator.device)
 
 
-# What `--recipe` names: the distribution T of the paper, and one whose deformations are ten times
+# What `recipe` names: the distribution T of the paper, and one whose deformations are ten times
 # as large. On JSRT, 5 labels, rotation and scale beside it gain nothing, changes of intensity cost
 # 3 points of mIOU: benchmarks/results/jsrt.md.
 RECIPES: dict[str, Transform] = {
@@ -265,7 +265,7 @@ RECIPES: dict[str, Transform] = {
 
 
 def recipe(name: str, displacement_std: float | None = None) -> Transform:
-    """Return the transforms that `--recipe` names, elastic fields of another strength on demand.
+    """Return the transforms that `recipe` names, elastic fields of another strength on demand.
 
     Parameters
     ----------

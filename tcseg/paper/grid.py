@@ -78,16 +78,16 @@ class Results:
             if differences:
                 raise RunError(
                     f"{folder} holds results of other options ({'; '.join(differences)}); use "
-                    "the same ones, or choose another --out"
+                    "the same ones, or choose another `out`"
                 )
         elif folder.is_dir() and any(p for p in folder.iterdir() if p.name[0] != "."):
-            raise RunError(f"{folder} is not empty and holds no results; choose another --out")
+            raise RunError(f"{folder} is not empty and holds no results; choose another `out`")
         try:
             (folder / "results").mkdir(parents=True, exist_ok=True)
             (folder / "runs").mkdir(exist_ok=True)
             base.save(options)
         except OSError as error:
-            message = f"{folder}: cannot be written ({error.strerror}); choose another --out"
+            message = f"{folder}: cannot be written ({error.strerror}); choose another `out`"
             raise RunError(message) from error
         self.finished: dict[Cell, dict[str, Any]] = {}
         for path in sorted((folder / "results").glob("[!.]*.json")):
@@ -98,7 +98,7 @@ class Results:
         """Take over the results of another folder; return how many were new."""
         paths = sorted((other / "results").glob("[!.]*.json"))
         if not paths:
-            raise RunError(f"--merge {other}: has no results/*.json")
+            raise RunError(f"`merge` {other}: has no results/*.json")
         read = [self._read(path) for path in paths]  # all of them, before any is taken
         new = [(cell, content) for cell, content in read if cell not in self.finished]
         for cell, content in new:

@@ -132,8 +132,7 @@ class Config:
 
         def expect(holds: bool, name: str, what: str) -> None:
             if not holds:
-                option, value = name.replace("_", "-"), getattr(self, name)
-                problems.append(f"--{option} must be {what}, got {value!r}")
+                problems.append(f"`{name}` must be {what}, got {getattr(self, name)!r}")
 
         for field in dataclasses.fields(self):
             choices = field.metadata["choices"]
@@ -181,10 +180,10 @@ class Config:
         Returns
         -------
         list of str
-            Such as ``"--steps: 500 here, 1000 there"``; empty if a run may be continued.
+            Such as ``"`steps`: 500 here, 1000 there"``; empty if a run may be continued.
         """
         return [
-            f"--{field.name.replace('_', '-')}: {mine!r} here, {theirs!r} there"
+            f"`{field.name}`: {mine!r} here, {theirs!r} there"
             for field in dataclasses.fields(self)
             if field.name not in ignored
             and (mine := getattr(self, field.name)) != (theirs := getattr(other, field.name))
@@ -248,8 +247,8 @@ def resolve_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ValueError(
-            f"--device {name}: torch {torch.__version__} sees {count} CUDA devices; "
-            "use --device cpu, or `tcseg doctor` to see what is there"
+            f"`device` {name}: torch {torch.__version__} sees {count} CUDA devices; "
+            "use `device` cpu, or `tcseg doctor` to see what is there"
         )
     return device
 

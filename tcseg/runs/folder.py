@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["RunFolder", "load_checkpoint"]
 
 # The way out of a broken summary: the checkpoint has all that it was made from.
-_AGAIN = "delete it and continue the run with --resume to write it again"
+_AGAIN = "delete it and continue the run with `resume` to write it again"
 
 
 class RunFolder:
@@ -83,7 +83,7 @@ class RunFolder:
             run._lock()
             config.save(run.path / "config.toml")
         except OSError as error:
-            message = f"{path}: cannot be written ({error.strerror}); choose another --out"
+            message = f"{path}: cannot be written ({error.strerror}); choose another `out`"
             raise RunError(message) from error
         return run
 
@@ -96,21 +96,21 @@ class RunFolder:
         if names <= {"config.toml"}:
             return
         if "config.toml" not in names:
-            raise RunError(f"{self.path} is not empty and holds no run; choose another --out")
+            raise RunError(f"{self.path} is not empty and holds no run; choose another `out`")
         if self.finished:
-            raise RunError(f"{self.path} holds a finished run; choose another --out")
-        way = "continue it with --resume, or choose another --out"
+            raise RunError(f"{self.path} holds a finished run; choose another `out`")
+        way = "continue it with `resume`, or choose another `out`"
         raise RunError(f"{self.path} holds an unfinished run; {way}")
 
     def check_resumable(self, config: Config) -> None:
         """Raise RunError if there is no run of these options to go on with."""
         if not (self.path / "config.toml").exists():
-            raise RunError(f"{self.path} holds no run to resume; leave out --resume to start one")
+            raise RunError(f"{self.path} holds no run to resume; leave out `resume` to start one")
         differences = config.differences(self.config())
         if differences:
             raise RunError(
                 f"{self.path} was started with other options ({'; '.join(differences)}); "
-                "use the same ones, or choose another --out without --resume"
+                "use the same ones, or choose another `out` without `resume`"
             )
         if not os.access(self.path, os.W_OK):
             raise RunError(f"{self.path} is read-only; make it writable to resume")
@@ -128,7 +128,7 @@ class RunFolder:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._lock_file.close()
-            message = f"{self.path} is being trained in by another process; choose another --out"
+            message = f"{self.path} is being trained in by another process; choose another `out`"
             raise RunError(message) from error
 
     @property
@@ -228,7 +228,7 @@ class RunFolder:
         path = self.path / "model.safetensors"
         if not path.exists():
             self.config()  # a folder that is no run says so
-            raise RunError(f"{self.path} has no weights yet; continue the run with --resume")
+            raise RunError(f"{self.path} has no weights yet; continue the run with `resume`")
         try:
             return load_file(path)
         except SafetensorError as error:
@@ -271,7 +271,7 @@ class RunFolder:
         elif self.split_record() != record:
             raise RunError(
                 f"{self.path}: images, masks or structures of the data are others than when the "
-                f"run began ({path}); start a new run with another --out"
+                f"run began ({path}); start a new run with another `out`"
             )
 
     def split_record(self) -> dict[str, Any]:

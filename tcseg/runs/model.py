@@ -109,7 +109,7 @@ class Model:
             RunFolder(run).config()  # a folder that is no run says so
             raise RunError(
                 f"{run} has no model.json: it is not finished, or of an older version; continue it "
-                "with --resume, or train it again"
+                "with `resume`, or train it again"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path}: broken ({error!r}); train the run again") from error

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.nn.functional import all_reduce  # with a gradient
 from torch.nn.parallel import DistributedDataParallel
 
 from tcseg.errors import RunFinished
@@ -20,6 +21,7 @@ __all__ = [
     "Rows",
     "SharedBatchNorm",
     "first_of_all",
+    "highest",
     "mean",
     "parallel",
     "process_group",
@@ -105,7 +107,7 @@ def share(count: int, labelled: int, device: torch.device) -> Tensor:
     if labelled % processes or count % processes:
         parts = f"{labelled} labelled and {count - labelled} unlabelled"
         raise ValueError(
-            f"--batch-size {count}: its {parts} images cannot be shared by {processes} processes; "
+            f"`batch_size` {count}: its {parts} images cannot be shared by {processes} processes; "
             f"use a multiple of {processes if labelled == count else 2 * processes}"
         )
     rows = torch.arange(count, device=device)
@@ -137,6 +139,15 @@ def mean(values: dict[str, float], device: torch.device) -> dict[str, float]:
     return dict(zip(values, (total / world_size()).tolist(), strict=True))
 
 
+def highest(value: int, device: torch.device) -> int:
+    """Return the largest of a number that each process has."""
+    if world_size() == 1:
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def parallel(network: nn.Module) -> nn.Module:
     """Return a network that averages gradients, and takes statistics, over all processes."""
     if world_size() == 1:
@@ -162,9 +173,9 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = (1, -1) + (1,) * (input.dim() - 2)
         values = input.float()
         count = input.numel() // input.shape[1] * world_size()
-        mean: Tensor = _Sum.apply(values.sum(dim=axes)) / count
+        mean: Tensor = all_reduce(values.sum(dim=axes)) / count
         centred = values - mean.view(shape)
-        variance: Tensor = _Sum.apply(centred.square().sum(dim=axes)) / count
+        variance: Tensor = all_reduce(centred.square().sum(dim=axes)) / count
         self._follow(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
         scale, offset = (variance + self.eps).rsqrt(), None
         if self.affine:
@@ -183,22 +194,6 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         for running, value in ((self.running_mean, mean), (self.running_var, variance)):
             assert running is not None
             running.lerp_(value, momentum)
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over all processes, with its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
 
 
 def _share_statistics(network: nn.Module) -> None:

@@ -42,7 +42,7 @@ def train(
     show_results: bool = True,
     dataset: Dataset | None = None,
     show: Callable[[int, float, float], None] | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], int] = lambda: 0,
 ) -> dict[str, Any]:
     """Train a network into a run folder.
 
@@ -61,7 +61,7 @@ def train(
     show : callable, optional
         Told of the progress as `Trainer.fit` does; nothing is printed then.
     stop : callable
-        Asked after each step whether to stop here.
+        Asked after each step whether to stop here: the number of a signal, or 0.
 
     Returns
     -------
@@ -93,7 +93,7 @@ def train(
             return _finish(trainer, console, show_results) if writes else {}
 
 
-def _fit(trainer: Trainer, console: Console, stop: Callable[[], bool]) -> None:
+def _fit(trainer: Trainer, console: Console, stop: Callable[[], int]) -> None:
     """Train with a progress bar."""
     columns = (
         TextColumn("{task.description}"),

@@ -58,15 +58,15 @@ def pretrained_weights(path: Path, config: Config, record: Mapping[str, Any]) ->
     differences = config.differences(run.config(), MAY_DIFFER_ON_RESUME + AFTER_PRETRAINING)
     if differences:
         raise RunError(
-            f"--pretrained {path}: its pre-training had other options "
-            f"({'; '.join(differences)}); use the same, or leave out --pretrained"
+            f"`pretrained` {path}: its pre-training had other options "
+            f"({'; '.join(differences)}); use the same, or leave out `pretrained`"
         )
     if run.split_record() != record:
         raise RunError(
-            f"--pretrained {path}: its pre-training was of other images, masks or structures "
-            f"({path / 'split.json'}); leave out --pretrained"
+            f"`pretrained` {path}: its pre-training was of other images, masks or structures "
+            f"({path / 'split.json'}); leave out `pretrained`"
         )
     weights: dict[str, Tensor] = load_checkpoint(path / "checkpoint.pt").get("pretrained", {})
     if not weights:
-        raise RunError(f"--pretrained {path}: its pre-training is not finished")
+        raise RunError(f"`pretrained` {path}: its pre-training is not finished")
     return weights

@@ -144,7 +144,7 @@ class Trainer:
         }
 
     def fit(
-        self, show: Callable[[int, float, float], None], stop: Callable[[], bool] = lambda: False
+        self, show: Callable[[int, float, float], None], stop: Callable[[], int] = lambda: 0
     ) -> None:
         """Train from where the state is to the end.
 
@@ -153,7 +153,7 @@ class Trainer:
         show : callable
             Gets step, loss (nan if not known) and best validation mIOU as it goes.
         stop : callable
-            Asked after each step whether to stop here.
+            Asked after each step whether to stop here: the number of a signal, or 0.
 
         Raises
         ------
@@ -180,8 +180,10 @@ class Trainer:
                 terms[name] = terms.get(name, 0) + value
             state.step += 1
             phase_end = state.step in (config.pretrain_steps, self.total_steps)
-            stopping = stop()
-            saving = state.step % config.checkpoint_every == 0 or phase_end or stopping
+            # Several processes stop at one step; to agree on it at each would cost time.
+            ask = distributed.world_size() == 1 or state.step % LOG_EVERY == 0
+            stopping = distributed.highest(stop(), self.device) if ask else 0
+            saving = state.step % config.checkpoint_every == 0 or phase_end or bool(stopping)
             # Also before every checkpoint: none is written whose loss was not looked at.
             if state.step % LOG_EVERY == 0 or saving:
                 means = {k: float(v) / (state.step - logged_at) for k, v in terms.items()}
@@ -198,7 +200,7 @@ class Trainer:
                 state.seconds = time.monotonic() - started
                 self.save()
             if stopping and state.step < self.total_steps:
-                raise RunStopped(f"{self.run.path}: stopped at step {state.step}")
+                raise RunStopped(f"{self.run.path}: stopped at step {state.step}", stopping)
         state.seconds = time.monotonic() - started
 
     def begin_method(self) -> None:
@@ -251,7 +253,7 @@ class Trainer:
             )
             raise RunError(
                 f"the loss became {loss} before step {self.state.step}; {way}. Try a lower "
-                "--learning-rate"
+                "`learning_rate`"
             )
 
     def save(self) -> None:
@@ -304,7 +306,7 @@ class Trainer:
         """
         record = split_record(self.dataset, self.split)
         weights = pretrained_weights(path, self.config, record)
-        load_weights(self.network, weights, f"--pretrained {path}", self.config.network)
+        load_weights(self.network, weights, f"`pretrained` {path}", self.config.network)
         self.state.best = weights
         self.state.step = self.config.pretrain_steps
 

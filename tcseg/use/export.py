@@ -56,7 +56,7 @@ def export(
     """
     path = Path(path)
     if path.exists():
-        raise RunError(f"{path} exists; choose another --out")
+        raise RunError(f"{path} exists; choose another `out`")
     if form == "onnx":
         with needs("export"):
             for name in ("onnx", "onnxscript", "onnxruntime"):
@@ -94,7 +94,7 @@ def export(
         if not difference <= TOLERANCE:
             raise RunError(
                 f"{path}: exported, the network differs by {difference:.2g} from itself; "
-                "try another --format"
+                "try another `format`"
             )
         os.replace(temporary, path)
     except OSError as error:

@@ -88,7 +88,7 @@ def predict(
         partial.write_text(rows.header, encoding="utf-8")
     except OSError as error:
         raise RunError(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
+            f"{out}: cannot be written ({error.strerror}); choose another `out`"
         ) from error
     values = segmenter.model.values
     scales: list[tuple[float, Path]] = []
@@ -127,7 +127,7 @@ def predict(
                 problems.append(
                     f"{out}: cannot be written ({error.strerror}); {len(files) - done} of "
                     f"{len(files)} files are not done, {path} the first of them: make room, and "
-                    "segment those into another --out"
+                    "segment those into another `out`"
                 )
                 break
     os.replace(partial, table)
@@ -153,13 +153,13 @@ def _files(inputs: Sequence[Path], out: Path, problems: list[str]) -> dict[Path,
             raise RunError(f"{path}: no such file or folder")
         names |= found
     if out.resolve() in {path.resolve().parent for path in names}:
-        raise RunError(f"{out} holds the images themselves; choose another --out")
+        raise RunError(f"{out} holds the images themselves; choose another `out`")
     first: dict[str, Path] = {}
     for path, name in list(names.items()):
         twin = first.setdefault(name, path)
         if twin is not path:
             problems.append(
-                f"{path}: would be written to the files of {twin}; segment it into another --out"
+                f"{path}: would be written to the files of {twin}; segment it into another `out`"
             )
             del names[path]
     return names

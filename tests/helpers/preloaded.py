@@ -6,6 +6,7 @@ A process that is forked where torch has computed gradients cannot train; the se
 import functools
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 import torch.utils.tensorboard
 
-import tcseg.paper.reproduce  # noqa: F401 (with it all that trains)
+import tcseg.__main__
+import tcseg.cli
+import tcseg.training.session
 from tcseg.data.phantom import population
 
 population.load = functools.cache(population.load)
@@ -25,6 +28,15 @@ def call(threads: int, function: Callable[..., Any], *arguments: Any) -> None:
     threading.Thread(target=end_with_tests, daemon=True).start()
     torch.set_num_threads(threads)
     function(*arguments)
+
+
+def run_command(log: str, arguments: list[str]) -> None:
+    """Run a command of tcseg as a process of its own would, what it prints going to a file."""
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["tcseg", *arguments]
+    tcseg.__main__.main()
 
 
 def end_with_tests() -> None:

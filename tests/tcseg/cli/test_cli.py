@@ -38,7 +38,7 @@ def module(name, **members):
 def train(monkeypatch):
     """Stands for the training: notes its arguments, or raises what `train.error` is set to."""
 
-    def run(config, out, resume):
+    def run(config, out, resume, stop):
         run.calls.append((config, out, resume))
         if run.error:
             raise run.error
@@ -177,7 +177,7 @@ def test_wrong_usage_is_one_clear_line_and_status_2(
     [
         (RunError("run: broken"), "Error: run: broken\n", 1),
         (DataError("no images"), "Error: no images\n", 1),
-        (ValueError("--x must be y"), "Error: --x must be y\n", 2),
+        (ValueError("`x_a` must be y"), "Error: --x-a must be y\n", 2),
         (ValueError("one\ntwo"), "Error: one\nError: two\n", 2),
         (PermissionError(13, "Permission denied", "a/b"), "Error: a/b: Permission denied\n", 1),
         (OSError("disk on fire"), "Error: disk on fire\n", 1),
@@ -242,7 +242,7 @@ def test_a_disk_that_fills_up_costs_nothing(tmp_path, monkeypatch):
     result = tcseg(*command, "--out", run)
     assert result.exit_code == 1
     way_on = f"tcseg train --out {shlex.quote(str(run))} --resume"
-    assert f"To go on from the last checkpoint: {way_on}\n" in result.stderr
+    assert f"To continue from the last checkpoint: {way_on}\n" in result.stderr
     wanted = f"Error: {run / 'checkpoint.pt'}: No space left on device; make room and try again\n"
     assert result.stderr.endswith(wanted)
     assert RunFolder(run).load_checkpoint()["step"] == 1

@@ -356,9 +356,9 @@ def test_gif_masks_and_files_that_are_no_images(by_class):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(DataError, match="pass --root DIR"):
+    with pytest.raises(DataError, match="pass `root` DIR"):
         load(None)
-    refused(tmp_path, "no folder", "images", "--root must hold images/ and masks/")
+    refused(tmp_path, "no folder", "images", "`root` must hold images/ and masks/")
     (tmp_path / "images").mkdir()
     refused(tmp_path, "no images in", ".png")
     save(tmp_path / "images" / "a.png", picture(0)[0])

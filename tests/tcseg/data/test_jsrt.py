@@ -140,12 +140,12 @@ def test_films_of_little_contrast_keep_their_grey_levels(tmp_path):
 
 def test_no_folder_given(monkeypatch):
     monkeypatch.delenv("TCSEG_JSRT_ROOT", raising=False)
-    with pytest.raises(DataError, match="pass --root DIR or set TCSEG_JSRT_ROOT"):
+    with pytest.raises(DataError, match="pass `root` DIR or set TCSEG_JSRT_ROOT"):
         load_dataset("jsrt")
 
 
 def test_folder_that_is_not_there(tmp_path):
-    refused(tmp_path / "nowhere", "no folder", "nowhere", "--root")
+    refused(tmp_path / "nowhere", "no folder", "nowhere", "`root`")
 
 
 def test_folder_without_images(tree):

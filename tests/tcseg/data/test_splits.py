@@ -127,4 +127,4 @@ def test_a_file_of_splits_that_cannot_be_used_is_named(tmp_path, content, messag
     path.write_text(content)
     with pytest.raises(DataError, match=message) as error:
         make_split(PHANTOM, 0, path)
-    assert str(error.value).startswith(f"--split-file {path}: ")
+    assert str(error.value).startswith(f"`split_file` {path}: ")

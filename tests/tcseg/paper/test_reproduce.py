@@ -12,11 +12,12 @@ import types
 
 import pytest
 from click.testing import CliRunner
+from preloaded import run_command
 from processes import started, wait_until
 from rich.console import Console
 from tiny import TINY
 
-import tcseg.paper.reproduce
+import tcseg.paper.processes
 from tcseg.cli import main
 from tcseg.errors import RunError
 from tcseg.paper import tables
@@ -40,10 +41,16 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def quick(monkeypatch, finished, forkserver):
+def quick(monkeypatch, finished, child):
     """Processes that need not import anything."""
-    context = types.SimpleNamespace(get_context=lambda method: forkserver)
-    monkeypatch.setattr(tcseg.paper.reproduce, "multiprocessing", context)
+
+    def start(command, *, stdout, **options):
+        assert command[1:3] == ["-m", "tcseg"]
+        process = child(run_command, stdout.name, command[3:])
+        process.poll = lambda: None if process.is_alive() else process.exitcode
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start)
 
 
 def names(folder):
@@ -75,10 +82,10 @@ def test_a_finished_grid_has_results_and_tables(finished):
 
 def test_what_is_finished_is_not_done_again(finished, capsys, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in finished.glob("r*/**/*")}
-    monkeypatch.setattr(tcseg.paper.reproduce, "ProcessPoolExecutor", None)  # nothing is started
+    monkeypatch.setattr(subprocess, "Popen", None)  # nothing is started
     assert reproduce("table1", TINY, finished, **PART)
     assert {p: p.stat().st_mtime_ns for p in finished.glob("r*/**/*")} == before
-    assert "go on" not in capsys.readouterr().out
+    assert "continues" not in capsys.readouterr().out
 
 
 def test_a_lost_result_is_read_from_its_run(finished, tmp_path, quick):
@@ -101,12 +108,11 @@ def test_it_stops_in_time_and_the_same_command_goes_on(tmp_path, capsys, monkeyp
         return 7200.0 if (pretraining / "metrics.csv").exists() else 0.0
 
     clock = types.SimpleNamespace(time=hours_pass_at_the_first_figures, sleep=time.sleep)
-    monkeypatch.setattr(tcseg.paper.reproduce, "time", clock)
-    # Minutes, not hours: its process would not see that that of the tests was killed.
+    monkeypatch.setattr(tcseg.paper.processes, "time", clock)
     long = dataclasses.replace(TINY, pretrain_steps=2000, checkpoint_every=2000)
     part = PART | {"methods": ["baseline"]}
     assert reproduce("table1", long, out, minutes=60, **part)
-    assert "0 of 1 runs are finished; the same command goes on" in capsys.readouterr().out
+    assert "0 of 1 runs are finished; the same command continues" in capsys.readouterr().out
     assert (pretraining / "checkpoint.pt").exists()
     assert names(out) == []
 
@@ -144,15 +150,37 @@ def test_a_run_killed_before_its_first_checkpoint_goes_on(finished, tmp_path, qu
     assert reproduce("table1", TINY, out, **(PART | {"methods": ["baseline"]}))
 
 
-def test_workers_end_with_the_process_that_started_them(tmp_path):
-    """Also where Ctrl-C is ignored, as under nohup: SIGTERM, which tells no other process, does."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_trainings_stop_with_the_process_that_started_them(tmp_path, number):
+    """Also where Ctrl-C is ignored, as under nohup."""
     with endless(tmp_path / "grid", ctrl_c=False, stderr=subprocess.DEVNULL) as (process, run):
         os.killpg(process.pid, signal.SIGINT)
-        process.terminate()
-        assert process.wait(timeout=60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+        process.send_signal(number)
+        assert process.wait(timeout=60) in (-signal.SIGKILL, 128 + signal.SIGTERM)
         # The worker leaves the folder's lock when its training has stopped.
         wait_until(lambda: not (run / ".lock").exists(), lambda: True)
         assert (run / "checkpoint.pt").exists()
+
+
+def test_a_launcher_stands_before_each_training(finished, tmp_path):
+    script = tmp_path / "launch"
+    script.write_text('#!/bin/sh\necho "$@" >> "$1"; shift; exec "$@"\n')
+    script.chmod(0o755)
+    launcher = [str(script), str(tmp_path / "launched")]
+    out = tmp_path / "grid"
+    assert reproduce("table1", TINY, out, launcher=launcher, **PART)
+    assert names(out) == names(finished)
+    launched = (tmp_path / "launched").read_text().splitlines()
+    assert len(launched) == len(names(out))
+    assert all(" -m tcseg train --config " in line for line in launched)
+
+
+def test_a_launcher_that_fails_is_named_with_what_it_said(tmp_path, capsys):
+    out = tmp_path / "grid"
+    assert not reproduce(
+        "table1", TINY, out, launcher=["sh", "-c", "echo no such queue; exit 3"], **PART
+    )
+    assert "no such queue" in capsys.readouterr().out
 
 
 def test_results_of_other_machines_are_merged(finished, tmp_path, capsys):
@@ -167,13 +195,13 @@ def test_results_of_other_machines_are_merged(finished, tmp_path, capsys):
 
 def test_results_of_other_options_are_refused(finished, tmp_path):
     other = dataclasses.replace(TINY, size=48)
-    with pytest.raises(RunError, match=r"holds results of other options \(--size: 48 here, 32"):
+    with pytest.raises(RunError, match=r"holds results of other options \(`size`: 48 here, 32"):
         reproduce("table1", other, finished, **PART)
-    with pytest.raises(RunError, match=r"l5-s0-\w+\.json is of other options \(--size: 48 here"):
+    with pytest.raises(RunError, match=r"l5-s0-\w+\.json is of other options \(`size`: 48 here"):
         reproduce("table1", other, tmp_path / "new", minutes=0, merge=[finished], **PART)
     assert names(tmp_path / "new") == []
     longer = dataclasses.replace(TINY, steps=4)
-    with pytest.raises(RunError, match="--steps: 4 here, 3 there"):
+    with pytest.raises(RunError, match="`steps`: 4 here, 3 there"):
         reproduce("table1", longer, finished, minutes=0, **PART)
 
 

@@ -67,7 +67,7 @@ def test_a_wrong_value_is_named_with_what_was_expected(option, value, expected):
     with pytest.raises(ValueError) as error:
         replace(Config(), **{option: value}).validate()
     message = str(error.value)
-    assert message.startswith(f"--{option.replace('_', '-')} must be ")
+    assert message.startswith(f"`{option}` must be ")
     assert expected in message
     assert message.endswith(f"got {value!r}")
 
@@ -147,8 +147,8 @@ def test_differences_name_what_changes_the_result():
     assert Config().differences(same) == []
     other = Config(steps=7, batch_size=4)
     assert Config().differences(other) == [
-        "--steps: 1000 here, 7 there",
-        "--batch-size: 8 here, 4 there",
+        "`steps`: 1000 here, 7 there",
+        "`batch_size`: 8 here, 4 there",
     ]
 
 
@@ -158,5 +158,5 @@ def test_auto_takes_a_gpu_if_there_is_one():
 
 
 def test_a_gpu_that_is_not_there_is_an_error():
-    with pytest.raises(ValueError, match=r"--device cuda:77: .* CUDA devices; use --device cpu"):
+    with pytest.raises(ValueError, match=r"`device` cuda:77: .* CUDA devices; use `device` cpu"):
         resolve_device("cuda:77")

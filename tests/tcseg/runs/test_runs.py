@@ -53,7 +53,7 @@ def test_a_run_that_never_began_may_begin_again(run):
 def test_an_unfinished_run_is_only_continued_when_asked(run):
     run.metrics.append({"step": 1, "loss": 0.5})
     before = contents(run.path)
-    with pytest.raises(RunError, match=r"unfinished run; continue it with --resume, or .* --out"):
+    with pytest.raises(RunError, match=r"unfinished run; continue it with `resume`, or .* `out`"):
         RunFolder.create(run.path, CONFIG, resume=False)
     assert contents(run.path) == before
     run.close()
@@ -80,8 +80,8 @@ def test_resuming_with_other_options_names_them(run, finished):
     with pytest.raises(RunError) as error:
         RunFolder.create(run.path, replace(CONFIG, steps=5, seed=1), resume=True)
     assert not isinstance(error.value, RunFinished)
-    assert "--steps: 5 here, 4 there" in str(error.value)
-    assert "--seed: 1 here, 0 there" in str(error.value)
+    assert "`steps`: 5 here, 4 there" in str(error.value)
+    assert "`seed`: 1 here, 0 there" in str(error.value)
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -89,7 +89,7 @@ def test_nothing_to_resume(tmp_path, exists):
     path = tmp_path / "run"
     if exists:
         path.mkdir()
-    with pytest.raises(RunError, match="no run to resume; leave out --resume"):
+    with pytest.raises(RunError, match="no run to resume; leave out `resume`"):
         RunFolder.create(path, CONFIG, resume=True)
     assert path.exists() == exists
 
@@ -284,7 +284,7 @@ def test_weights_that_share_memory_are_saved(run):
 
 
 def test_missing_and_broken_weights_are_named(run):
-    with pytest.raises(RunError, match=r"has no weights yet; continue the run with --resume"):
+    with pytest.raises(RunError, match=r"has no weights yet; continue the run with `resume`"):
         run.load_weights()
     (run.path / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(RunError, match=r"model.safetensors: broken"):
@@ -314,7 +314,7 @@ def test_missing_and_broken_summaries_are_named(run):
 
 def test_a_summary_alone_is_no_run(tmp_path):
     (tmp_path / "summary.json").write_text("{")
-    with pytest.raises(RunError, match="not empty and holds no run; choose another --out"):
+    with pytest.raises(RunError, match="not empty and holds no run; choose another `out`"):
         RunFolder.create(tmp_path, CONFIG, resume=False)
 
 

@@ -1,11 +1,13 @@
 """Whole trainings, small: files, repeatability, resuming after a kill, shared pre-training."""
 
+import contextlib
 import csv
 import dataclasses
 import itertools
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -225,18 +227,40 @@ def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path, step, child):
     assert_same_weights(finished[0], out)
 
 
-def test_a_training_that_ignores_ctrl_c_ends_on_sigterm_and_can_go_on(tmp_path):
-    """As under nohup; no lock is left."""
-    out, config = tmp_path / "run", dataclasses.replace(TINY, steps=100_000, checkpoint_every=1)
-    config.save(tmp_path / "config.toml")
-    command = [sys.executable, "-m", "tcseg", "train", "--config", tmp_path / "config.toml"]
-    with started([*command, "--out", out], ctrl_c=False, stdout=subprocess.DEVNULL) as process:
-        wait_until((out / "checkpoint.pt").exists, lambda: process.poll() is None)
+@contextlib.contextmanager
+def endless(folder, **options):
+    """`tcseg train` that would take hours, past its first step; gives its process and its run."""
+    run = RunFolder(folder / "run")
+    config = dataclasses.replace(TINY, pretrain_steps=100_000, checkpoint_every=100_000)
+    config.save(folder / "config.toml")
+    command = [sys.executable, "-m", "tcseg", "train", "--config", folder / "config.toml"]
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} | options
+    with started([*command, "--out", run.path], **options) as process:
+        wait_until(run.metrics.path.exists, lambda: process.poll() is None)
+        yield process, run
+    with RunFolder.create(run.path, config, resume=True) as run:  # no lock is left
+        assert run.load_checkpoint()["step"] >= 1
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_stops_a_training_after_a_checkpoint(tmp_path, name):
+    """Ctrl-C, a scheduler's limit of time, a closed terminal."""
+    number = getattr(signal, name)
+    with endless(tmp_path) as (process, run):
+        process.send_signal(number)
+        process.send_signal(number)  # the group and the process, from a scheduler: one request
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, errors
+        assert f"tcseg train --out {shlex.quote(str(run.path))} --resume" in errors
+        assert "Traceback" not in errors
+
+
+def test_a_training_that_ignores_ctrl_c_ends_on_sigterm(tmp_path):
+    """As under nohup."""
+    with endless(tmp_path, ctrl_c=False) as (process, _):
         process.send_signal(signal.SIGINT)
         process.terminate()
-        assert process.wait(timeout=60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
-    with RunFolder.create(out, config, resume=True) as run:
-        assert run.load_checkpoint()["step"] >= 1
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
 
 
 class Dropout(torch.nn.Sequential):
@@ -315,8 +339,8 @@ def test_pretraining_with_other_options_is_refused(finished, tmp_path, option, v
     config = dataclasses.replace(TINY, **{option: value})
     trainer = Trainer(dataclasses.replace(config, network="unet"), RunFolder(tmp_path))
     trainer.config = config
-    there, name = getattr(TINY, option), option.replace("_", "-")
-    message = rf"pre-training had other options \(--{name}: {value!r} here, {there!r} there\)"
+    there = getattr(TINY, option)
+    message = rf"pre-training had other options \(`{option}`: {value!r} here, {there!r} there\)"
     with pytest.raises(RunError, match=message):
         trainer.take_pretrained(finished[0])
 
@@ -337,7 +361,7 @@ def test_pretraining_that_is_missing_or_not_finished_is_refused(tmp_path, monkey
 def test_pretraining_whose_weights_do_not_fit_is_refused(finished, tmp_path):
     trainer = Trainer(TINY, RunFolder(tmp_path))
     trainer.network.extra = torch.nn.Linear(1, 1)  # the code of the network has changed
-    message = r"--pretrained .*: its weights do not fit network.*missing, the network has \(1, 1\)"
+    message = r"`pretrained` .*: its weights do not fit network.*missing, the network has \(1, 1\)"
     with pytest.raises(RunError, match=message):
         trainer.take_pretrained(finished[0])
 
@@ -468,7 +492,7 @@ def test_an_incomplete_checkpoint_is_one_clear_line(tmp_path):
         ({"network": "torch.pi"}, ValueError, "cannot be called, it is float"),
         ({"network": "torch.nn.Linear"}, ValueError, "must take in_channels and out_channels"),
         ({"network": "builtins.dict"}, ValueError, r"must return a torch.nn.Module, got dict"),
-        ({"batch_size": 5}, ValueError, "--batch-size must be even"),
+        ({"batch_size": 5}, ValueError, "`batch_size` must be even"),
         ({"data": "jsrt", "root": "/nonexistent"}, DataError, "nonexistent"),
     ],
 )
@@ -486,7 +510,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
         "step",
         lambda self, method: {n: v * math.nan for n, v in step(self, method).items()},
     )
-    with pytest.raises(RunError, match=r"the loss became nan before step 2.*--learning-rate"):
+    with pytest.raises(RunError, match=r"the loss became nan before step 2.*`learning_rate`"):
         train(TINY, tmp_path / "run", False)
     monkeypatch.undo()
     # No checkpoint was written of it, and the run can go on.
