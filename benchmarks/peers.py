@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+# Why a comparison is skipped.
+MISSING = '{} is not installed; run `pip install "tcwarp[bench]"`'
+
 
 def grid_from(displacement: Tensor) -> Tensor:
     """Return the grid of `grid_sample` (align_corners=True) for a displacement in pixels."""

@@ -47,7 +47,7 @@ def run(compare: Compare, image: Tensor, peer: str, theirs: Any, **field: Any) -
 
 
 def test_monai(compare: Compare, image: Tensor) -> None:
-    transforms = pytest.importorskip("monai.transforms")
+    transforms = pytest.importorskip("monai.transforms", reason=peers.MISSING.format("monai"))
     deform = transforms.Rand2DElastic(
         spacing=(30, 30), magnitude_range=(5, 6), prob=1.0, padding_mode="border"
     )
@@ -60,7 +60,7 @@ def test_monai(compare: Compare, image: Tensor) -> None:
 
 
 def test_kornia(compare: Compare, image: Tensor) -> None:
-    augmentation = pytest.importorskip("kornia.augmentation")
+    augmentation = pytest.importorskip("kornia.augmentation", reason=peers.MISSING.format("kornia"))
     # Its kernel of 63 pixels cuts the Gaussian of sigma 32, both defaults, at one sigma.
     deform = augmentation.RandomElasticTransform(alpha=(5.0, 5.0), p=1.0)
     run(
@@ -72,7 +72,9 @@ def test_kornia(compare: Compare, image: Tensor) -> None:
 
 
 def test_albumentations(compare: Compare, image: Tensor) -> None:
-    albumentations = pytest.importorskip("albumentations")
+    albumentations = pytest.importorskip(
+        "albumentations", reason=peers.MISSING.format("albumentations")
+    )
     deform = albumentations.ElasticTransform(alpha=300, sigma=50, p=1.0)
     array = image[0, 0].numpy()
     run(

@@ -45,7 +45,7 @@ def test_nearest_against_grid_sample(compare: Compare, image: Tensor, displaceme
 
 
 def test_nearest_against_opencv(compare: Compare, image: Tensor, displacement: Tensor) -> None:
-    cv2 = pytest.importorskip("cv2")
+    cv2 = pytest.importorskip("cv2", reason=peers.MISSING.format("cv2"))
     cv2.setNumThreads(torch.get_num_threads())
     image_array, displacement_array = image.numpy(), displacement.numpy()
 

@@ -14,10 +14,10 @@ from selenium import webdriver
 
 import tcwarp
 from tcseg.cli import main
-from tcseg.evaluation.evaluate import predict
-from tcseg.evaluation.metrics import iou
-from tcseg.evaluation.pictures import Panel, save_grid
+from tcseg.evaluation.evaluate import evaluate, predict
+from tcseg.evaluation.pictures import Panel, images_and_truths, save_grid
 from tcseg.runs.folder import RunFolder
+from tcseg.training.preview import deformed_mesh
 from tcseg.use.segmenter import load_with_data
 
 DOCS = Path(__file__).parent
@@ -30,44 +30,36 @@ HEADINGS = (
     "truth",
 )
 CASES = 2
-FINER = 6
 
 
 def overview(demo: Path) -> None:
     """Draw what the operator does, and what consistency under it adds."""
-    found = {}
+    masks, scores = {}, {}
     for method in ("baseline", "semitc"):
         segmenter, dataset, split = load_with_data(demo / method, "cpu")
-        found[method] = predict(segmenter.network, dataset, split.test)[:, :-1].numpy()
-    truths = dataset.target_batch(split.test)[:, :-1].numpy().astype(bool)
-    scores = {
-        method: np.array([mean_iou(m, t) for m, t in zip(masks, truths, strict=True)])
-        for method, masks in found.items()
-    }
-    # Not the greatest gains but those in the middle: what may be expected.
+        masks[method] = predict(segmenter.network, dataset, split.test)[:, :-1].numpy()
+        rows = evaluate(segmenter.network, dataset, split.test)["images"]
+        scores[method] = np.array([row["miou"] for row in rows])
+    # Not the greatest gains but those about the median: what may be expected.
     order = np.argsort(scores["semitc"] - scores["baseline"])
     cases = order[len(order) // 2 :][:CASES]
-    images = dataset.image_batch([split.test[i] for i in cases])
+    plain, truths = images_and_truths(dataset, [split.test[i] for i in cases])
+    images = torch.from_numpy(plain)
     generator = torch.Generator().manual_seed(3)
     size = (images.shape[-2], images.shape[-1])
     field = tcwarp.random_displacement(
         CASES, size, sigma=size[0] / 6, displacement_std=size[0] / 24, generator=generator
     )
     warped = tcwarp.warp(images, field, mode="cubic", padding_mode="border").clamp(0, 1).numpy()
-    # The lines are drawn finer than the images, with the same field.
-    fine = FINER * torch.nn.functional.interpolate(field, scale_factor=FINER, mode="bicubic")
-    mesh = torch.zeros(CASES, 1, *fine.shape[2:])
-    for width in range(3):
-        mesh[..., 8 + width :: 24, :] = mesh[..., 8 + width :: 24] = 0.8
-    lines = tcwarp.warp(mesh, fine, mode="linear", padding_mode="reflection").numpy()
+    lines = deformed_mesh(field)
     rows = []
     for row, case in enumerate(cases):
-        image = images[row].numpy()
+        image = plain[row]
         results = [
-            Panel(image, found[m][case], f"mIOU {100 * scores[m][case]:.1f} %") for m in found
+            Panel(image, masks[m][case], f"mIOU {100 * scores[m][case]:.1f} %") for m in masks
         ]
         views = [Panel(image), Panel(lines[row]), Panel(warped[row])]
-        rows.append([*views, *results, Panel(image, truths[case])])
+        rows.append([*views, *results, Panel(image, truths[row])])
     save_grid(
         DOCS / "overview.png",
         rows,
@@ -75,11 +67,6 @@ def overview(demo: Path) -> None:
         f"Phantoms at {size[0]} x {size[1]} pixels",
         dataset.classes,
     )
-
-
-def mean_iou(masks: np.ndarray, truths: np.ndarray) -> float:
-    """Return the mean over the structures."""
-    return float(np.mean([iou(a, b) for a, b in zip(masks, truths, strict=True)]))
 
 
 def command(*arguments: object) -> None:

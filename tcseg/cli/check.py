@@ -61,9 +61,7 @@ def check(
         console.print(f"masks hold a value for each structure: {listed}", markup=False)
     if len(dataset):
         console.print(_structures(dataset))
-        splits = _splits(dataset, split_file, problems)
-        if splits.sections:
-            console.print(splits)
+        _tell_splits(dataset, split_file, problems, console)
     tell_problems(problems, console)
     if not problems.found:
         console.print("No problem found.")
@@ -104,9 +102,9 @@ def _structures(dataset: Dataset) -> Sheet:
     return Sheet("Structures", columns, [("", rows)])
 
 
-def _splits(dataset: Dataset, split_file: Path | None, problems: Problems) -> Sheet:
-    columns = ["split", "training", "validation", "test", "first labelled images"]
-    sheet = Sheet("Splits: images", columns)
+def _tell_splits(
+    dataset: Dataset, split_file: Path | None, problems: Problems, console: Console
+) -> None:
     try:
         if split_file is None:
             splits = [make_split(dataset, number) for number in range(JSRT_SPLITS)]
@@ -114,14 +112,17 @@ def _splits(dataset: Dataset, split_file: Path | None, problems: Problems) -> Sh
             splits = read_splits(split_file, dataset)
     except DataError as error:
         problems.add(str(error))
-        return sheet
-    rows = []
-    for number, split in enumerate(splits):
-        counts = (len(part) for part in (split.train, split.validation, split.test))
-        first = ", ".join(dataset.ids[i] for i in split.train[:5])
-        rows.append([str(number), *map(str, counts), first])
+        return
+    rows = [
+        [str(number), *(str(len(part)) for part in (split.train, split.validation, split.test))]
+        for number, split in enumerate(splits)
+    ]
+    sheet = Sheet("Splits: images", ["split", "training", "validation", "test"])
     sheet.sections.append(("", rows))
-    return sheet
+    console.print(sheet)
+    for number, split in enumerate(splits):
+        first = ", ".join(dataset.ids[i] for i in split.train[:5])
+        console.print(f"Split {number}, first labelled images: {first}", markup=False)
 
 
 def file_formats(dataset: str, root: str | Path) -> dict[str, Mapping[str, int]]:

@@ -24,6 +24,7 @@ from tcseg.io.label_maps import COLOURS
 
 __all__ = [
     "Panel",
+    "images_and_truths",
     "outlined",
     "save_contact_sheet",
     "save_grid",
@@ -33,10 +34,13 @@ __all__ = [
 ]
 
 BACKGROUND, TEXT = "#14161a", "#e8e8e8"
-INCHES = 2.6  # edge of one image
+DPI = 110
 SHEET_COLUMNS = 6
 PROGRESS_SIZE = 192  # pixels of an image while training, at least
-GAP, MARGIN, HEAD, FOOT = 0.08, 0.15, 0.75, 0.45
+PANEL_SIZE = 480  # pixels of an image before it is fitted into its panel, at least
+# In inches: the edge of an image, between images, around all, title and headings, a line of keys.
+IMAGE, GAP, MARGIN, HEAD, LINE = 2.6, 0.08, 0.15, 0.8, 0.26
+SWATCH, LETTER = 0.5, 0.1  # of a key: its colour with the space around, and each letter
 
 
 def save_panel(
@@ -75,17 +79,16 @@ def save_panel(
                 "save_panel: predictions must be one (C + 1, H, W) for each of at least one case, "
                 f"expected shape {shape}, got {tuple(masks.shape)} for {name!r}"
             )
-    images = dataset.image_batch(indices).cpu().numpy()
-    truths = dataset.target_batch(indices).cpu().numpy()[:, :classes].astype(bool)
+    images, truths = images_and_truths(dataset, indices)
     rows = [
         [Panel(images[row], None, dataset.ids[index]), Panel(images[row], truths[row])]
         for row, index in enumerate(indices)
     ]
     for masks in predictions.values():
         predicted = masks.cpu().numpy()[:, :classes].astype(bool)
-        for row, found, truth in zip(rows, predicted, truths, strict=True):
-            overlaps = [iou(a, b) for a, b in zip(found, truth, strict=True)]
-            row.append(Panel(row[0].image, found, f"mIOU {100 * np.mean(overlaps):.1f} %"))
+        for row, prediction, truth in zip(rows, predicted, truths, strict=True):
+            overlaps = [iou(a, b) for a, b in zip(prediction, truth, strict=True)]
+            row.append(Panel(row[0].image, prediction, f"mIOU {100 * np.mean(overlaps):.1f} %"))
     save_grid(path, rows, ("image", "truth", *predictions), title, dataset.classes)
 
 
@@ -112,11 +115,9 @@ def save_contact_sheet(
     """
     if len(indices) == 0:
         raise ValueError("save_contact_sheet: indices must name at least one image, got none")
-    images = dataset.image_batch(indices).cpu().numpy()
-    masks = dataset.target_batch(indices).cpu().numpy()[:, :-1].astype(bool)
     panels = [
-        Panel(image, mask, dataset.ids[index])
-        for index, image, mask in zip(indices, images, masks, strict=True)
+        Panel(image, masks, dataset.ids[index])
+        for index, image, masks in zip(indices, *images_and_truths(dataset, indices), strict=True)
     ]
     columns = min(SHEET_COLUMNS, len(panels))
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
@@ -139,14 +140,17 @@ def save_progress(
     predictions
         bool (b, C + 1, H, W), background last.
     """
-    images = dataset.image_batch(indices).cpu().numpy()
-    truths = dataset.target_batch(indices)[:, :-1].cpu().numpy().astype(bool)
-    found = predictions[:, :-1].cpu().numpy()
-    rows = [
-        side_by_side(image, (None, truth, mask), PROGRESS_SIZE)
-        for image, truth, mask in zip(images, truths, found, strict=True)
-    ]
+    cases = zip(
+        *images_and_truths(dataset, indices), predictions[:, :-1].cpu().numpy(), strict=True
+    )
+    rows = [side_by_side(image, (None, *masks), PROGRESS_SIZE) for image, *masks in cases]
     write_atomically(path, png(np.concatenate(rows)))
+
+
+def images_and_truths(dataset: Dataset, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return what is drawn: float images (b, C, H, W), bool masks (b, K, H, W)."""
+    images, targets = dataset.image_batch(indices), dataset.target_batch(indices)
+    return images.cpu().numpy(), targets[:, :-1].cpu().numpy().astype(bool)
 
 
 @dataclass(frozen=True)
@@ -191,120 +195,93 @@ def save_grid(
         Names of the structures, in the order of the masks.
     """
     columns = len(rows[0])
-    width = columns * INCHES + (columns - 1) * GAP + 2 * MARGIN
-    height = HEAD + len(rows) * INCHES + (len(rows) - 1) * GAP + FOOT
-    figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
+    width = columns * IMAGE + (columns - 1) * GAP + 2 * MARGIN
+    keys = list(zip(COLOURS, classes, strict=False))
+    in_line = max(1, int(width / (SWATCH + LETTER * max(len(name) for _, name in keys))))
+    foot = -(-len(keys) // in_line) * LINE + 2 * GAP
+    height = HEAD + len(rows) * IMAGE + (len(rows) - 1) * GAP + foot
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
-    grid = figure.subplots(
-        len(rows),
-        columns,
-        squeeze=False,
-        gridspec_kw={
-            "left": MARGIN / width,
-            "right": 1 - MARGIN / width,
-            "top": 1 - HEAD / height,
-            "bottom": FOOT / height,
-            "wspace": GAP / INCHES,
-            "hspace": GAP / INCHES,
-        },
-    )
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for line, panels in zip(grid, rows, strict=True):
-        for axes, panel in zip(line, panels, strict=False):
-            _draw(axes, panel)
-    for axes, heading in zip(grid[0], headings, strict=False):
-        axes.set_title(heading, color=TEXT, fontsize=10, pad=5, parse_math=False)
-    # Placed in inches from the edges, so that the number of rows does not matter.
-    # Names are shown as they are: a $ in one is no mathematics.
-    middle = {"ha": "center", "va": "center", "parse_math": False}
-    figure.text(0.5, 1 - 0.3 / height, title, fontdict=middle | {"color": TEXT, "size": 12})
+    # Placed in inches, so that the number of rows does not matter. Names are shown as they are:
+    # a $ in one is no mathematics.
+    text: dict[str, Any] = {"color": TEXT, "parse_math": False}
+    for row, panels in enumerate(rows):
+        bottom = height - HEAD - (row + 1) * IMAGE - row * GAP
+        for column, panel in enumerate(panels):
+            left = MARGIN + column * (IMAGE + GAP)
+            axes = figure.add_axes(
+                (left / width, bottom / height, IMAGE / width, IMAGE / height), frameon=False
+            )
+            axes.set(xticks=(), yticks=())
+            axes.imshow(outlined(panel.image, panel.masks, at_least=PANEL_SIZE, tint=0.3))
+            if row == 0 and headings:
+                axes.set_title(headings[column], fontsize=12, pad=5, **text)
+            if panel.note:
+                box = {"facecolor": BACKGROUND, "alpha": 0.7, "edgecolor": "none", "pad": 2}
+                corner: dict[str, Any] = {
+                    "x": 0.03,
+                    "y": 0.03,
+                    "transform": axes.transAxes,
+                    "va": "bottom",
+                }
+                axes.text(s=panel.note, fontsize=11, bbox=box, **corner, **text)
+    figure.text(0.5, 1 - 0.28 / height, title, ha="center", va="center", fontsize=14, **text)
     key = figure.legend(
-        handles=[
-            Patch(color=colour, label=name) for colour, name in zip(COLOURS, classes, strict=False)
-        ],
+        handles=[Patch(color=colour, label=name) for colour, name in keys],
         loc="center",
-        bbox_to_anchor=(0.5, FOOT / 2 / height),
-        ncols=len(classes),
+        bbox_to_anchor=(0.5, foot / 2 / height),
+        ncols=min(in_line, len(keys)),
         frameon=False,
         labelcolor=TEXT,
-        fontsize=8,
+        fontsize=11,
         handlelength=1,
         columnspacing=1.2,
     )
-    for text in key.get_texts():
-        text.set_parse_math(False)
+    for name in key.get_texts():
+        name.set_parse_math(False)
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110, facecolor=BACKGROUND)
+    figure.savefig(content, format="png", facecolor=BACKGROUND)
     write_atomically(path, content.getbuffer())
 
 
-def outlined(pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Draw the outlines of masks on an image, pixel by pixel.
-
-    Parameters
-    ----------
-    pixels
-        float (C, H, W) in [0, 1], C 1 or 3.
-    masks
-        bool (K, H, W).
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 (H, W, 3).
-    """
-    picture = np.repeat(pixels, 3 // len(pixels), axis=0).transpose(1, 2, 0) * 255
-    thickness = max(1, round(min(masks.shape[1:]) / 200))
-    for colour, mask in zip(COLOURS, masks, strict=False):
-        edge = mask & ~binary_erosion(mask, iterations=thickness, border_value=1)
-        picture[edge] = 255 * np.array(to_rgb(colour))
-    return np.asarray(picture.clip(0, 255) + 0.5, dtype=np.uint8)
-
-
-def side_by_side(
-    image: np.ndarray, masks: Sequence[np.ndarray | None], at_least: int
+def outlined(
+    image: np.ndarray, masks: np.ndarray | None, *, at_least: int = 0, tint: float = 0.0
 ) -> np.ndarray:
-    """Draw an image once for each set of masks, from left to right, enlarged.
+    """Draw masks on an image, pixel by pixel.
 
     Parameters
     ----------
     image
         float (C, H, W) in [0, 1], C 1 or 3.
     masks
-        bool (K, H, W) each; None for none.
+        bool (K, H, W); None for none.
     at_least
-        Width of one image in the picture, in pixels.
+        Width of the picture in pixels: smaller images are enlarged by a whole factor.
+    tint
+        How much of its colour the area of a mask takes on, from 0 to 1.
 
     Returns
     -------
     numpy.ndarray
         uint8 (H', W', 3).
     """
-    factor = -(-at_least // image.shape[-1])
+    factor = max(1, -(-at_least // image.shape[-1]))
     shape = (factor * image.shape[-2], factor * image.shape[-1])
+    large = [resize(plane.astype(np.float32), shape) for plane in image]
+    picture = np.stack(large * (3 // len(large)), axis=-1)
+    thickness = max(1, round(min(shape) / 200))
+    areas = [resize(m.astype(np.float32), shape) > 0.5 for m in (() if masks is None else masks)]
+    colours = [np.array(to_rgb(colour)) for colour in COLOURS]
+    # All tints before all outlines, so that structures that overlap both show.
+    for colour, area in zip(colours, areas, strict=False):
+        picture[area] += tint * (colour - picture[area])
+    for colour, area in zip(colours, areas, strict=False):
+        picture[area & ~binary_erosion(area, iterations=thickness, border_value=1)] = colour
+    return np.asarray(picture.clip(0, 1) * 255 + 0.5, dtype=np.uint8)
 
-    def enlarged(planes: np.ndarray | None) -> np.ndarray:
-        large = [
-            resize(plane.astype(np.float32), shape) for plane in (() if planes is None else planes)
-        ]
-        return np.stack(large) if large else np.zeros((0, *shape), np.float32)
 
-    large = enlarged(image)
-    return np.concatenate([outlined(large, enlarged(m) > 0.5) for m in masks], axis=1)
-
-
-def _draw(axes: Any, panel: Panel) -> None:
-    masks = () if panel.masks is None else panel.masks
-    picture = np.repeat(panel.image, 3 // len(panel.image), axis=0).transpose(1, 2, 0).copy()
-    # Tinted one after the other, so that structures that overlap both show.
-    for colour, mask in zip(COLOURS, masks, strict=False):
-        picture[mask] = 0.7 * picture[mask] + 0.3 * np.array(to_rgb(colour))
-    axes.imshow(picture.clip(0, 1), interpolation="nearest")
-    for colour, mask in zip(COLOURS, masks, strict=False):
-        if mask.any() and not mask.all():  # a contour has to have two sides
-            axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.1)
-    if panel.note:
-        box = {"facecolor": BACKGROUND, "alpha": 0.6, "edgecolor": "none", "pad": 2}
-        corner = {"x": 0.03, "y": 0.03, "transform": axes.transAxes, "va": "bottom"}
-        axes.text(s=panel.note, color=TEXT, fontsize=8, bbox=box, parse_math=False, **corner)
+def side_by_side(
+    image: np.ndarray, masks: Sequence[np.ndarray | None], at_least: int
+) -> np.ndarray:
+    """Draw an image once for each set of masks, from left to right; see `outlined`."""
+    return np.concatenate([outlined(image, each, at_least=at_least) for each in masks], axis=1)

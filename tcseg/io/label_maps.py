@@ -24,16 +24,17 @@ __all__ = ["COLOURS", "MOST", "LabelWriter", "label_map", "write_into"]
 MOST = 2**16 - 1
 """Largest value in a label map: PNG holds no larger ones."""
 
-# One colour for each of at most 8 structures: bright on grey, apart for colour-blind eyes too.
+# One colour for each of at most 8 structures: bright on grey, the first five also apart for
+# colour-blind eyes.
 COLOURS = (
-    "#56b4e9",
-    "#00c08b",
-    "#f0507a",
-    "#f5d742",
-    "#ff9d3b",
-    "#b98cff",
+    "#33ccff",
+    "#ffee55",
+    "#e6324b",
+    "#7a4dff",
+    "#ff66cc",
+    "#00d09c",
     "#ffffff",
-    "#9a6324",
+    "#a65e1a",
 )
 
 Masks = NDArray[np.bool_]

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import tcwarp
 from tcseg.data import Dataset, unpack_masks
 from tcseg.evaluation.pictures import Panel, save_grid
 from tcseg.method.transforms import Draw, Transform, align
 
-__all__ = ["preview"]
+__all__ = ["deformed_mesh", "preview"]
 
 HEADINGS = ("image and labels", "t1", "t1(x), t1(y)", "t2(x), t2(y)", "t1(y) aligned to t2")
-MESH = 16  # lines of the grid that shows a deformation
+# The mesh that shows a deformation: pixels along its longer edge, at least, and lines.
+MESH_SIZE, MESH_LINES = 480, 16
 
 
 def preview(
@@ -59,32 +61,43 @@ def preview(
     def masks(bits: Tensor) -> np.ndarray:
         return unpack_masks(bits[:, 0], classes)[:, :classes].numpy().astype(bool)
 
-    one, other = masks(t1.label(labels)), masks(t2.label(labels))
+    first, second = masks(t1.label(labels)), masks(t2.label(labels))
     aligned = masks(align(t1, t2, t1.label(labels)))
     views = [np.asarray(t.image(images).clamp(0, 1)) for t in (t1, t2)]
-    mesh = np.asarray(t1.image(_mesh(images)))
+    mesh = deformed_mesh(_field(t1, images))
     plain, truth = np.asarray(images), masks(labels)
     rows = [
         [
             Panel(plain[i], truth[i], dataset.ids[index]),
             Panel(mesh[i], None, _strength(t1, i)),
-            Panel(views[0][i], one[i]),
-            Panel(views[1][i], other[i]),
-            Panel(views[1][i], aligned[i], f"IOU {_iou(aligned[i], other[i]):.3f}"),
+            Panel(views[0][i], first[i]),
+            Panel(views[1][i], second[i]),
+            Panel(views[1][i], aligned[i], f"IOU {_iou(aligned[i], second[i]):.3f}"),
         ]
         for i, index in enumerate(indices)
     ]
     save_grid(path, rows, HEADINGS, title, dataset.classes)
-    return float(np.mean([_iou(aligned[i], other[i]) for i in range(len(indices))]))
+    return float(np.mean([_iou(aligned[i], second[i]) for i in range(len(indices))]))
 
 
-def _mesh(images: Tensor) -> Tensor:
-    """Return a grid of lines of the images' size."""
-    height, width = images.shape[-2:]
-    step = max(2, round(max(height, width) / MESH))
-    mesh = torch.zeros(len(images), 1, height, width)
-    mesh[..., step // 2 :: step, :] = mesh[..., :, step // 2 :: step] = 0.8
-    return mesh
+def deformed_mesh(displacement: Tensor) -> np.ndarray:
+    """Draw a mesh of lines deformed by displacements (b, 2, H, W): (b, 1, H', W'), finer."""
+    size = displacement.shape[-2:]
+    finer = max(1, -(-MESH_SIZE // max(size)))
+    fine = finer * nn.functional.interpolate(displacement, scale_factor=finer, mode="bicubic")
+    height, width = fine.shape[-2:]
+    step, thickness = max(height, width) // MESH_LINES, max(1, finer // 2)
+    mesh = torch.zeros(len(fine), 1, height, width)
+    for line in range(thickness):
+        start = step // 2 + line
+        mesh[..., start::step, :] = mesh[..., start::step] = 0.8
+    return np.asarray(tcwarp.warp(mesh, fine, mode="linear", padding_mode="reflection"))
+
+
+def _field(draw: Draw, images: Tensor) -> Tensor:
+    if draw.displacement is None:
+        return torch.zeros(len(images), 2, *images.shape[-2:])
+    return draw.displacement
 
 
 def _strength(draw: Draw, index: int) -> str:

@@ -97,7 +97,7 @@ def _fit(trainer: Trainer, console: Console, stop: Callable[[], int]) -> None:
     """Train with a progress bar."""
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -105,12 +105,12 @@ def _fit(trainer: Trainer, console: Console, stop: Callable[[], int]) -> None:
         TextColumn("{task.fields[figures]}"),
     )
     config = trainer.config
-    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+    with Progress(*columns, console=console, refresh_per_second=4, expand=True) as progress:
         bar = progress.add_task("training", total=trainer.total_steps, figures="")
 
         def show(step: int, loss: float, miou: float) -> None:
-            figures = f"best validation mIOU {miou:.3f}" if miou >= 0 else ""
-            figures = figures if loss != loss else f"loss {loss:.3f}  {figures}"
+            figures = f"best mIOU {miou:.3f}" if miou >= 0 else ""
+            figures = figures if loss != loss else f"loss {loss:.3f} {figures}"
             pretraining = step <= config.pretrain_steps
             name = "pre-training" if pretraining else config.method
             progress.update(bar, completed=step, figures=figures, description=name)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from tcseg.errors import DataError, RunError
 from tcseg.evaluation.evaluate import evaluate, predict
-from tcseg.evaluation.pictures import side_by_side
+from tcseg.evaluation.pictures import images_and_truths, side_by_side
 from tcseg.io.files import write_atomically
 from tcseg.io.images import png
 from tcseg.io.label_maps import COLOURS
@@ -136,18 +136,15 @@ def _add_cases(run: _Run, folder: RunFolder, root: str | None, device: str) -> N
         if not chosen:
             continue
         indices = [test[i] for i in chosen]
-        images = dataset.image_batch(indices).cpu().numpy()
-        truth = dataset.target_batch(indices)[:, :-1].cpu().numpy().astype(bool)
-        found = predict(segmenter.network, dataset, indices)[:, :-1].cpu().numpy()
+        images, truths = images_and_truths(dataset, indices)
+        predictions = predict(segmenter.network, dataset, indices)[:, :-1].cpu().numpy()
         cases = [
             {
                 "name": rows[i]["id"],
                 "miou": rows[i]["miou"],
-                "picture": _embedded(
-                    "image/png", png(side_by_side(image, (true, predicted), CASE_SIZE))
-                ),
+                "picture": _embedded("image/png", png(side_by_side(image, masks, CASE_SIZE))),
             }
-            for i, image, true, predicted in zip(chosen, images, truth, found, strict=True)
+            for i, image, *masks in zip(chosen, images, truths, predictions, strict=True)
         ]
         run.cases.append((heading, cases))
 

@@ -6,23 +6,28 @@ import io
 import json
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from matplotlib.colors import to_rgb
 from PIL import Image
+from rich.console import Console
+from skimage.color import rgb2lab
 from tiny import TINY
 
 import tcseg
 from tcseg.cli import main
 from tcseg.data import load_dataset
 from tcseg.errors import RunError
-from tcseg.evaluation.pictures import outlined
+from tcseg.evaluation.pictures import Panel, outlined, save_grid
+from tcseg.io.label_maps import COLOURS
 from tcseg.method.transforms import RECIPES, Elastic
 from tcseg.runs.folder import RunFolder
 from tcseg.training.preview import preview
-from tcseg.training.session import train
+from tcseg.training.session import _fit, train
 from tcseg.use.export import export
 
 pytestmark = pytest.mark.usefixtures("phantoms_made_once")
@@ -68,6 +73,57 @@ def test_outlines_lie_on_the_edge_of_masks():
     inner = np.zeros((20, 20), bool)
     inner[6:14, 6:14] = True
     assert np.array_equal(changed, mask[0] & ~inner)
+
+
+# Machado, Oliveira and Fernandes 2009, complete absence of one of the three cones; linear RGB.
+COLOUR_BLIND = {
+    "protanopia": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0519]],
+    "deuteranopia": [
+        [0.3673, 0.8606, -0.2279],
+        [0.2801, 0.6726, 0.0473],
+        [-0.0118, 0.0429, 0.9689],
+    ],
+    "tritanopia": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]],
+}
+
+
+@pytest.mark.parametrize("vision", ["trichromacy", *COLOUR_BLIND])
+def test_colours_of_the_first_five_structures_are_far_apart(vision):
+    """In Lab, where a distance of about 2 is just seen."""
+    colours = np.array([to_rgb(colour) for colour in COLOURS[:5]])
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ np.array(COLOUR_BLIND.get(vision, np.eye(3))).T).clip(0, 1)
+    seen = np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)
+    lab = rgb2lab(seen)
+    distances = np.linalg.norm(lab[:, None] - lab, axis=-1)[np.triu_indices(5, 1)]
+    assert distances.min() > 20
+
+
+def test_keys_of_many_structures_fit_into_a_narrow_picture(tmp_path):
+    masks = np.zeros((8, 16, 16), bool)
+    rows = [[Panel(np.zeros((1, 16, 16), np.float32), masks, "note")]]
+    heights = []
+    for count in (2, 8):
+        names = [f"structure number {k}" for k in range(count)]
+        save_grid(tmp_path / "a.png", rows, (), "title", names)
+        with Image.open(tmp_path / "a.png") as picture:
+            heights.append(picture.height)
+            border = np.asarray(picture.convert("RGB"))[:, [0, 1, -2, -1]]
+        assert (border == border[0, 0]).all()  # nothing is cut off
+    assert heights[1] > heights[0]
+
+
+def test_the_line_of_a_training_fits_80_columns(tmp_path):
+    config = dataclasses.replace(TINY, pretrain_steps=12_000, steps=12_000, validate_every=1)
+    trainer = types.SimpleNamespace(config=config, total_steps=24_000)
+    trainer.state = types.SimpleNamespace(step=11_998, best_miou=0.8765)
+    trainer.fit = lambda show, stop: show(11_999, 0.5432, 0.8765)
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=80, color_system=None)
+    _fit(trainer, console, lambda: 0)
+    figures = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", output.getvalue()).splitlines()
+    assert any("pre-training" in line and "best mIOU 0.876" in line for line in figures)
+    assert max(map(len, figures)) <= 80
 
 
 # ---- training -------------------------------------------------------------------------------
