@@ -50,8 +50,6 @@ PYBIND11_MODULE(_C, m) {
       py::arg("value"), py::arg("divisor"), "As the CUDA kernels divide.");
   m.def(
       "nearest_offset",
-      [](float displacement) {
-        return tcwarp::nearest_offset(tcwarp::bounded(displacement));
-      },
+      [](float displacement) { return tcwarp::nearest_offset(displacement); },
       py::arg("displacement"), "Rounded, half up, in float32.");
 }

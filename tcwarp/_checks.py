@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, TypeVar, cast
 
@@ -15,6 +15,7 @@ from ._native import cuda_status
 Name = TypeVar("Name", bound=str)
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LARGEST_BATCH = 2**31
 LONGEST_AXIS = 2**30 - 4  # position + displacement + tap fits 32 bits
 
 
@@ -73,6 +74,39 @@ def check_displacement(function: str, name: str, value: Any) -> None:
             f"got {tuple(value.shape)}"
         )
     check_axes(function, name, value.shape[2:])
+
+
+def check_batch(function: str, batch: Any) -> int:
+    """Return the number of fields or images to make; raise unless it is one."""
+    batch = _plain(batch)
+    if not _is_int(batch):
+        raise TypeError(f"{function}: batch must be an int, got {type(batch).__name__}")
+    if batch < 0:
+        raise ValueError(f"{function}: batch must not be negative, got {shown(batch)}")
+    if batch > LARGEST_BATCH:
+        raise ValueError(f"{function}: batch must be at most 2**31, got {shown(batch)}")
+    return cast(int, batch)
+
+
+def check_size(function: str, size: Any) -> tuple[int, ...]:
+    """Return a spatial size; raise ValueError unless it is one of two or three axes."""
+    given = size.tolist() if isinstance(size, np.ndarray) else size
+    lengths = tuple(map(_plain, given)) if isinstance(given, Sequence) else ()
+    if len(lengths) not in (2, 3) or not all(_is_int(n) and n >= 0 for n in lengths):
+        raise ValueError(
+            f"{function}: size must be 2 or 3 lengths (int) of at least 0, got {shown(size)}"
+        )
+    check_axes(function, "size", lengths)
+    return lengths
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _plain(number: Any) -> Any:
+    """Return an integer of NumPy as one of Python, anything else as it is."""
+    return int(number) if isinstance(number, np.integer) else number
 
 
 def check_axes(function: str, name: str, size: tuple[int, ...]) -> None:
@@ -154,3 +188,36 @@ def check_sigma(function: str, sigma: Any, dimensions: int) -> tuple[float, ...]
             f"got {len(values)}"
         )
     return tuple(check_number(function, "sigma", value, positive=True) for value in values)
+
+
+def check_probability(function: str, name: str, value: Any) -> None:
+    """Raise unless value is a number between 0 and 1."""
+    if not 0 <= check_number(function, name, value) <= 1:
+        raise ValueError(f"{function}: {name} must be between 0 and 1, got {value}")
+
+
+def check_generator(function: str, generator: Any) -> None:
+    """Raise TypeError unless it is a generator, or None."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"{function}: generator must be a torch.Generator, got {type(generator).__name__}"
+        )
+
+
+def check_dtype(function: str, dtype: Any) -> torch.dtype:
+    """Return the dtype of a result; raise TypeError unless it is a floating one."""
+    if not isinstance(dtype, torch.dtype) or dtype not in FLOATING:
+        raise TypeError(f"{function}: dtype must be a floating dtype, got {shown(dtype)}")
+    return dtype
+
+
+def check_device_name(function: str, device: Any) -> torch.device:
+    """Return the device of a result; raise unless the operators run on it."""
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{function}: device must be one that torch has, got {shown(device)}"
+        ) from error
+    check_device(function, "device", device)
+    return cast(torch.device, device)

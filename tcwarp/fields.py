@@ -10,26 +10,26 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, ops
 from torch.nn import functional
 
 from ._checks import (
-    FLOATING,
-    check_axes,
-    check_device,
+    check_batch,
+    check_device_name,
+    check_dtype,
     check_floating,
+    check_generator,
     check_number,
+    check_probability,
     check_sigma,
+    check_size,
     check_tensor,
     lookup,
-    shown,
     without_autocast,
 )
 
 BOUNDARIES = {"reflect": 0, "constant": 1}
-LARGEST_BATCH = 2**31
 # Pixels that are made at once where they need room beside the result: enough for the kernels of a
 # GPU to outlast their launches.
 AT_ONCE = {"cpu": 2**18, "cuda": 2**20, "meta": 2**20}
@@ -164,11 +164,6 @@ def _bytes_of(tensors: tuple[Tensor, Tensor]) -> int:
 
 def _is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def _plain(number: Any) -> Any:
-    """Return an integer of NumPy as one of Python, anything else as it is."""
-    return int(number) if isinstance(number, np.integer) else number
 
 
 def _at_once(size: Sequence[int], device: torch.device) -> int:
@@ -351,49 +346,18 @@ def random_displacement(
     torch.Size([4, 2, 128, 128])
     """
     name = "random_displacement"
-    batch = _plain(batch)
-    if isinstance(batch, bool) or not isinstance(batch, (int, torch.SymInt)):
-        raise TypeError(f"{name}: batch must be an int, got {type(batch).__name__}")
-    if batch < 0:
-        raise ValueError(f"{name}: batch must not be negative, got {shown(batch)}")
-    if batch > LARGEST_BATCH:
-        raise ValueError(f"{name}: batch must be at most 2**31, got {shown(batch)}")
-    given: Any = size
-    if isinstance(given, np.ndarray):
-        given = given.tolist()
-    lengths = tuple(_plain(n) for n in given) if isinstance(given, Sequence) else ()
-    integers = all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in lengths)
-    if len(lengths) not in (2, 3) or not integers or any(n < 0 for n in lengths):
-        raise ValueError(
-            f"{name}: size must be 2 or 3 lengths (int) of at least 0, got {shown(size)}"
-        )
-    size = lengths
-    check_axes(name, "size", size)
+    batch, size = check_batch(name, batch), check_size(name, size)
     sigmas = check_sigma(name, sigma, len(size))
     magnitude = check_number(name, "magnitude", magnitude, at_most=LARGEST)
     if displacement_std is not None:
         displacement_std = check_number(name, "displacement_std", displacement_std, at_most=LARGEST)
-    if not 0 <= check_number(name, "identity_probability", identity_probability) <= 1:
-        raise ValueError(
-            f"{name}: identity_probability must be between 0 and 1, got {identity_probability}"
-        )
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"{name}: generator must be a torch.Generator, got {type(generator).__name__}"
-        )
-    dtype = torch.get_default_dtype() if dtype is None else dtype
-    if not isinstance(dtype, torch.dtype) or dtype not in FLOATING:
-        raise TypeError(f"{name}: dtype must be a floating dtype, got {shown(dtype)}")
+    check_probability(name, "identity_probability", identity_probability)
+    check_generator(name, generator)
+    dtype = check_dtype(name, torch.get_default_dtype() if dtype is None else dtype)
     if device is None:
         # An empty tensor, as torch.get_default_device cannot be compiled.
         device = torch.empty(0).device if generator is None else generator.device
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{name}: device must be one that torch has, got {shown(device)}"
-        ) from error
-    check_device(name, "device", device)
+    device = check_device_name(name, device)
     if str(device) == "cuda":  # which one is part of what is cached
         device = torch.device("cuda", torch.cuda.current_device())
     if batch == 0 or 0 in size:

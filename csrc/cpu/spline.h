@@ -18,31 +18,33 @@ TCWARP_MULTIVERSION void filter_lines(const V* input, S* output, int64_t lines,
   for (int64_t k = 0; k < n; ++k) {
     const V* const from = input + k * step;
     S* const to = output + k * step;
-    const S scale = S(6) * filter.scale(k, !transposed);
+    const auto eliminate = filter.elimination(k, transposed);
     if (k == 0) {
       for (int64_t l = 0; l < lines; ++l) {
-        to[l * line_stride] = scale * static_cast<S>(from[l * line_stride]);
+        const int64_t at = l * line_stride;
+        to[at] = eliminate(static_cast<S>(from[at]), S(0));
       }
       continue;
     }
-    const S factor = filter.reciprocal(k - 1);
     const S* const before = to - step;
     for (int64_t l = 0; l < lines; ++l) {
-      to[l * line_stride] = scale * static_cast<S>(from[l * line_stride]) -
-                            factor * before[l * line_stride];
+      const int64_t at = l * line_stride;
+      to[at] = eliminate(static_cast<S>(from[at]), before[at]);
     }
   }
   for (int64_t k = n - 1; k >= 0; --k) {
     S* const to = output + k * step;
-    const S factor = k == n - 1 ? filter.last : filter.reciprocal(k);
+    const auto substitute = filter.substitution(k);
     if (k == n - 1) {
-      for (int64_t l = 0; l < lines; ++l) to[l * line_stride] *= factor;
+      for (int64_t l = 0; l < lines; ++l) {
+        to[l * line_stride] = substitute(to[l * line_stride], S(0));
+      }
       continue;
     }
     const S* const after = to + step;
     for (int64_t l = 0; l < lines; ++l) {
-      to[l * line_stride] =
-          (to[l * line_stride] - after[l * line_stride]) * factor;
+      const int64_t at = l * line_stride;
+      to[at] = substitute(to[at], after[at]);
     }
   }
   if (!transposed) return;

@@ -34,12 +34,11 @@ __global__ void filter_columns_kernel(
     for (int i = 0; i < U; ++i) {
       if (i >= count) break;
       const int64_t k = begin + i;
-      const S factor = k == 0 ? S(0) : filter.reciprocal(k - 1);
-      value = S(6) * filter.scale(k, !transposed) * pixels[i] - factor * value;
+      value = filter.elimination(k, transposed)(pixels[i], value);
       output[at(k)] = value;
     }
   }
-  value *= filter.last;
+  value = filter.substitution(n - 1)(value, S(0));
   output[at(n - 1)] = value * filter.scale(n - 1, transposed);
   for (int64_t end = n - 1; end > 0; end -= U) {
     const int count = static_cast<int>(end < U ? end : U);
@@ -51,7 +50,7 @@ __global__ void filter_columns_kernel(
     for (int i = 0; i < U; ++i) {
       if (i >= count) break;
       const int64_t k = end - 1 - i;
-      value = (pixels[i] - value) * filter.reciprocal(k);
+      value = filter.substitution(k)(pixels[i], value);
       output[at(k)] = value * filter.scale(k, transposed);
     }
   }
@@ -84,9 +83,7 @@ __global__ void filter_rows_kernel(
     __syncthreads();
     for (int i = 0; i < count && lane < rows; ++i) {
       const int64_t k = begin + i;
-      const S factor = k == 0 ? S(0) : filter.reciprocal(k - 1);
-      value =
-          S(6) * filter.scale(k, !transposed) * tile[lane][i] - factor * value;
+      value = filter.elimination(k, transposed)(tile[lane][i], value);
       tile[lane][i] = value;
     }
     __syncthreads();
@@ -95,6 +92,7 @@ __global__ void filter_rows_kernel(
     }
     __syncthreads();
   }
+  value = 0;
   for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
     const int64_t begin = chunk * kRows;
     const int count = static_cast<int>(n - begin < kRows ? n - begin : kRows);
@@ -105,8 +103,7 @@ __global__ void filter_rows_kernel(
     __syncthreads();
     for (int i = count - 1; i >= 0 && lane < rows; --i) {
       const int64_t k = begin + i;
-      value = k == n - 1 ? tile[lane][i] * filter.last
-                         : (tile[lane][i] - value) * filter.reciprocal(k);
+      value = filter.substitution(k)(tile[lane][i], value);
       tile[lane][i] = value * filter.scale(k, transposed);
     }
     __syncthreads();

@@ -52,8 +52,8 @@ TCWARP_HOST_DEVICE T bounded(T displacement) {
   return value < -limit ? -limit : value;
 }
 
-// Floor of a bounded value. On the CPU truncate and correct: unlike std::floor
-// this is a vector instruction on every x86-64 level.
+// Floor of a bounded value. The CPU truncates and corrects: unlike std::floor,
+// that is a vector instruction on every x86-64 level.
 template <typename T>
 TCWARP_HOST_DEVICE int32_t floor_to_int(T value) {
 #if defined(__CUDA_ARCH__)
@@ -63,12 +63,27 @@ TCWARP_HOST_DEVICE int32_t floor_to_int(T value) {
   return truncated - static_cast<int32_t>(static_cast<T>(truncated) > value);
 }
 
+// A displacement along one axis as whole pixels and the fraction of a pixel
+// beyond them, 0 to 1. It is always the displacement that is split, never the
+// position: that is exact for any image size. NaN and infinities count as 0.
+template <typename T>
+struct SplitDisplacement {
+  int32_t whole;
+  T fraction;
+};
+
+template <typename T>
+TCWARP_HOST_DEVICE SplitDisplacement<T> split(T displacement) {
+  const T value = bounded(displacement);
+  const int32_t whole = floor_to_int(value);
+  return {whole, value - static_cast<T>(whole)};
+}
+
 // floor(u + 1/2) without the rounding of that sum: 0.49999997f goes to 0.
 template <typename T>
 TCWARP_HOST_DEVICE int32_t nearest_offset(T displacement) {
-  const int32_t below = floor_to_int(displacement);
-  return below +
-         static_cast<int32_t>(displacement - static_cast<T>(below) >= T(0.5));
+  const SplitDisplacement<T> u = split(displacement);
+  return u.whole + static_cast<int32_t>(u.fraction >= T(0.5));
 }
 
 // The index that stands for `index` on an axis of `size` pixels, or kOutside.
@@ -108,16 +123,13 @@ template <Padding padding, typename T>
 TCWARP_HOST_DEVICE AxisTaps<2, T> linear_taps(T displacement, int32_t position,
                                               int32_t size, bool derivative) {
   const bool finite = is_finite(displacement);
-  const T value = bounded(displacement);
-  // The displacement is split, never the position: exact for any image size.
-  const int32_t below = floor_to_int(value);
-  const T fraction = value - static_cast<T>(below);
-  const int32_t base = position + below;
+  const SplitDisplacement<T> u = split(displacement);
+  const int32_t first = position + u.whole;
   AxisTaps<2, T> taps;
   for (int t = 0; t < 2; ++t) {
-    const int32_t index = pad_index<padding>(base + t, size);
+    const int32_t index = pad_index<padding>(first + t, size);
     const bool used = finite & (index >= 0);
-    const T weight = t == 0 ? T(1) - fraction : fraction;
+    const T weight = t == 0 ? T(1) - u.fraction : u.fraction;
     const T slope = t == 0 ? T(-1) : T(1);
     taps.index[t] = used ? index : 0;
     taps.weight[t] = used ? (derivative ? slope : weight) : T(0);
@@ -133,7 +145,7 @@ TCWARP_HOST_DEVICE Index nearest_source(const T (&displacement)[D],
   int32_t outside = 0;  // negative if any axis is; a bool is not vectorized
   Index flat = 0;
   for (int k = 0; k < D; ++k) {
-    const int32_t offset = nearest_offset(bounded(displacement[k]));
+    const int32_t offset = nearest_offset(displacement[k]);
     const int32_t source = pad_index<padding>(position[k] + offset, size[k]);
     outside |= is_finite(displacement[k]) ? source : kOutside;
     flat = flat * size[k] + source;

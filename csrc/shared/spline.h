@@ -19,8 +19,10 @@ namespace tcwarp {
 
 constexpr double kPole = -0.26794919243112270647;
 
-// Gaussian elimination of that matrix for an axis of n pixels. Pivots converge
-// by z^2 a row.
+// Gaussian elimination of that matrix for an axis of n pixels: one sweep down
+// the rows, which eliminates, and one back up, which substitutes. The steps of
+// both stand here, once; the loops around them differ, as each is shaped by the
+// memory that it walks. Pivots converge by z^2 a row.
 template <typename T>
 struct SplineFilter {
   static constexpr int kVarying = 16;
@@ -40,6 +42,35 @@ struct SplineFilter {
     last = static_cast<T>(1 / (n > 1 ? 4 + extra - reciprocal : 4 + 2 * extra));
     const double outside = padding == Padding::kBorder ? (1 - kPole) / 6 : 0;
     corner = static_cast<T>(n > 1 ? 1 - outside : 1 - 2 * outside);
+  }
+
+  // Steps are made for a row and then used for many lines. They hold their
+  // numbers by value: read from the filter, these might alias the lines that
+  // are written, and the loop over lines would not be vectorized.
+  struct Elimination {
+    T scale, factor;
+
+    // `before` is what the row before was left with, 0 in the first row.
+    TCWARP_HOST_DEVICE T operator()(T pixel, T before) const {
+      return scale * pixel - factor * before;
+    }
+  };
+
+  struct Substitution {
+    T factor;
+
+    // `after` is the solution of the row after, 0 in the last row.
+    TCWARP_HOST_DEVICE T operator()(T eliminated, T after) const {
+      return (eliminated - after) * factor;
+    }
+  };
+
+  TCWARP_HOST_DEVICE Elimination elimination(int64_t k, bool transposed) const {
+    return {T(6) * scale(k, !transposed), k == 0 ? T(0) : reciprocal(k - 1)};
+  }
+
+  TCWARP_HOST_DEVICE Substitution substitution(int64_t k) const {
+    return {k == n - 1 ? last : reciprocal(k)};
   }
 
   TCWARP_HOST_DEVICE T reciprocal(int64_t k) const {
@@ -83,6 +114,24 @@ TCWARP_HOST_DEVICE void cubic_weights(T fraction, bool derivative,
   }
 }
 
+// The four neighbours, on an axis without ends, that a spline is read from, and
+// their weights: 0 where the displacement is not finite.
+template <typename T>
+struct CubicWindow {
+  int32_t first;
+  T weight[4];
+
+  TCWARP_HOST_DEVICE CubicWindow(T displacement, int32_t position,
+                                 bool derivative) {
+    const SplitDisplacement<T> u = split(displacement);
+    first = position + u.whole - 1;
+    cubic_weights(u.fraction, derivative, weight);
+    const bool finite = is_finite(displacement);
+    TCWARP_UNROLL
+    for (int t = 0; t < 4; ++t) weight[t] = finite ? weight[t] : T(0);
+  }
+};
+
 // Well inside an axis the taps are four neighbours, and clamping them is right;
 // `inside` says so.
 template <typename T>
@@ -91,17 +140,13 @@ TCWARP_HOST_DEVICE AxisTaps<4, T> inner_cubic_taps(T displacement,
                                                    int32_t size,
                                                    bool derivative,
                                                    bool& inside) {
-  const T value = bounded(displacement);
-  const int32_t below = floor_to_int(value);
-  const int32_t first = position + below - 1;
-  T weight[4];
-  cubic_weights(value - static_cast<T>(below), derivative, weight);
-  inside = (first >= 0) & (first < size - 3);
+  const CubicWindow<T> window(displacement, position, derivative);
+  inside = (window.first >= 0) & (window.first < size - 3);
   AxisTaps<4, T> taps;
   TCWARP_UNROLL
   for (int t = 0; t < 4; ++t) {
-    taps.index[t] = pad_index<Padding::kBorder>(first + t, size);
-    taps.weight[t] = is_finite(displacement) ? weight[t] : T(0);
+    taps.index[t] = pad_index<Padding::kBorder>(window.first + t, size);
+    taps.weight[t] = window.weight[t];
   }
   return taps;
 }
@@ -109,17 +154,13 @@ TCWARP_HOST_DEVICE AxisTaps<4, T> inner_cubic_taps(T displacement,
 template <Padding padding, typename T>
 TCWARP_HOST_DEVICE AxisTaps<4, T> cubic_taps(T displacement, int32_t position,
                                              int32_t size, bool derivative) {
-  const bool finite = is_finite(displacement);
-  const T value = bounded(displacement);
-  const int32_t below = floor_to_int(value);
-  const int32_t first = position + below - 1;
-  T weight[4];
-  cubic_weights(value - static_cast<T>(below), derivative, weight);
+  const CubicWindow<T> window(displacement, position, derivative);
+  const int32_t first = window.first;
   AxisTaps<4, T> taps;
   if constexpr (padding == Padding::kReflection) {
     for (int t = 0; t < 4; ++t) {
       taps.index[t] = pad_index<padding>(first + t, size);
-      taps.weight[t] = finite ? weight[t] : T(0);
+      taps.weight[t] = window.weight[t];
     }
   } else {
     // Taps outside are shares of the first or last two coefficients, which all
@@ -143,7 +184,7 @@ TCWARP_HOST_DEVICE AxisTaps<4, T> cubic_taps(T displacement, int32_t position,
       const int32_t edge = pad_index<Padding::kBorder>(index, size);
       const int32_t inner = left > 0 ? 1 : size - 2;
       const T flat = padding == Padding::kBorder ? T(1) - power : T(0);
-      const T own = finite ? weight[t] : T(0);
+      const T own = window.weight[t];
       for (int s = 0; s < 4; ++s) {
         const T to_edge = own * (power + flat * edge_share);
         const T to_inner = own * flat * inner_share;
@@ -174,10 +215,7 @@ TCWARP_HOST_DEVICE AxisTaps<tap_count(mode), T> axis_taps(T displacement,
 template <int D, typename T>
 TCWARP_HOST_DEVICE bool is_whole(const T (&displacement)[D]) {
   bool whole = true;
-  for (int k = 0; k < D; ++k) {
-    const T value = bounded(displacement[k]);
-    whole &= value == static_cast<T>(floor_to_int(value));
-  }
+  for (int k = 0; k < D; ++k) whole &= split(displacement[k]).fraction == T(0);
   return whole;
 }
 

@@ -134,17 +134,17 @@ def predict(
 @click.command(
     epilog=examples(
         "tcseg export runs/semitc --format onnx --out semitc.onnx",
-        "tcseg export runs/semitc --format torchscript --out semitc.pt",
+        "tcseg export runs/semitc --format pt2 --out semitc.pt2",
     )
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["onnx", "torchscript"]),
+    type=click.Choice(["onnx", "pt2"]),
     default="onnx",
     show_default=True,
-    help="Form of the file.",
+    help="Form of the file: ONNX, or that of torch.export.",
 )
 @click.option("--out", required=True, type=FileToWrite(), help="File to write.")
 def export(run: Path, form: Any, out: Path) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import importlib
+import io
 import json
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from tcseg.errors import RunError
 from tcseg.extras import needs
@@ -26,7 +31,7 @@ TOLERANCE = 1e-4
 
 
 def export(
-    segmenter: Segmenter, path: str | os.PathLike[str], form: Literal["onnx", "torchscript"]
+    segmenter: Segmenter, path: str | os.PathLike[str], form: Literal["onnx", "pt2"]
 ) -> float:
     """Write a network, then run what was written and compare.
 
@@ -36,11 +41,11 @@ def export(
     Parameters
     ----------
     segmenter : Segmenter
-        The trained network, on the CPU.
+        The trained network, which stays as it is.
     path
         The file to write.
-    form : {"onnx", "torchscript"}
-        Its form.
+    form : {"onnx", "pt2"}
+        Its form: ONNX, or that of `torch.export`.
 
     Returns
     -------
@@ -75,22 +80,20 @@ def export(
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write, run = _FORMS[form]
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of operators that are not used
     try:
-        with warnings.catch_warnings():
-            # Of what the tracers of torch and the networks of MONAI do in general: what comes out
-            # is compared below.
-            warnings.simplefilter("ignore")
-            write(network, example, temporary, metadata)
+        with _quiet():
+            batch = {0: torch.export.Dim("batch")}
+            program = torch.export.export(network, (example,), dynamic_shapes=(batch,))
+            write(program, temporary, metadata)
         difference = 0.0
-        for batch in (1, 3):
-            images = torch.rand(batch, *shape, generator=generator)
+        for count in (1, 3):
+            images = torch.rand(count, *shape, generator=generator)
             with torch.inference_mode():
                 expected = network(images).numpy()
-            found = run(temporary, images)
-            if found.shape != expected.shape:
-                raise RunError(f"{path}: exported, it gives {found.shape}, not {expected.shape}")
-            difference = max(difference, float(np.abs(found - expected).max()))
+                exported = run(temporary, images)
+            if exported.shape != expected.shape:
+                raise RunError(f"{path}: exported, it gives {exported.shape}, not {expected.shape}")
+            difference = max(difference, float(np.abs(exported - expected).max()))
         if not difference <= TOLERANCE:
             raise RunError(
                 f"{path}: exported, the network differs by {difference:.2g} from itself; "
@@ -110,31 +113,36 @@ def export(
     return difference
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what exporters say of torch and MONAI in general: the result is compared."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def _in_single_precision(network: nn.Module) -> nn.Module:
-    # Autocast is of training; elsewhere weights are float32, and so are sums.
-    network = network.cpu().eval()
+    """Return a copy on the CPU: autocast is for training; elsewhere all is float32."""
+    network = copy.deepcopy(network).cpu().eval()
     if isinstance(network, Segmentation):
         network.precision = torch.float32
     return network
 
 
-def _write_onnx(
-    network: nn.Module, example: torch.Tensor, path: Path, metadata: dict[str, str]
-) -> None:
+def _write_onnx(program: ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
     import onnx
 
-    batch = torch.export.Dim("batch")
-    program = torch.onnx.export(
-        network,
-        (example,),
-        input_names=["images"],
-        output_names=["probabilities"],
-        dynamic_shapes=({0: batch},),
-        dynamo=True,
-        verbose=False,
+    written = torch.onnx.export(
+        program, input_names=["images"], output_names=["probabilities"], verbose=False
     )
-    assert program is not None
-    proto = program.model_proto
+    assert written is not None
+    proto = written.model_proto
     onnx.helper.set_model_props(proto, metadata)
     path.write_bytes(proto.SerializeToString())
 
@@ -146,20 +154,15 @@ def _run_onnx(path: Path, images: torch.Tensor) -> np.ndarray:
     return np.asarray(session.run(None, {"images": images.numpy()})[0])
 
 
-def _write_torchscript(
-    network: nn.Module, example: torch.Tensor, path: Path, metadata: dict[str, str]
-) -> None:
-    traced = torch.jit.trace(network, example)
-    torch.jit.save(traced, str(path), _extra_files={k: v.encode() for k, v in metadata.items()})
+def _write_pt2(program: ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
+    content = io.BytesIO()  # a path would have to end on .pt2
+    torch.export.save(program, content, extra_files=metadata)
+    path.write_bytes(content.getbuffer())
 
 
-def _run_torchscript(path: Path, images: torch.Tensor) -> np.ndarray:
-    with torch.inference_mode():
-        found: Any = torch.jit.load(str(path))(images)
-    return np.asarray(found)
+def _run_pt2(path: Path, images: torch.Tensor) -> np.ndarray:
+    program = torch.export.load(io.BytesIO(path.read_bytes()))
+    return np.asarray(program.module()(images))
 
 
-_FORMS = {
-    "onnx": (_write_onnx, _run_onnx),
-    "torchscript": (_write_torchscript, _run_torchscript),
-}
+_FORMS = {"onnx": (_write_onnx, _run_onnx), "pt2": (_write_pt2, _run_pt2)}

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import logging
 import re
 import shutil
 import types
@@ -184,7 +185,7 @@ def test_names_are_shown_as_they_are(tmp_path):
 # ---- export ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["onnx", "torchscript"])
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
 def test_an_export_does_what_the_network_does(run, tmp_path, form):
     out = tmp_path / f"network.{form}"
     result = command("export", run, "--format", form, "--out", out)
@@ -203,8 +204,8 @@ def test_an_export_does_what_the_network_does(run, tmp_path, form):
         classes = json.loads(properties["classes"])
     else:
         extra = {"classes": ""}
-        module = torch.jit.load(str(out), _extra_files=extra)
-        found = module(images).detach().numpy()
+        program = torch.export.load(out, extra_files=extra)
+        found = program.module()(images).detach().numpy()
         classes = json.loads(extra["classes"])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     assert classes == [*segmenter.classes, "background"]
@@ -215,17 +216,30 @@ def test_an_export_does_what_the_network_does(run, tmp_path, form):
 def test_an_export_that_does_something_else_is_refused(run, tmp_path):
     segmenter = tcseg.load(run, "cpu")
 
+    calls = []
+
     class Depends(torch.nn.Module):
         """Traced once, it keeps the branch it took."""
 
         def forward(self, images):
-            scale = 1.0 if len(images) == 2 else 0.5
-            return images.repeat(1, 6, 1, 1) * scale
+            calls.append(1)
+            return images.repeat(1, 6, 1, 1) * (1.0 if len(calls) == 1 else 0.5)
 
     segmenter.network = Depends()
     with pytest.raises(RunError, match=r"differs by 0\.5 from itself"):
-        export(segmenter, tmp_path / "x.pt", "torchscript")
+        export(segmenter, tmp_path / "x.pt2", "pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_leaves_all_else_as_it_was(run, tmp_path):
+    segmenter = tcseg.load(run, "cpu")
+    segmenter.network.precision = torch.bfloat16
+    segmenter.network.train()
+    level = logging.getLogger("torch.onnx").level
+    export(segmenter, tmp_path / "x.onnx", "onnx")
+    assert segmenter.network.training
+    assert segmenter.network.precision == torch.bfloat16
+    assert logging.getLogger("torch.onnx").level == level
 
 
 # ---- reports --------------------------------------------------------------------------------
