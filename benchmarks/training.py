@@ -22,7 +22,7 @@ from benchmarks.cuda_timing import synchronize
 from benchmarks.record import environment
 from tcseg.data import unpack_masks
 from tcseg.method.losses import soft_iou_loss
-from tcseg.method.transforms import Draw, align
+from tcseg.method.transforms import SampledTransform, align
 from tcseg.runs.config import Config
 from tcseg.runs.folder import RunFolder
 from tcseg.training.trainer import Trainer
@@ -44,7 +44,7 @@ class Parts:
         self.network()
         trainer.step(trainer.method)
 
-    def draws(self) -> tuple[Draw, Draw]:
+    def draws(self) -> tuple[SampledTransform, SampledTransform]:
         """Draw the transforms of both branches."""
         size = (self.images.shape[-2], self.images.shape[-1])
         draw = self.transform.draw

@@ -91,8 +91,8 @@ struct Run {
 };
 
 template <typename V>
-TCWARP_MULTIVERSION void widen(const V* __restrict from, int64_t count,
-                               float* __restrict to) {
+TCWARP_MULTIVERSION void to_float(const V* __restrict from, int64_t count,
+                                  float* __restrict to) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
 }
 
@@ -102,7 +102,7 @@ void for_each_run(const Field<D, T>& field, int64_t n, int64_t begin,
                   int64_t end, const Body& body) {
   const int64_t width = field.size[D - 1];
   const T* displacement[D];  // component k of pixel begin
-  struct Wide {
+  struct Floats {
     float value[D][kNearestTile];
   };
   for (int k = 0; k < D; ++k) {
@@ -110,12 +110,12 @@ void for_each_run(const Field<D, T>& field, int64_t n, int64_t begin,
     displacement[k] = field.data == nullptr ? nullptr : field.data + at;
     if constexpr (std::is_same_v<T, float>) {
       if (field.data != nullptr) continue;
-      float* const wide = scratch<Wide>().value[k];
-      if (field.half != nullptr) widen(field.half + at, end - begin, wide);
+      float* const floats = scratch<Floats>().value[k];
+      if (field.half != nullptr) to_float(field.half + at, end - begin, floats);
       if (field.bfloat16 != nullptr) {
-        widen(field.bfloat16 + at, end - begin, wide);
+        to_float(field.bfloat16 + at, end - begin, floats);
       }
-      displacement[k] = wide;
+      displacement[k] = floats;
     }
   }
   for (int64_t first = begin; first < end;) {

@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "spline.h"
-#include "stencil.h"
+#include "taps.h"
 
 namespace tcwarp::cpu {
 namespace {
@@ -67,13 +67,12 @@ void warp_nearest(const V* input, const Field<D, T>& field,
 // +0; anywhere else -0 is neutral for every sum, so that a displacement of 0
 // returns -0 as -0.
 template <Mode mode, int D, typename W, typename Index>
-TCWARP_MULTIVERSION void initial_values(
-    const Stencil<mode, D, W, Index>& stencil, W* __restrict initial,
-    int64_t count) {
+TCWARP_MULTIVERSION void initial_values(const TileTaps<mode, D, W, Index>& taps,
+                                        W* __restrict initial, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     W used = 0;
-    for (int c = 0; c < stencil.kCorners; ++c) {
-      used += stencil.corner_weight(c, i);
+    for (int c = 0; c < taps.kCorners; ++c) {
+      used += taps.corner_weight(c, i);
     }
     initial[i] = used > 0 ? W(-0.0) : W(0);
   }
@@ -83,18 +82,18 @@ TCWARP_MULTIVERSION void initial_values(
 // pixels, or coefficients of a spline.
 template <Mode mode, int D, typename V, typename S, typename W, typename Index>
 TCWARP_MULTIVERSION void blend(const S* __restrict values,
-                               const Stencil<mode, D, W, Index>& stencil,
+                               const TileTaps<mode, D, W, Index>& taps,
                                const W* __restrict initial,
                                V* __restrict output, int64_t count) {
   const auto at = [&](int64_t i, int c) TCWARP_INLINE {
-    return values + stencil.corner_index(c, i);
+    return values + taps.corner_index(c, i);
   };
   const auto first = [&](int64_t i) TCWARP_INLINE { return at(i, 0); };
   for_each_prefetched(count, first, [&](int64_t i) TCWARP_INLINE {
     W sum = initial[i];
 #pragma GCC unroll 16
-    for (int c = 0; c < stencil.kCorners; ++c) {
-      const W weight = stencil.corner_weight(c, i);
+    for (int c = 0; c < taps.kCorners; ++c) {
+      const W weight = taps.corner_weight(c, i);
       const W value = static_cast<W>(*at(i, c));
       sum = weight != 0 ? sum + weight * value : sum;
     }
@@ -111,27 +110,27 @@ using Four __attribute__((vector_size(4 * sizeof(W)))) = W;
 // one load instead of four.
 template <int D, typename W, typename Index>
 struct RowTaps {
-  static constexpr int64_t kTile = Stencil<Mode::kCubic, D, W, Index>::kTile;
+  static constexpr int64_t kTile = TileTaps<Mode::kCubic, D, W, Index>::kTile;
   static constexpr int kRows = D == 2 ? 4 : 16;
 
   Four<W> weight[kTile];   // of the taps along the last axis
   bool neighbours[kTile];  // whether they stand side by side
   bool used[kTile];        // whether the pixel reads anything
 
-  TCWARP_MULTIVERSION void fill(
-      const Stencil<Mode::kCubic, D, W, Index>& stencil, int64_t count) {
+  TCWARP_MULTIVERSION void fill(const TileTaps<Mode::kCubic, D, W, Index>& taps,
+                                int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
-      const Index first = stencil.axis[D - 1].index[0][i];
+      const Index first = taps.axis[D - 1].index[0][i];
       bool side_by_side = true;
       for (int t = 0; t < 4; ++t) {
-        weight[i][t] = stencil.axis[D - 1].weight[t][i];
-        side_by_side &= stencil.axis[D - 1].index[t][i] == first + t;
+        weight[i][t] = taps.axis[D - 1].weight[t][i];
+        side_by_side &= taps.axis[D - 1].index[t][i] == first + t;
       }
       neighbours[i] = side_by_side;
       bool any = true;
       for (int k = 0; k < D; ++k) {
         bool along = false;
-        for (int t = 0; t < 4; ++t) along |= stencil.axis[k].weight[t][i] != 0;
+        for (int t = 0; t < 4; ++t) along |= taps.axis[k].weight[t][i] != 0;
         any &= along;
       }
       used[i] = any;
@@ -143,12 +142,11 @@ struct RowTaps {
 // all of its plane so, and that a weight is 0 matters only where all are.
 template <int D, typename V, typename W, typename Index>
 TCWARP_MULTIVERSION void blend_rows(
-    const W* __restrict values,
-    const Stencil<Mode::kCubic, D, W, Index>& stencil,
+    const W* __restrict values, const TileTaps<Mode::kCubic, D, W, Index>& taps,
     const RowTaps<D, W, Index>& rows, V* __restrict output, int64_t count) {
   constexpr int kRows = RowTaps<D, W, Index>::kRows;
   const auto first = [&](int64_t i) TCWARP_INLINE {
-    return values + stencil.corner_index(0, i);
+    return values + taps.corner_index(0, i);
   };
   for_each_prefetched(count, first, [&](int64_t i) TCWARP_INLINE {
     Four<W> sum = {};
@@ -158,23 +156,23 @@ TCWARP_MULTIVERSION void blend_rows(
         W weight = 1;
         Index flat = 0;
         for (int k = D - 2, r = row; k >= 0; --k, r /= 4) {
-          weight *= stencil.axis[k].weight[r % 4][i];
-          flat += stencil.axis[k].index[r % 4][i];
+          weight *= taps.axis[k].weight[r % 4][i];
+          flat += taps.axis[k].index[r % 4][i];
         }
-        Four<W> taps;
-        load(values + flat, taps);
-        sum += weight * taps;
+        Four<W> pixels;
+        load(values + flat, pixels);
+        sum += weight * pixels;
       }
     };
-    const Index at = stencil.axis[D - 1].index[0][i];
+    const Index at = taps.axis[D - 1].index[0][i];
     if (rows.neighbours[i]) {
-      add_rows([&](const W* row, Four<W>& taps) TCWARP_INLINE {
-        std::memcpy(&taps, row + at, sizeof(taps));
+      add_rows([&](const W* row, Four<W>& pixels) TCWARP_INLINE {
+        std::memcpy(&pixels, row + at, sizeof(pixels));
       });
     } else {
-      add_rows([&](const W* row, Four<W>& taps) TCWARP_INLINE {
-        const auto& index = stencil.axis[D - 1].index;
-        for (int t = 0; t < 4; ++t) taps[t] = row[index[t][i]];
+      add_rows([&](const W* row, Four<W>& pixels) TCWARP_INLINE {
+        const auto& index = taps.axis[D - 1].index;
+        for (int t = 0; t < 4; ++t) pixels[t] = row[index[t][i]];
       });
     }
     sum *= rows.weight[i];
@@ -201,20 +199,20 @@ TCWARP_HOST_DEVICE void blend_channels(const S* const* corner, const W* weight,
 // All channels of a tile, channels last.
 template <Mode mode, int D, typename V, typename S, typename W, typename Index>
 TCWARP_MULTIVERSION void blend_pixels(const S* values, int64_t channels,
-                                      const Stencil<mode, D, W, Index>& stencil,
+                                      const TileTaps<mode, D, W, Index>& taps,
                                       const W* initial, V* output,
                                       int64_t count) {
   const auto at = [&](int64_t i, int c) TCWARP_INLINE {
-    return values + stencil.corner_index(c, i) * channels;
+    return values + taps.corner_index(c, i) * channels;
   };
   const auto first = [&](int64_t i) TCWARP_INLINE { return at(i, 0); };
   for_each_prefetched(count, first, [&](int64_t i) TCWARP_INLINE {
-    const S* corner[stencil.kCorners];
-    W weight[stencil.kCorners];
+    const S* corner[taps.kCorners];
+    W weight[taps.kCorners];
     int used = 0;
-    for (int c = 0; c < stencil.kCorners; ++c) {
+    for (int c = 0; c < taps.kCorners; ++c) {
       corner[used] = at(i, c);
-      weight[used] = stencil.corner_weight(c, i);
+      weight[used] = taps.corner_weight(c, i);
       used += weight[used] != 0;
     }
     V* const target = output + i * channels;
@@ -247,9 +245,9 @@ template <Mode mode, Padding padding, typename Index, int D, typename V,
 void warp_interpolated(const V* input, const S* values,
                        const Field<D, T>& field, const Layout& layout,
                        V* output) {
-  using Taps = Stencil<mode, D, SumOf<V>, Index>;
+  using Taps = TileTaps<mode, D, SumOf<V>, Index>;
   struct Tile {
-    Taps stencil;
+    Taps taps;
     SumOf<V> initial[Taps::kTile];
     Index whole[Taps::kTile];
     RowTaps<D, SumOf<V>, Index> rows;
@@ -257,26 +255,26 @@ void warp_interpolated(const V* input, const S* values,
   parallel_over_tiles(
       layout, Taps::kTile, layout.channels * Taps::kCorners,
       [&](int64_t n, int64_t begin, int64_t end) {
-        auto& [stencil, initial, whole, rows] = scratch<Tile>();
+        auto& [taps, initial, whole, rows] = scratch<Tile>();
         const int64_t sample = layout.sample_offset(n), count = end - begin;
         const int64_t first = sample + begin * layout.pixel_stride;
-        fill_stencil<padding>(field, n, begin, end, stencil);
+        fill_taps<padding>(field, n, begin, end, taps);
         if (layout.pixel_stride != 1) {
-          initial_values(stencil, initial, count);
-          blend_pixels(values + sample, layout.channels, stencil, initial,
+          initial_values(taps, initial, count);
+          blend_pixels(values + sample, layout.channels, taps, initial,
                        output + first, count);
         } else if constexpr (mode == Mode::kCubic) {
-          rows.fill(stencil, count);
+          rows.fill(taps, count);
           for (int64_t c = 0; c < layout.channels; ++c) {
             const int64_t plane = c * layout.channel_stride;
-            blend_rows(values + sample + plane, stencil, rows,
+            blend_rows(values + sample + plane, taps, rows,
                        output + first + plane, count);
           }
         } else {
-          initial_values(stencil, initial, count);
+          initial_values(taps, initial, count);
           for (int64_t c = 0; c < layout.channels; ++c) {
             const int64_t plane = c * layout.channel_stride;
-            blend(values + sample + plane, stencil, initial,
+            blend(values + sample + plane, taps, initial,
                   output + first + plane, count);
           }
         }

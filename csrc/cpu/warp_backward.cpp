@@ -3,7 +3,7 @@
 // the result does not depend on the number of threads. By the displacement: a
 // gather again.
 #include "spline.h"
-#include "stencil.h"
+#include "taps.h"
 
 namespace tcwarp::cpu {
 namespace {
@@ -39,14 +39,15 @@ using One = std::integral_constant<int64_t, 1>;
 // summed in: half precision is converted side by side, which costs a fraction
 // of one by one.
 template <typename V, typename From, typename Body>
-void with_wide(const V* values, From stride, int64_t count, const Body& body) {
+void in_type_of_sum(const V* values, From stride, int64_t count,
+                    const Body& body) {
   using S = SumOf<V>;
   if constexpr (std::is_same_v<V, S>) {
     body(values, stride);
   } else {
-    auto& wide = scratch<S[kNearestTile]>();
-    convert(values, stride, count, wide, One{});
-    body(static_cast<const S*>(wide), One{});
+    auto& converted = scratch<S[kNearestTile]>();
+    convert(values, stride, count, converted, One{});
+    body(static_cast<const S*>(converted), One{});
   }
 }
 
@@ -83,16 +84,16 @@ TCWARP_MULTIVERSION void scatter_pixels(const V* gradient, int64_t channels,
 
 template <Mode mode, int D, typename V, typename S, typename W, typename Index>
 void scatter_weighted(const V* gradient, int64_t from,
-                      const Stencil<mode, D, W, Index>& stencil, S* target,
+                      const TileTaps<mode, D, W, Index>& taps, S* target,
                       int64_t to, int64_t count) {
   const auto at = [&](int64_t i, int c) TCWARP_INLINE {
-    return target + stencil.corner_index(c, i) * to;
+    return target + taps.corner_index(c, i) * to;
   };
   const auto first = [&](int64_t i) TCWARP_INLINE { return at(i, 0); };
   for_each_prefetched(count, first, [&](int64_t i) TCWARP_INLINE {
     const S value = static_cast<S>(gradient[i * from]);
-    for (int c = 0; c < stencil.kCorners; ++c) {
-      const S weight = static_cast<S>(stencil.corner_weight(c, i));
+    for (int c = 0; c < taps.kCorners; ++c) {
+      const S weight = static_cast<S>(taps.corner_weight(c, i));
       if (weight != 0) *at(i, c) += weight * value;
     }
   });
@@ -100,17 +101,18 @@ void scatter_weighted(const V* gradient, int64_t from,
 
 // Channels [first, last) of a tile, channels last.
 template <Mode mode, int D, typename V, typename S, typename W, typename Index>
-TCWARP_MULTIVERSION void scatter_pixels(
-    const V* gradient, int64_t channels, int64_t first, int64_t last,
-    const Stencil<mode, D, W, Index>& stencil, S* target, int64_t count) {
+TCWARP_MULTIVERSION void scatter_pixels(const V* gradient, int64_t channels,
+                                        int64_t first, int64_t last,
+                                        const TileTaps<mode, D, W, Index>& taps,
+                                        S* target, int64_t count) {
   const auto at = [&](int64_t i, int c) TCWARP_INLINE {
-    return target + stencil.corner_index(c, i) * channels;
+    return target + taps.corner_index(c, i) * channels;
   };
   const auto address = [&](int64_t i) TCWARP_INLINE { return at(i, 0); };
   for_each_prefetched(count, address, [&](int64_t i) TCWARP_INLINE {
     const V* const values = gradient + i * channels;
-    for (int c = 0; c < stencil.kCorners; ++c) {
-      const W weight = stencil.corner_weight(c, i);
+    for (int c = 0; c < taps.kCorners; ++c) {
+      const W weight = taps.corner_weight(c, i);
       if (weight == 0) continue;
       S* const pixel = at(i, c);
       for (int64_t k = first; k < last; ++k) {
@@ -178,11 +180,11 @@ void add_nearest(const V* gradient, const Field<D, T>& field,
       continue;
     }
     for (int64_t c = first; c < last; ++c) {
-      with_wide(source + c * layout.channel_stride + begin * stride, stride,
-                end - begin, [&](const auto* values, auto from) {
-                  scatter(values, from, index, sums.channel(c),
-                          sums.pixel_stride, end - begin);
-                });
+      in_type_of_sum(source + c * layout.channel_stride + begin * stride,
+                     stride, end - begin, [&](const auto* values, auto from) {
+                       scatter(values, from, index, sums.channel(c),
+                               sums.pixel_stride, end - begin);
+                     });
     }
   }
 }
@@ -203,27 +205,28 @@ template <Mode mode, Padding padding, typename Index, int D, typename V,
           typename S, typename T>
 void backward_interpolated(const V* gradient, const Field<D, T>& field,
                            const Layout& layout, S* output) {
-  using Taps = Stencil<mode, D, SumOf<V>, Index>;
+  using Taps = TileTaps<mode, D, SumOf<V>, Index>;
   sum_channels(
       layout, output,
       [&](int64_t n, int64_t first, int64_t last, const auto& sums,
           auto stride) {
-        Taps& stencil = scratch<Taps>();
+        Taps& taps = scratch<Taps>();
         const V* const source = gradient + layout.sample_offset(n);
         for (int64_t begin = 0; begin < field.pixels; begin += Taps::kTile) {
           const int64_t end = std::min(begin + Taps::kTile, field.pixels);
-          fill_stencil<padding>(field, n, begin, end, stencil);
+          fill_taps<padding>(field, n, begin, end, taps);
           if (sums.pixel_stride != 1) {
-            scatter_pixels(source + begin * stride, stride, first, last,
-                           stencil, sums.data, end - begin);
+            scatter_pixels(source + begin * stride, stride, first, last, taps,
+                           sums.data, end - begin);
             continue;
           }
           for (int64_t c = first; c < last; ++c) {
-            with_wide(source + c * layout.channel_stride + begin * stride,
-                      stride, end - begin, [&](const auto* values, auto from) {
-                        scatter_weighted(values, from, stencil, sums.channel(c),
-                                         sums.pixel_stride, end - begin);
-                      });
+            in_type_of_sum(
+                source + c * layout.channel_stride + begin * stride, stride,
+                end - begin, [&](const auto* values, auto from) {
+                  scatter_weighted(values, from, taps, sums.channel(c),
+                                   sums.pixel_stride, end - begin);
+                });
           }
         }
       });
@@ -266,17 +269,17 @@ void backward_cubic(const V* all_gradients, const Field<D, T>& whole_field,
 template <Mode mode, int D, typename V, typename S, typename W, typename Index>
 TCWARP_MULTIVERSION void add_slope(const V* __restrict gradient,
                                    const S* __restrict values,
-                                   const Stencil<mode, D, W, Index>& stencil,
+                                   const TileTaps<mode, D, W, Index>& taps,
                                    W* __restrict sum, int64_t count) {
   const auto at = [&](int64_t i, int c) TCWARP_INLINE {
-    return values + stencil.corner_index(c, i);
+    return values + taps.corner_index(c, i);
   };
   const auto first = [&](int64_t i) TCWARP_INLINE { return at(i, 0); };
   for_each_prefetched(count, first, [&](int64_t i) TCWARP_INLINE {
     W slope = 0;
 #pragma GCC unroll 16
-    for (int c = 0; c < stencil.kCorners; ++c) {
-      const W weight = stencil.corner_weight(c, i);
+    for (int c = 0; c < taps.kCorners; ++c) {
+      const W weight = taps.corner_weight(c, i);
       const W value = static_cast<W>(*at(i, c));
       slope = weight != 0 ? slope + weight * value : slope;
     }
@@ -287,14 +290,14 @@ TCWARP_MULTIVERSION void add_slope(const V* __restrict gradient,
 // The same for all channels of a tile, channels last.
 template <Mode mode, int D, typename V, typename S, typename W, typename Index>
 void add_slope_pixels(const V* gradient, const S* values, int64_t channels,
-                      const Stencil<mode, D, W, Index>& stencil, W* sum,
+                      const TileTaps<mode, D, W, Index>& taps, W* sum,
                       int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const V* const from = gradient + i * channels;
-    for (int c = 0; c < stencil.kCorners; ++c) {
-      const W weight = stencil.corner_weight(c, i);
+    for (int c = 0; c < taps.kCorners; ++c) {
+      const W weight = taps.corner_weight(c, i);
       if (weight == 0) continue;
-      const S* const pixel = values + stencil.corner_index(c, i) * channels;
+      const S* const pixel = values + taps.corner_index(c, i) * channels;
       W product = 0;
       for (int64_t k = 0; k < channels; ++k) {
         product += static_cast<W>(pixel[k]) * static_cast<W>(from[k]);
@@ -321,29 +324,28 @@ template <Mode mode, Padding padding, typename Index, int D, typename V,
 void backward_displacement(const V* gradient, const S* values,
                            const Field<D, T>& field, const Layout& layout,
                            Tensor& output, int64_t first_sample = 0) {
-  using Taps = Stencil<mode, D, SumOf<V>, Index>;
+  using Taps = TileTaps<mode, D, SumOf<V>, Index>;
   struct Tile {
-    Taps stencil;
+    Taps taps;
     SumOf<V> sum[Taps::kTile];
   };
   parallel_over_tiles(
       layout, Taps::kTile, layout.channels * D * Taps::kCorners,
       [&](int64_t n, int64_t begin, int64_t end) {
-        auto& [stencil, sum] = scratch<Tile>();
+        auto& [taps, sum] = scratch<Tile>();
         const int64_t count = end - begin;
         const S* const source = values + layout.sample_offset(n);
         const V* const from =
             gradient + layout.sample_offset(n) + begin * layout.pixel_stride;
         for (int axis = 0; axis < D; ++axis) {
           std::fill_n(sum, count, SumOf<V>(0));
-          fill_slopes<padding>(field, n, begin, end, axis, stencil);
+          fill_slopes<padding>(field, n, begin, end, axis, taps);
           if (layout.pixel_stride != 1) {
-            add_slope_pixels(from, source, layout.channels, stencil, sum,
-                             count);
+            add_slope_pixels(from, source, layout.channels, taps, sum, count);
           } else {
             for (int64_t c = 0; c < layout.channels; ++c) {
               const int64_t plane = c * layout.channel_stride;
-              add_slope(from + plane, source + plane, stencil, sum, count);
+              add_slope(from + plane, source + plane, taps, sum, count);
             }
           }
           store(sum, count, output,

@@ -55,7 +55,7 @@ __device__ I thread_index() {
 }
 
 // A displacement as the warp kernels read it: contiguous, float32 or float64.
-inline Tensor wide(const Tensor& displacement) {
+inline Tensor as_float(const Tensor& displacement) {
   const Tensor dense = torch::stable::contiguous(displacement);
   return dense.element_size() >= 4
              ? dense

@@ -391,7 +391,7 @@ Tensor warp_backward_input(const Tensor& gradient_, const Tensor& displacement_,
                            int64_t mode, int64_t padding_mode,
                            bool deterministic) {
   const Tensor gradient = dense(gradient_);
-  const Tensor displacement = wide(displacement_);
+  const Tensor displacement = as_float(displacement_);
   const torch::stable::accelerator::DeviceGuard guard(
       gradient.get_device_index());
   Tensor output = torch::stable::empty_like(gradient);
@@ -411,7 +411,7 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
   STD_TORCH_CHECK(static_cast<Mode>(mode) != Mode::kNearest,
                   "warp_backward_displacement: mode nearest has no gradient");
   const Tensor input = dense(input_);
-  const Tensor displacement = wide(displacement_);
+  const Tensor displacement = as_float(displacement_);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   const Tensor gradient = with_layout_of(gradient_, input);
   Tensor output = torch::stable::empty_like(displacement);

@@ -20,7 +20,8 @@ from tcseg.cli.options import (
 )
 from tcseg.errors import RunStopped
 from tcseg.io.files import write_json
-from tcseg.runs.config import METHODS, Config
+from tcseg.method.variants import METHODS
+from tcseg.runs.config import Config
 from tcseg.runs.folder import RunFolder
 
 
@@ -138,7 +139,7 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
 )
 @click.option(
     "--methods",
-    type=ListOf(str, METHODS),
+    type=ListOf(str, tuple(METHODS)),
     help="Methods, commas between; those of the paper if not given.",
 )
 @click.option("--splits", type=ListOf(int), default="0,1,2,3,4", show_default=True, help="Splits.")

@@ -19,9 +19,9 @@ from tcseg.io.dicom import read_dataset
 from tcseg.io.files import write_atomically
 from tcseg.io.images import NIFTI, is_dicom, suffix
 
-__all__ = ["COLOURS", "MOST", "LabelWriter", "label_map", "write_into"]
+__all__ = ["COLOURS", "LARGEST_LABEL", "LabelWriter", "label_map", "write_into"]
 
-MOST = 2**16 - 1
+LARGEST_LABEL = 2**16 - 1
 """Largest value in a label map: PNG holds no larger ones."""
 
 # One colour for each of at most 8 structures: bright on grey, the first five also apart for
@@ -48,7 +48,7 @@ def label_map(masks: Masks, values: Sequence[int]) -> NDArray[np.uint16]:
     masks : bool (C, ...)
         One mask for each structure; where they overlap the last one counts.
     values : sequence of int
-        The number of each, at most `MOST`.
+        The number of each, at most `LARGEST_LABEL`.
 
     Examples
     --------

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tcseg.method import names
+
 __all__ = [
     "LOSSES",
     "cross_entropy_loss",
@@ -15,9 +17,9 @@ __all__ = [
 ]
 
 # A thousandth of a pixel in numerator and denominator: 0 / 0 becomes 1, all else keeps its value.
-ABSENT = 1e-3
+SMOOTHING = 1e-3
 # Closer to 0 and 1 no logarithm is taken.
-CERTAIN = 1e-7
+EPSILON = 1e-7
 
 
 def soft_iou_loss(target: Tensor, prediction: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ def cross_entropy_loss(target: Tensor, prediction: Tensor) -> Tensor:
     tensor([0.6931])
     """
     target, prediction = _pair("cross_entropy_loss", target, prediction)
-    p = prediction.clamp(CERTAIN, 1 - CERTAIN)
+    p = prediction.clamp(EPSILON, 1 - EPSILON)
     return -(target * p.log() + (1 - target) * (1 - p).log()).mean(dim=(1, 2, 3))
 
 
@@ -134,13 +136,13 @@ def squared_error_loss(target: Tensor, prediction: Tensor) -> Tensor:
 
 
 # What `loss` and `consistency_loss` name.
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "soft-iou": soft_iou_loss,
-    "jaccard-metric": jaccard_metric_loss,
-    "dice": dice_loss,
-    "cross-entropy": cross_entropy_loss,
-    "squared-error": squared_error_loss,
-}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = dict(
+    zip(
+        names.LOSSES,
+        (soft_iou_loss, jaccard_metric_loss, dice_loss, cross_entropy_loss, squared_error_loss),
+        strict=True,
+    )
+)
 
 
 def _pair(function: str, target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,4 +160,4 @@ def _sum(values: Tensor) -> Tensor:
 
 
 def _missing(shared: Tensor, whole: Tensor) -> Tensor:
-    return 1 - ((shared + ABSENT) / (whole + ABSENT)).mean(dim=1)
+    return 1 - ((shared + SMOOTHING) / (whole + SMOOTHING)).mean(dim=1)

@@ -76,8 +76,8 @@ def siamese_objective(
     """
     batch, labelled = len(images), len(labels)
     size = (images.shape[-2], images.shape[-1])
-    t1 = transform.draw(batch, size, generator)
-    t2 = transform.draw(batch, size, generator)
+    t1 = transform.sample(batch, size, generator)
+    t2 = transform.sample(batch, size, generator)
 
     # Two branches with shared weights are one pass over both views.
     views = torch.cat([t1.image(images), t2.image(images)])

@@ -17,12 +17,13 @@ import torch
 from torch import Generator, Tensor
 
 import tcwarp
+from tcseg.method import names
 
 REFERENCE_SIZE = 512
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampledTransform:
     """One transform for each member of a batch.
 
     Attributes
@@ -36,7 +37,7 @@ class Draw:
     displacement: Tensor | None = None
     adjust: Callable[[Tensor], Tensor] | None = None
 
-    def rows(self, index: Tensor, batch: int) -> Draw:
+    def rows(self, index: Tensor, batch: int) -> SampledTransform:
         """Return the draw for images `index` of the batch of that many it was drawn for."""
         adjust, displacement = self.adjust, self.displacement
 
@@ -47,7 +48,7 @@ class Draw:
             assert adjust is not None
             return adjust(whole)[index]
 
-        return Draw(
+        return SampledTransform(
             None if displacement is None else displacement[index],
             None if adjust is None else adjust_rows,
         )
@@ -65,7 +66,7 @@ class Draw:
         return tcwarp.warp(labels, self.displacement, mode="nearest", padding_mode="border")
 
 
-def align(first: Draw, second: Draw, predictions: Tensor) -> Tensor:
+def align(first: SampledTransform, second: SampledTransform, predictions: Tensor) -> Tensor:
     """Apply ``t2_out o t1_out^-1`` to predictions (b, C, H, W) made under the first draw.
 
     Differentiable: gradients go back to the pixels that the values came from.
@@ -87,7 +88,7 @@ def _or_zeros(displacement: Tensor | None, other: Tensor | None) -> Tensor:
 class Transform(Protocol):
     """A distribution of transforms."""
 
-    def draw(self, batch: int, size: tuple[int, int], generator: Generator) -> Draw:
+    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> SampledTransform:
         """Draw one transform for each of `batch` images of `size`, on the generator's device."""
         ...
 
@@ -111,11 +112,11 @@ class Elastic:
     displacement_std: float | None = None
     identity_probability: float = 0.5
 
-    def draw(self, batch: int, size: tuple[int, int], generator: Generator) -> Draw:
+    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> SampledTransform:
         """Draw displacements."""
         scale = size[-1] / REFERENCE_SIZE
         std = self.displacement_std
-        return Draw(
+        return SampledTransform(
             tcwarp.random_displacement(
                 batch,
                 size,
@@ -151,7 +152,7 @@ class Affine:
     shift: float = 0.05
     identity_probability: float = 0.5
 
-    def draw(self, batch: int, size: tuple[int, int], generator: Generator) -> Draw:
+    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> SampledTransform:
         """Draw displacements ``(A - 1) (x - centre) + shift``."""
         kept = _uniform((batch, 1), generator) >= self.identity_probability
         values = (2 * _uniform((batch, 6), generator) - 1) * kept
@@ -169,7 +170,7 @@ class Affine:
         ]
         grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
         shift = values[:, 4:6, None] * (self.shift * size[-1])
-        return Draw((matrix @ grid + shift).view(batch, 2, *size))
+        return SampledTransform((matrix @ grid + shift).view(batch, 2, *size))
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ class Intensity:
     noise: float = 0.02
     identity_probability: float = 0.0
 
-    def draw(self, batch: int, size: tuple[int, int], generator: Generator) -> Draw:
+    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> SampledTransform:
         """Draw factors, and noise for every pixel."""
         normals = torch.randn(4, batch, 1, 1, 1, generator=generator, device=generator.device)
         gamma, contrast = (normals[0] * self.gamma).exp(), (normals[1] * self.contrast).exp()
@@ -208,7 +209,7 @@ class Intensity:
             exposed = (exposed - centre) * contrast + centre + brightness + noise * deviation
             return exposed if changed is None else torch.where(changed, exposed, images)
 
-        return Draw(adjust=adjust)
+        return SampledTransform(adjust=adjust)
 
 
 @dataclass(frozen=True)
@@ -226,18 +227,18 @@ class Compose:
     transforms: Sequence[Transform]
     identity_probability: float = 0.0
 
-    def draw(self, batch: int, size: tuple[int, int], generator: Generator) -> Draw:
+    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> SampledTransform:
         """Draw from all, joining displacements into one so that the image is read once."""
-        joined = Draw()
+        joined = SampledTransform()
         for transform in self.transforms:
-            joined = _join(joined, transform.draw(batch, size, generator))
+            joined = _join(joined, transform.sample(batch, size, generator))
         if joined.displacement is None or self.identity_probability == 0:
             return joined
         moved = _uniform((batch, 1, 1, 1), generator) >= self.identity_probability
         return replace(joined, displacement=joined.displacement * moved)
 
 
-def _join(first: Draw, second: Draw) -> Draw:
+def _join(first: SampledTransform, second: SampledTransform) -> SampledTransform:
     displacement = second.displacement if first.displacement is None else first.displacement
     if first.displacement is not None and second.displacement is not None:
         displacement = tcwarp.compose(first.displacement, second.displacement)
@@ -248,20 +249,26 @@ def _join(first: Draw, second: Draw) -> Draw:
             images = one(images)
         return images
 
-    return Draw(displacement, adjust if adjusts else None)
+    return SampledTransform(displacement, adjust if adjusts else None)
 
 
 def _uniform(shape: tuple[int, ...], generator: Generator) -> Tensor:
     return torch.rand(shape, generator=generator, device=generator.device)
 
 
-# What `recipe` names: the distribution T of the paper, and one whose deformations are ten times
-# as large. On JSRT, 5 labels, rotation and scale beside it gain nothing, changes of intensity cost
-# 3 points of mIOU: benchmarks/results/jsrt.md.
-RECIPES: dict[str, Transform] = {
-    "paper": Elastic(magnitude=1000.0, sigma=100.0, identity_probability=0.5),
-    "strong": Elastic(displacement_std=16.0, sigma=100.0, identity_probability=0.5),
-}
+# What `recipe` names: deformations ten times as large as those of the paper, and the
+# distribution T of the paper. On JSRT, 5 labels, rotation and scale beside them gain nothing,
+# changes of intensity cost 3 points of mIOU: benchmarks/results/jsrt.md.
+RECIPES: dict[str, Transform] = dict(
+    zip(
+        names.RECIPES,
+        (
+            Elastic(displacement_std=16.0, sigma=100.0, identity_probability=0.5),
+            Elastic(magnitude=1000.0, sigma=100.0, identity_probability=0.5),
+        ),
+        strict=True,
+    )
+)
 
 
 def recipe(name: str, displacement_std: float | None = None) -> Transform:

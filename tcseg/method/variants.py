@@ -1,9 +1,12 @@
 """The methods that can be trained, one small record each."""
 
-from dataclasses import dataclass
-from typing import Literal
+from __future__ import annotations
 
-from tcseg.data import Split
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # `tcseg --help` reads the names of the methods, and must not import torch
+    from tcseg.data import Split
 
 
 @dataclass(frozen=True)

@@ -6,29 +6,26 @@ import dataclasses
 import difflib
 import json
 import math
+import operator
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcseg.io.files import write_atomically
+from tcseg.method import names
+from tcseg.method.variants import METHODS
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["Config", "resolve_device"]
 
-# Listed here and not read from the records they name: those import torch, and `--help` must not.
 DATA_SETS = ("phantom", "jsrt", "folder")
-METHODS = ("baseline", "suptc", "semitc", "semitc+", "stopgrad", "mean-teacher")
-RECIPES = ("strong", "paper")
 PRECISIONS = ("float32", "bfloat16")
-LOSSES = ("soft-iou", "jaccard-metric", "dice", "cross-entropy", "squared-error")
-# Methods without an unlabelled half in their batches.
-SUPERVISED_METHODS = ("baseline", "suptc")
 # What does not change the result, so that a run may be continued on another machine.
 MAY_DIFFER_ON_RESUME = ("device", "root", "checkpoint_every", "pretrained")
 # What pre-training knows nothing of, so that runs which differ in it may share one.
@@ -39,11 +36,19 @@ AFTER_PRETRAINING = (
 
 
 def _option(
-    default: Any, text: str, choices: tuple[str, ...] = (), kind: type | None = None
+    default: Any,
+    text: str,
+    choices: Iterable[str] = (),
+    kind: type | None = None,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
 ) -> Any:
     # An option that is not set by default is a text, unless `kind` says otherwise.
     kind = kind or (str if default is None else type(default))
-    metadata = {"help": text, "choices": choices, "kind": kind}
+    bounds = {"at least": at_least, "greater than": above, "less than": below}
+    metadata = {"help": text, "choices": tuple(choices), "kind": kind, "bounds": bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -52,8 +57,8 @@ class Config:
     """Everything that determines a training, with one field for each option of `tcseg train`.
 
     The help text of a field stands in its metadata under ``"help"``, its type under ``"kind"``,
-    its allowed values (if they can be listed) under ``"choices"``; the command line is generated
-    from them.
+    its allowed values under ``"choices"`` or its limits under ``"bounds"``; the command line is
+    generated from them.
 
     Examples
     --------
@@ -71,8 +76,11 @@ class Config:
         None,
         "Number of labelled training images; if not set 5, of a folder all.",
         kind=int,
+        at_least=1,
     )
-    split: int = _option(0, "Number of the split into training, validation and test images.")
+    split: int = _option(
+        0, "Number of the split into training, validation and test images.", at_least=0
+    )
     split_file: str | None = _option(
         None, "File of splits, as `tcseg data splits` writes it, in place of the built-in ones."
     )
@@ -80,19 +88,22 @@ class Config:
         None,
         "Number of validation images that the best network is chosen on; all if not set.",
         kind=int,
+        at_least=1,
     )
-    seed: int = _option(0, "Seed of weights, batches and transforms.")
-    pretrain_steps: int = _option(1000, "Steps of supervised pre-training.")
-    steps: int = _option(1000, "Steps of the method itself, after pre-training.")
+    seed: int = _option(0, "Seed of weights, batches and transforms.", at_least=0, below=2**63)
+    pretrain_steps: int = _option(1000, "Steps of supervised pre-training.", at_least=0)
+    steps: int = _option(1000, "Steps of the method itself, after pre-training.", at_least=0)
     batch_size: int = _option(
-        8, "Images per step, of all processes; semi-supervised: half of them labelled."
+        8, "Images per step, of all processes; semi-supervised: half of them labelled.", at_least=2
     )
-    recipe: str = _option("strong", "Transforms of the training images.", RECIPES)
+    recipe: str = _option("strong", "Transforms of the training images.", names.RECIPES)
     displacement_std: float | None = _option(
         None,
         "Root mean square displacement of the elastic field in pixels at 512 x 512, in place of "
         "the recipe's.",
         kind=float,
+        at_least=0,
+        below=math.inf,
     )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
     network: str = _option("unet", "unet, or the dotted path of a function or class.")
@@ -104,20 +115,28 @@ class Config:
     compile: bool = _option(
         False, "Compile the network (torch.compile); the first step waits for it."
     )
-    loss: str = _option("soft-iou", "Supervised loss (S).", LOSSES)
-    consistency_loss: str = _option("soft-iou", "Loss of the consistency term (C).", LOSSES)
-    consistency_weight: float = _option(1.0, "Weight of the consistency term (lambda).")
+    loss: str = _option("soft-iou", "Supervised loss (S).", names.LOSSES)
+    consistency_loss: str = _option("soft-iou", "Loss of the consistency term (C).", names.LOSSES)
+    consistency_weight: float = _option(
+        1.0, "Weight of the consistency term (lambda).", at_least=0, below=math.inf
+    )
     consistency_rampup: int = _option(
-        0, "Steps over which the weight of the consistency term rises from 0."
+        0, "Steps over which the weight of the consistency term rises from 0.", at_least=0
     )
     teacher_decay: float = _option(
-        0.99, "mean-teacher: share of its weights that the teacher keeps at each step."
+        0.99,
+        "mean-teacher: share of its weights that the teacher keeps at each step.",
+        at_least=0,
+        below=1,
     )
     learning_rate: float = _option(
-        1.0, "Learning rate of Adadelta; it falls to 0 over the steps after pre-training."
+        1.0,
+        "Learning rate of Adadelta; it falls to 0 over the steps after pre-training.",
+        above=0,
+        below=math.inf,
     )
-    validate_every: int = _option(50, "Steps from one validation to the next.")
-    checkpoint_every: int = _option(100, "Steps from one checkpoint to the next.")
+    validate_every: int = _option(50, "Steps from one validation to the next.", at_least=1)
+    checkpoint_every: int = _option(100, "Steps from one checkpoint to the next.", at_least=1)
     pretrained: str | None = _option(None, "Run folder whose pre-training is taken over.")
 
     def validate(self) -> None:
@@ -135,27 +154,17 @@ class Config:
                 problems.append(f"`{name}` must be {what}, got {getattr(self, name)!r}")
 
         for field in dataclasses.fields(self):
-            choices = field.metadata["choices"]
+            value, choices = getattr(self, field.name), field.metadata["choices"]
             if choices:
-                expect(getattr(self, field.name) in choices, field.name, _listed(choices))
+                expect(value in choices, field.name, "one of " + ", ".join(choices))
+            bounds = {k: v for k, v in field.metadata["bounds"].items() if v is not None}
+            if value is not None and bounds:
+                holds = all(_HOLDS[word](value, bound) for word, bound in bounds.items())
+                expect(holds, field.name, " and ".join(map(_limit, bounds, bounds.values())))
         expect(self.size >= 32 and self.size % 16 == 0, "size", "a multiple of 16, at least 32")
-        for name in ("validate_every", "checkpoint_every"):
-            expect(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("split", "pretrain_steps", "steps", "consistency_rampup"):
-            expect(getattr(self, name) >= 0, name, "at least 0")
-        for name in ("labelled", "validation_images"):
-            expect(getattr(self, name) is None or getattr(self, name) >= 1, name, "at least 1")
-        std = self.displacement_std
-        expect(std is None or 0 <= std < math.inf, "displacement_std", "at least 0, finite")
-        expect(0 <= self.seed < 2**63, "seed", "at least 0 and less than 2**63")
-        expect(self.batch_size >= 2, "batch_size", "at least 2")
-        if self.method not in SUPERVISED_METHODS:
+        if self.method in METHODS and METHODS[self.method].pool:
             what = f"even for method {self.method!r} (half labelled, half unlabelled)"
             expect(self.batch_size % 2 == 0, "batch_size", what)
-        weight, rate = self.consistency_weight, self.learning_rate
-        expect(math.isfinite(weight) and weight >= 0, "consistency_weight", "at least 0, finite")
-        expect(math.isfinite(rate) and rate > 0, "learning_rate", "greater than 0, finite")
-        expect(0 <= self.teacher_decay < 1, "teacher_decay", "at least 0, less than 1")
         expect(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
             "device",
@@ -272,8 +281,17 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _listed(choices: tuple[str, ...]) -> str:
-    return "one of " + ", ".join(choices)
+_HOLDS: dict[str, Callable[[Any, Any], bool]] = {
+    "at least": operator.ge,
+    "greater than": operator.gt,
+    "less than": operator.lt,
+}
+
+
+def _limit(word: str, bound: float) -> str:
+    if bound == math.inf:
+        return "finite"
+    return f"{word} {'2**63' if bound == 2**63 else f'{bound:g}'}"
 
 
 def _toml(value: str | int | float | bool) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tcseg.data import Dataset
 from tcseg.errors import RunError
 from tcseg.io.files import write_json
-from tcseg.io.label_maps import MOST
+from tcseg.io.label_maps import LARGEST_LABEL
 from tcseg.method.network import build_network
 from tcseg.runs.folder import RunFolder
 
@@ -63,7 +63,7 @@ class Model:
             classes=dataset.classes,
             channels=dataset.images.shape[1],
             size=config.size,
-            values=dataset.values if max(dataset.values or (0,)) <= MOST else None,
+            values=dataset.values if max(dataset.values or (0,)) <= LARGEST_LABEL else None,
             spacing=_median_spacing(dataset),
         )
 
@@ -98,9 +98,9 @@ class Model:
                 if (
                     len(numbers) != len(values["classes"])
                     or min(numbers) < 1
-                    or max(numbers) > MOST
+                    or max(numbers) > LARGEST_LABEL
                 ):
-                    raise ValueError(f"values must be one of 1 to {MOST} for each class")
+                    raise ValueError(f"values must be one of 1 to {LARGEST_LABEL} for each class")
             if spacing is not None:
                 height, width = map(float, spacing)
                 values["spacing"] = (height, width)

@@ -14,7 +14,7 @@ from torch.distributed.nn.functional import all_reduce  # with a gradient
 from torch.nn.parallel import DistributedDataParallel
 
 from tcseg.errors import RunFinished
-from tcseg.method.transforms import Draw, Transform
+from tcseg.method.transforms import SampledTransform, Transform
 from tcseg.runs.folder import RunFolder
 
 __all__ = [
@@ -125,9 +125,11 @@ class Rows:
     def __init__(self, transform: Transform, index: Tensor, batch: int) -> None:
         self.transform, self.index, self.batch = transform, index, batch
 
-    def draw(self, batch: int, size: tuple[int, int], generator: torch.Generator) -> Draw:
+    def sample(
+        self, batch: int, size: tuple[int, int], generator: torch.Generator
+    ) -> SampledTransform:
         """Draw for the whole batch; keep those of these rows."""
-        return self.transform.draw(self.batch, size, generator).rows(self.index, self.batch)
+        return self.transform.sample(self.batch, size, generator).rows(self.index, self.batch)
 
 
 def mean(values: dict[str, float], device: torch.device) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import tcwarp
 from tcseg.data import Dataset, unpack_masks
 from tcseg.evaluation.pictures import Panel, save_grid
-from tcseg.method.transforms import Draw, Transform, align
+from tcseg.method.transforms import SampledTransform, Transform, align
 
 __all__ = ["deformed_mesh", "preview"]
 
@@ -55,7 +55,7 @@ def preview(
     generator = torch.Generator().manual_seed(seed)
     images, labels = dataset.image_batch(indices), dataset.mask_batch(indices)
     size = (images.shape[-2], images.shape[-1])
-    t1, t2 = (transform.draw(len(indices), size, generator) for _ in range(2))
+    t1, t2 = (transform.sample(len(indices), size, generator) for _ in range(2))
     classes = len(dataset.classes)
 
     def masks(bits: Tensor) -> np.ndarray:
@@ -94,16 +94,16 @@ def deformed_mesh(displacement: Tensor) -> np.ndarray:
     return np.asarray(tcwarp.warp(mesh, fine, mode="linear", padding_mode="reflection"))
 
 
-def _field(draw: Draw, images: Tensor) -> Tensor:
-    if draw.displacement is None:
+def _field(transform: SampledTransform, images: Tensor) -> Tensor:
+    if transform.displacement is None:
         return torch.zeros(len(images), 2, *images.shape[-2:])
-    return draw.displacement
+    return transform.displacement
 
 
-def _strength(draw: Draw, index: int) -> str:
-    if draw.displacement is None or not draw.displacement[index].any():
+def _strength(transform: SampledTransform, index: int) -> str:
+    if transform.displacement is None or not transform.displacement[index].any():
         return "identity"
-    return f"up to {float(draw.displacement[index].square().sum(0).sqrt().max()):.1f} px"
+    return f"up to {float(transform.displacement[index].square().sum(0).sqrt().max()):.1f} px"
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:

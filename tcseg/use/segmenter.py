@@ -180,7 +180,7 @@ class Segmenter:
         size = (images.shape[-2], images.shape[-1])
         scores = []
         for _ in range(PAIRS):
-            t1, t2 = (DEFORMATION.draw(len(images), size, generator) for _ in range(2))
+            t1, t2 = (DEFORMATION.sample(len(images), size, generator) for _ in range(2))
             one, other = (self.network(t.image(images))[:, :-1] > 0.5 for t in (t1, t2))
             one = align(t1, t2, one)
             union = (one | other).sum(dim=(2, 3))

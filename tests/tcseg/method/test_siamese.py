@@ -9,7 +9,7 @@ import tcwarp
 from tcseg.data import pack_masks
 from tcseg.method.losses import soft_iou_loss
 from tcseg.method.objective import Objective, siamese_objective
-from tcseg.method.transforms import Draw, Elastic
+from tcseg.method.transforms import Elastic, SampledTransform
 
 reference = tcwarp.reference
 SIZE, CLASSES, BATCH, LABELLED = (14, 18), 2, 5, 3
@@ -21,7 +21,7 @@ class Replay:
     def __init__(self, *draws):
         self.draws, self.asked = list(draws), []
 
-    def draw(self, batch, size, generator):
+    def sample(self, batch, size, generator):
         self.asked.append((batch, size))
         return self.draws.pop(0)
 
@@ -80,7 +80,7 @@ T1, T2 = fields(3, identities=[1, 4]), fields(4, identities=[2, 4])
 
 
 def objective(network, images, masks, t1=T1, t2=T2, **options):
-    transform = Replay(Draw(t1), Draw(t2))
+    transform = Replay(SampledTransform(t1), SampledTransform(t2))
     labels = pack_masks(masks)[:, None]
     return siamese_objective(
         network, images, labels, transform, seeded(), classes=CLASSES, **options
@@ -181,11 +181,13 @@ def test_lambda_0_is_supervised_learning(network, images, masks):
 
 
 def test_both_views_of_the_batch_go_through_one_network(network, images, masks):
-    transform = Replay(Draw(T1), Draw(T2))
+    transform = Replay(SampledTransform(T1), SampledTransform(T2))
     labels = pack_masks(masks)[:, None]
     siamese_objective(network, images, labels, transform, seeded(), classes=CLASSES)
     assert transform.asked == [(BATCH, SIZE)] * 2
-    assert torch.equal(network.seen, torch.cat([Draw(t).image(images) for t in (T1, T2)]))
+    assert torch.equal(
+        network.seen, torch.cat([SampledTransform(t).image(images) for t in (T1, T2)])
+    )
 
 
 def test_both_branches_receive_gradient_through_the_alignment(network, images, masks):
@@ -309,7 +311,7 @@ def test_a_teacher_gives_the_target(network, images, masks):
     assert not first.any()
     assert second.flatten(1).any(dim=1).all()
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert torch.equal(teacher.seen, Draw(T1).image(images))
+    assert torch.equal(teacher.seen, SampledTransform(T1).image(images))
     itself = objective(network, images, masks, teacher=network)
     assert torch.equal(itself.consistency, objective(network, images, masks).consistency)
     assert not torch.equal(taught.consistency, itself.consistency)

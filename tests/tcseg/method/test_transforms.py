@@ -13,9 +13,9 @@ from tcseg.method.transforms import (
     RECIPES,
     Affine,
     Compose,
-    Draw,
     Elastic,
     Intensity,
+    SampledTransform,
     align,
     recipe,
 )
@@ -57,8 +57,8 @@ class Fixed:
     displacement: torch.Tensor | None = None
     adjust: Callable[[torch.Tensor], torch.Tensor] | None = None
 
-    def draw(self, batch, size, generator):
-        return Draw(self.displacement, self.adjust)
+    def sample(self, batch, size, generator):
+        return SampledTransform(self.displacement, self.adjust)
 
 
 def root_mean_square(tensor):
@@ -71,10 +71,10 @@ def root_mean_square(tensor):
 @moving
 def test_image_and_label_move_alike(transform):
     labels = discs(8)
-    draw = transform.draw(8, SIZE, seeded())
-    moved = draw.label(labels)
+    sampled = transform.sample(8, SIZE, seeded())
+    moved = sampled.label(labels)
     for c in range(3):
-        image = Draw(draw.displacement).image(labels[:, c : c + 1].float())[:, 0]
+        image = SampledTransform(sampled.displacement).image(labels[:, c : c + 1].float())[:, 0]
         # Where all that linear interpolation reads is one value, nearest reads that value too.
         inside, outside = image > 1 - 1e-5, image < 1e-5
         assert (inside | outside).float().mean() > 0.85
@@ -85,7 +85,7 @@ def test_image_and_label_move_alike(transform):
 
 @moving
 def test_labels_are_copied_never_mixed(transform):
-    moved = transform.draw(4, SIZE, seeded()).label(discs(4) * 200 + 7)
+    moved = transform.sample(4, SIZE, seeded()).label(discs(4) * 200 + 7)
     assert moved.dtype == torch.uint8
     assert set(moved.unique().tolist()) == {7, 207}
 
@@ -94,24 +94,24 @@ def test_a_draw_reads_where_its_displacement_points():
     displacement = torch.zeros(1, 2, *SIZE)
     displacement[:, 0], displacement[:, 1] = 2, -0.25
     y, x = coordinates(1)[0]
-    draw = Draw(displacement)
+    sampled = SampledTransform(displacement)
     # A spline bends at the border, where the slope ends; a few pixels on it is straight.
     inner = (slice(12, -12), slice(12, -12))
     for plane, step in ((y, 2), (x, -0.25)):
-        shown = draw.image(plane[None, None])[0, 0]
+        shown = sampled.image(plane[None, None])[0, 0]
         assert (shown - (plane + step))[inner].abs().max() < 1e-4
     # Beyond the border, the border.
-    assert draw.image(y[None, None])[0, 0, -1].sub(63).abs().max() < 1e-4
-    assert torch.equal(draw.label(x[None, None])[0, 0], x)
+    assert sampled.image(y[None, None])[0, 0, -1].sub(63).abs().max() < 1e-4
+    assert torch.equal(sampled.label(x[None, None])[0, 0], x)
 
 
 def test_the_image_is_adjusted_after_the_warp():
     displacement = torch.zeros(1, 2, *SIZE)
     displacement[:, 0] = 2
     image = coordinates(1)[:, :1] / 64
-    draw = Draw(displacement, lambda images: images * coordinates(1)[:, :1])
-    expected = Draw(displacement).image(image) * coordinates(1)[:, :1]
-    assert torch.equal(draw.image(image), expected)
+    sampled = SampledTransform(displacement, lambda images: images * coordinates(1)[:, :1])
+    expected = SampledTransform(displacement).image(image) * coordinates(1)[:, :1]
+    assert torch.equal(sampled.image(image), expected)
 
 
 # Drawing.
@@ -122,7 +122,7 @@ def test_the_image_is_adjusted_after_the_warp():
 def test_one_state_of_the_generator_gives_one_draw(transform, batch):
     image = torch.rand(batch, 1, 32, 48, generator=seeded())
     one, same, *others = (
-        transform.draw(batch, (32, 48), seeded(state)).image(image) for state in (1, 1, *range(8))
+        transform.sample(batch, (32, 48), seeded(state)).image(image) for state in (1, 1, *range(8))
     )
     assert one.shape == image.shape
     assert one.dtype == torch.float32
@@ -136,13 +136,13 @@ def test_one_state_of_the_generator_gives_one_draw(transform, batch):
 def test_a_second_draw_from_one_generator_is_another(transform):
     generator = seeded()
     image = torch.rand(8, 1, *SIZE, generator=seeded())
-    one, other = (transform.draw(8, SIZE, generator).image(image) for _ in range(2))
+    one, other = (transform.sample(8, SIZE, generator).image(image) for _ in range(2))
     assert not torch.equal(one, other)
 
 
 @moving
 def test_members_of_a_batch_are_drawn_apart(transform):
-    displacement = transform.draw(16, SIZE, seeded()).displacement
+    displacement = transform.sample(16, SIZE, seeded()).displacement
     moved = displacement[displacement.flatten(1).any(dim=1)]
     assert len(moved) > 4
     assert len(moved.flatten(1).unique(dim=0)) == len(moved)
@@ -151,8 +151,8 @@ def test_members_of_a_batch_are_drawn_apart(transform):
 @pytest.mark.parametrize("kind", [Elastic, Affine])
 def test_identity_probability(kind):
     def moved(probability):
-        draw = kind(identity_probability=probability).draw(400, (32, 32), seeded())
-        return draw.displacement.flatten(1).any(dim=1).float().mean().item()
+        sampled = kind(identity_probability=probability).sample(400, (32, 32), seeded())
+        return sampled.displacement.flatten(1).any(dim=1).float().mean().item()
 
     assert moved(0.0) == 1
     assert moved(1.0) == 0
@@ -163,26 +163,26 @@ def test_identity_probability(kind):
 @pytest.mark.parametrize("kind", [Elastic, Affine])
 def test_an_identity_leaves_image_and_label_bit_for_bit(kind):
     image = torch.rand(4, 1, *SIZE, generator=seeded())
-    draw = kind(identity_probability=1.0).draw(4, SIZE, seeded())
-    assert torch.equal(draw.image(image), image)
-    assert torch.equal(draw.label(discs(4)), discs(4))
+    sampled = kind(identity_probability=1.0).sample(4, SIZE, seeded())
+    assert torch.equal(sampled.image(image), image)
+    assert torch.equal(sampled.label(discs(4)), discs(4))
 
 
 def test_compose_leaves_pixels_in_place_as_often_as_it_says():
     parts = [AFFINE, ELASTIC, Intensity()]
     for probability in (0.0, 0.2, 1.0):
-        draw = Compose(parts, identity_probability=probability).draw(400, (32, 32), seeded())
-        moved = draw.displacement.flatten(1).any(dim=1).float().mean().item()
+        sampled = Compose(parts, identity_probability=probability).sample(400, (32, 32), seeded())
+        moved = sampled.displacement.flatten(1).any(dim=1).float().mean().item()
         assert moved == pytest.approx(1 - probability, abs=0.06)
         images = torch.rand(400, 1, 32, 32, generator=seeded())
-        assert (draw.image(images) != images).flatten(1).any(dim=1).all()  # values still change
+        assert (sampled.image(images) != images).flatten(1).any(dim=1).all()  # values still change
 
 
 # Elastic.
 
 
 def test_the_paper_recipe_has_the_numbers_of_the_paper():
-    drawn = RECIPES["paper"].draw(4, (512, 512), seeded()).displacement
+    drawn = RECIPES["paper"].sample(4, (512, 512), seeded()).displacement
     expected = tcwarp.random_displacement(
         4, (512, 512), magnitude=1000, sigma=100, identity_probability=0.5, generator=seeded()
     )
@@ -192,7 +192,7 @@ def test_the_paper_recipe_has_the_numbers_of_the_paper():
 @pytest.mark.parametrize("size", [32, 128])
 def test_the_paper_recipe_moves_pixels_by_2_of_512(size):
     transform = Elastic(magnitude=1000.0, sigma=100.0, identity_probability=0.0)
-    drawn = transform.draw(400, (size, size), seeded()).displacement
+    drawn = transform.sample(400, (size, size), seeded()).displacement
     # Smoothed white noise on 512 pixels: the variance that each axis leaves of it.
     left = (tcwarp.reference.eigenvalues(512, 100.0) ** 2).sum() / 512
     expected = 1000 / math.sqrt(3) * left
@@ -207,14 +207,14 @@ def test_the_paper_recipe_moves_pixels_by_2_of_512(size):
 )
 def test_a_picture_deforms_alike_at_every_size(transform):
     # One seed draws the same modes, so the field itself is the same, 4 times smaller.
-    large = transform.draw(4, (512, 512), seeded()).displacement
-    small = transform.draw(4, (128, 128), seeded()).displacement
+    large = transform.sample(4, (512, 512), seeded()).displacement
+    small = transform.sample(4, (128, 128), seeded()).displacement
     expected = torch.nn.functional.avg_pool2d(large, 4) / 4
     assert root_mean_square(small - expected) < 0.01 * root_mean_square(expected)
 
 
 def test_displacement_std_is_the_root_mean_square_at_512():
-    drawn = ELASTIC.draw(400, (64, 64), seeded()).displacement
+    drawn = ELASTIC.sample(400, (64, 64), seeded()).displacement
     assert root_mean_square(drawn) * 512 / 64 == pytest.approx(16, rel=0.05)
 
 
@@ -232,7 +232,7 @@ def linear_part(displacement):
 
 
 def test_an_affine_draw_is_affine():
-    displacement = AFFINE.draw(8, (40, 60), seeded()).displacement
+    displacement = AFFINE.sample(8, (40, 60), seeded()).displacement
     for axis in (2, 3):
         assert displacement.diff(n=2, dim=axis).abs().max() < 1e-5
     assert displacement.shape == (8, 2, 40, 60)
@@ -240,7 +240,7 @@ def test_an_affine_draw_is_affine():
 
 def test_rotation_turns_by_up_to_its_bound_about_the_centre():
     turned = Affine(rotation=20, scale=0, shear=0, shift=0, identity_probability=0)
-    matrix, centre = linear_part(turned.draw(200, (40, 60), seeded()).displacement)
+    matrix, centre = linear_part(turned.sample(200, (40, 60), seeded()).displacement)
     product = matrix @ matrix.mT
     torch.testing.assert_close(product, torch.eye(2).double().expand(200, 2, 2), rtol=0, atol=1e-5)
     angle = torch.rad2deg(torch.atan2(matrix[:, 1, 0], matrix[:, 0, 0]))
@@ -251,7 +251,7 @@ def test_rotation_turns_by_up_to_its_bound_about_the_centre():
 
 def test_scale_and_shear_change_by_up_to_their_bounds():
     scaled = Affine(rotation=0, scale=0.2, shear=0.1, shift=0, identity_probability=0)
-    matrix, centre = linear_part(scaled.draw(200, (40, 60), seeded()).displacement)
+    matrix, centre = linear_part(scaled.sample(200, (40, 60), seeded()).displacement)
     for k in range(2):
         assert 0.8 - 1e-5 < matrix[:, k, k].min() < 0.82
         assert 1.18 < matrix[:, k, k].max() < 1.2 + 1e-5
@@ -263,7 +263,7 @@ def test_scale_and_shear_change_by_up_to_their_bounds():
 @pytest.mark.parametrize("size", [(40, 64), (80, 128)])
 def test_shift_is_a_fraction_of_the_width(size):
     shifted = Affine(rotation=0, scale=0, shear=0, shift=0.05, identity_probability=0)
-    displacement = shifted.draw(200, size, seeded()).displacement
+    displacement = shifted.sample(200, size, seeded()).displacement
     assert (displacement.flatten(2).std(dim=2) < 1e-5).all()
     for component in displacement[:, :, 0, 0].T:
         assert 0.045 < component.abs().max() / size[1] <= 0.05 + 1e-6
@@ -274,17 +274,17 @@ def test_shift_is_a_fraction_of_the_width(size):
 
 
 def test_intensity_leaves_labels_alone():
-    draw = Intensity().draw(4, SIZE, seeded())
+    sampled = Intensity().sample(4, SIZE, seeded())
     labels = discs(4)
-    assert draw.displacement is None
-    assert torch.equal(draw.label(labels), labels)
-    assert not torch.equal(draw.image(labels[:, :1].float()), labels[:, :1].float())
+    assert sampled.displacement is None
+    assert torch.equal(sampled.label(labels), labels)
+    assert not torch.equal(sampled.image(labels[:, :1].float()), labels[:, :1].float())
 
 
 def test_intensity_of_strength_0_changes_nothing():
     image = torch.rand(4, 1, *SIZE, generator=seeded())
-    draw = Intensity(gamma=0, contrast=0, brightness=0, noise=0).draw(4, SIZE, seeded())
-    torch.testing.assert_close(draw.image(image), image, rtol=0, atol=1e-6)
+    sampled = Intensity(gamma=0, contrast=0, brightness=0, noise=0).sample(4, SIZE, seeded())
+    torch.testing.assert_close(sampled.image(image), image, rtol=0, atol=1e-6)
 
 
 def test_intensity_leaves_some_images_as_they_are():
@@ -293,14 +293,14 @@ def test_intensity_leaves_some_images_as_they_are():
         [
             (a == b).all()
             for a, b in zip(
-                Intensity(identity_probability=0.5).draw(64, SIZE, seeded()).image(images),
+                Intensity(identity_probability=0.5).sample(64, SIZE, seeded()).image(images),
                 images,
                 strict=True,
             )
         ]
     )
     assert 16 < same.sum() < 48
-    assert not (Intensity().draw(64, SIZE, seeded()).image(images) == images).all()
+    assert not (Intensity().sample(64, SIZE, seeded()).image(images) == images).all()
 
 
 # What stays constant within an image under each part of Intensity alone.
@@ -317,7 +317,9 @@ def test_each_part_of_intensity_does_what_its_name_says(name):
     images = torch.rand(4, 1, *SIZE, generator=seeded())
     transform = Intensity(**(NO_INTENSITY | {name: 0.3}))
     factors = []
-    for before, after in zip(images, transform.draw(4, SIZE, seeded(1)).image(images), strict=True):
+    for before, after in zip(
+        images, transform.sample(4, SIZE, seeded(1)).image(images), strict=True
+    ):
         clear = before.gt(0.1) & before.lt(0.9) & (before - before.mean()).abs().gt(0.1)
         factor = CONSTANT[name](before, after)[clear]
         assert factor.std() < 1e-4
@@ -328,8 +330,8 @@ def test_each_part_of_intensity_does_what_its_name_says(name):
 
 def test_noise_is_drawn_for_every_pixel_at_a_strength_of_each_image():
     images = torch.rand(4, 1, *SIZE, generator=seeded())
-    draw = Intensity(**(NO_INTENSITY | {"noise": 0.1})).draw(4, SIZE, seeded(1))
-    noise = (draw.image(images) - images).flatten(1)
+    sampled = Intensity(**(NO_INTENSITY | {"noise": 0.1})).sample(4, SIZE, seeded(1))
+    noise = (sampled.image(images) - images).flatten(1)
     deviations = noise.std(dim=1)
     assert (noise.mean(dim=1).abs() < 4 * deviations / 64).all()
     assert len({round(d, 4) for d in deviations.tolist()}) == 4
@@ -353,8 +355,8 @@ def turn_and_shift():
 
 
 def test_compose_applies_the_first_first():
-    turn, shift = (t.draw(1, SIZE, seeded()) for t in turn_and_shift())
-    joined = Compose(turn_and_shift()).draw(1, SIZE, seeded())
+    turn, shift = (t.sample(1, SIZE, seeded()) for t in turn_and_shift())
+    joined = Compose(turn_and_shift()).sample(1, SIZE, seeded())
     # Reading an image twice blurs it, or rounds twice; the other order shows another place.
     image, label = discs(1)[:, :1].float(), discs(1)[:, :1]
     one_by_one, other_way = shift.image(turn.image(image)), turn.image(shift.image(image))
@@ -370,27 +372,27 @@ def test_compose_reads_the_image_once():
     image[..., 32] = 1
     half = torch.zeros(1, 2, *SIZE)
     half[:, 1] = 0.5
-    draw = Compose([Fixed(half), Fixed(-half)]).draw(1, SIZE, seeded())
-    assert torch.equal(draw.image(image), image)
+    sampled = Compose([Fixed(half), Fixed(-half)]).sample(1, SIZE, seeded())
+    assert torch.equal(sampled.image(image), image)
 
 
 def test_compose_adjusts_values_in_order():
     transforms = [Fixed(adjust=lambda images: images + 1), Fixed(adjust=lambda images: images * 2)]
-    draw = Compose(transforms).draw(1, SIZE, seeded())
-    assert draw.displacement is None
-    assert draw.image(torch.ones(1, 1, *SIZE)).unique().tolist() == [4]
+    sampled = Compose(transforms).sample(1, SIZE, seeded())
+    assert sampled.displacement is None
+    assert sampled.image(torch.ones(1, 1, *SIZE)).unique().tolist() == [4]
 
 
 def test_compose_of_nothing_is_the_identity():
     image = torch.rand(2, 1, *SIZE, generator=seeded())
-    assert Compose([]).draw(2, SIZE, seeded()).image(image) is image
+    assert Compose([]).sample(2, SIZE, seeded()).image(image) is image
 
 
 def test_compose_draws_its_parts_apart():
     # One state for both would make the second undo or double the first.
     generator = seeded()
-    joined = Compose([ELASTIC, ELASTIC]).draw(4, SIZE, seeded())
-    first, second = (ELASTIC.draw(4, SIZE, generator).displacement for _ in range(2))
+    joined = Compose([ELASTIC, ELASTIC]).sample(4, SIZE, seeded())
+    first, second = (ELASTIC.sample(4, SIZE, generator).displacement for _ in range(2))
     assert torch.equal(joined.displacement, tcwarp.compose(first, second))
 
 
@@ -400,7 +402,7 @@ def test_compose_draws_its_parts_apart():
 @pytest.mark.parametrize("transform", [ELASTIC, AFFINE, MOVING["compose"]], ids=[*MOVING][:3])
 def test_what_t1_showed_is_carried_to_where_t2_shows_it(transform):
     generator = seeded()
-    t1, t2 = (transform.draw(8, SIZE, generator) for _ in range(2))
+    t1, t2 = (transform.sample(8, SIZE, generator) for _ in range(2))
     assert root_mean_square(t1.displacement - t2.displacement) > 2
     # Images of coordinates: each pixel says which point of the original it shows.
     original = coordinates(8)
@@ -426,7 +428,7 @@ def test_what_t1_showed_is_carried_to_where_t2_shows_it(transform):
 @moving
 def test_aligned_labels_agree(transform):
     generator = seeded()
-    t1, t2 = (transform.draw(16, SIZE, generator) for _ in range(2))
+    t1, t2 = (transform.sample(16, SIZE, generator) for _ in range(2))
     labels = discs(16)
     aligned = align(t1, t2, t1.label(labels))
     assert (aligned != t2.label(labels)).float().mean() < 0.015
@@ -434,7 +436,7 @@ def test_aligned_labels_agree(transform):
 
 
 def test_alignment_from_or_to_an_image_as_it_is():
-    still, moved = Draw(), ELASTIC.draw(4, SIZE, seeded())
+    still, moved = SampledTransform(), ELASTIC.sample(4, SIZE, seeded())
     labels = discs(4)
     assert torch.equal(align(still, still, labels), labels)
     assert torch.equal(align(still, moved, labels), moved.label(labels))
@@ -444,7 +446,7 @@ def test_alignment_from_or_to_an_image_as_it_is():
 
 def test_the_gradient_of_alignment_is_its_adjoint():
     generator = seeded()
-    t1, t2 = (MOVING["strong"].draw(4, SIZE, generator) for _ in range(2))
+    t1, t2 = (MOVING["strong"].sample(4, SIZE, generator) for _ in range(2))
     # Whole numbers: sums in any order are equal, so equality is exact.
     predictions, gradient = torch.randint(-9, 10, (2, 4, 3, *SIZE), generator=seeded()).double()
     predictions.requires_grad_()
@@ -463,7 +465,7 @@ def test_the_gradient_goes_back_to_the_pixels_copied_and_no_others():
     ]
     predictions = torch.rand(2, 3, 12, 12, generator=seeded(), requires_grad=True)
     gradient = torch.randint(1, 10, (2, 3, 12, 12), generator=seeded()).float()
-    align(Draw(fields[0]), Draw(fields[1]), predictions).backward(gradient)
+    align(SampledTransform(fields[0]), SampledTransform(fields[1]), predictions).backward(gradient)
 
     field, _ = tcwarp.reference.align(*(f.double().numpy() for f in fields))
     expected = tcwarp.reference.warp_backward(
@@ -479,13 +481,15 @@ def test_the_gradient_goes_back_to_the_pixels_copied_and_no_others():
 def test_rows_of_a_draw_do_what_the_whole_does():
     images = torch.rand(6, 1, *SIZE, generator=seeded(3))
     labels = (images > 0.5).to(torch.uint8)
-    draw = Compose([ELASTIC, Intensity()]).draw(6, SIZE, seeded())
+    sampled = Compose([ELASTIC, Intensity()]).sample(6, SIZE, seeded())
     index = torch.tensor([4, 0, 1])
-    rows = draw.rows(index, 6)
+    rows = sampled.rows(index, 6)
     # Another batch size may go through other vector instructions.
-    assert torch.allclose(rows.image(images[index]), draw.image(images)[index], rtol=0, atol=1e-6)
-    assert torch.equal(rows.label(labels[index]), draw.label(labels)[index])
-    nothing = Draw().rows(index, 6)
+    assert torch.allclose(
+        rows.image(images[index]), sampled.image(images)[index], rtol=0, atol=1e-6
+    )
+    assert torch.equal(rows.label(labels[index]), sampled.label(labels)[index])
+    nothing = SampledTransform().rows(index, 6)
     assert nothing.image(images) is images
 
 
@@ -493,7 +497,7 @@ def test_rows_of_a_draw_do_what_the_whole_does():
 def test_a_recipe_of_another_strength(name):
     assert recipe(name) is RECIPES[name]
     moved = [
-        recipe(name, std).draw(64, (64, 64), seeded()).displacement.square().mean().item()
+        recipe(name, std).sample(64, (64, 64), seeded()).displacement.square().mean().item()
         for std in (0.0, 8.0, 40.0)
     ]
     # Half of the images stay; of the others, two components with a square of 5 pixels each.

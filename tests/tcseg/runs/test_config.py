@@ -9,10 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcseg.method.losses import LOSSES
-from tcseg.method.transforms import RECIPES
-from tcseg.method.variants import METHODS
-from tcseg.runs import config
 from tcseg.runs.config import Config, resolve_device
 
 
@@ -22,13 +18,6 @@ def test_the_defaults_are_valid():
 
 def test_every_option_has_a_help_text():
     assert all(field.metadata["help"] for field in dataclasses.fields(Config))
-
-
-def test_the_choices_listed_are_those_that_exist():
-    assert {*config.METHODS} == {*METHODS}
-    assert {*config.RECIPES} == {*RECIPES}
-    assert {*config.LOSSES} == {*LOSSES}
-    assert {*config.SUPERVISED_METHODS} == {n for n, method in METHODS.items() if not method.pool}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +37,7 @@ def test_the_choices_listed_are_those_that_exist():
         ("loss", "iou", "one of soft-iou, jaccard-metric"),
         ("consistency_rampup", -1, "at least 0"),
         ("validation_images", 0, "at least 1"),
-        ("displacement_std", math.nan, "at least 0, finite"),
+        ("displacement_std", math.nan, "at least 0 and finite"),
         ("teacher_decay", 1.0, "less than 1"),
         ("batch_size", 1, "at least 2"),
         ("batch_size", 7, "even for method 'semitc'"),

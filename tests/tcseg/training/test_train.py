@@ -22,11 +22,7 @@ from tiny import TINY
 from tcseg.data import Split, labelled_subset, load_dataset, make_split, save_splits
 from tcseg.errors import DataError, RunError, RunFinished, RunStopped
 from tcseg.method.losses import LOSSES
-from tcseg.method.transforms import RECIPES
 from tcseg.method.variants import METHODS
-from tcseg.runs.config import METHODS as METHOD_NAMES
-from tcseg.runs.config import RECIPES as RECIPE_NAMES
-from tcseg.runs.config import SUPERVISED_METHODS
 from tcseg.runs.folder import RunFolder
 from tcseg.training.batches import sample
 from tcseg.training.schedule import consistency_weight, learning_rate
@@ -61,12 +57,6 @@ def assert_same_weights(one, other):
 
 
 # ------------------------------------------------------------------------------------ records
-
-
-def test_options_name_the_records_there_are():
-    assert set(METHOD_NAMES) == set(METHODS)
-    assert set(RECIPE_NAMES) == set(RECIPES)
-    assert set(SUPERVISED_METHODS) == {name for name, m in METHODS.items() if not m.pool}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -48,7 +48,7 @@ void nearest_sources(const Field<D, T>& field, int64_t n, int64_t begin,
 
 // The taps of consecutive pixels along one axis. W is what is summed in.
 template <Mode mode, typename W, typename Index>
-struct AxisStencil {
+struct AxisTileTaps {
   static constexpr int kTaps = tap_count(mode);
   static constexpr int64_t kTile =
       mode == Mode::kLinear ? kLinearTile : kCubicTile;
@@ -70,13 +70,13 @@ struct AxisStencil {
 // Of all axes: the weight of a corner is the product of those of its taps, its
 // flat index their sum.
 template <Mode mode, int D, typename W, typename Index>
-struct Stencil {
+struct TileTaps {
   static constexpr int kTaps = tap_count(mode);
   static constexpr int kCorners =
       D == 2 ? kTaps * kTaps : kTaps * kTaps * kTaps;
-  static constexpr int64_t kTile = AxisStencil<mode, W, Index>::kTile;
+  static constexpr int64_t kTile = AxisTileTaps<mode, W, Index>::kTile;
 
-  AxisStencil<mode, W, Index> axis[D];
+  AxisTileTaps<mode, W, Index> axis[D];
 
   TCWARP_HOST_DEVICE Index corner_index(int corner, int64_t i) const {
     Index flat = 0;
@@ -102,13 +102,13 @@ template <Padding padding, bool derivative, Mode mode, typename T, typename W,
 TCWARP_MULTIVERSION void taps_of_run(const T* displacement, int32_t position,
                                      int32_t advance, int32_t size, Index step,
                                      int64_t at, int64_t count,
-                                     AxisStencil<mode, W, Index>& stencil) {
+                                     AxisTileTaps<mode, W, Index>& taps) {
   if constexpr (mode == Mode::kLinear) {
     for (int64_t i = 0; i < count; ++i) {
       const int32_t x = position + advance * static_cast<int32_t>(i);
-      stencil.set(at + i,
-                  linear_taps<padding>(displacement[i], x, size, derivative),
-                  step);
+      taps.set(at + i,
+               linear_taps<padding>(displacement[i], x, size, derivative),
+               step);
     }
   } else {
     // A few pixels side by side; once more, with more work, near the border.
@@ -119,18 +119,17 @@ TCWARP_MULTIVERSION void taps_of_run(const T* displacement, int32_t position,
       for (int64_t i = begin; i < end; ++i) {
         const int32_t x = position + advance * static_cast<int32_t>(i);
         bool inside;
-        stencil.set(
-            at + i,
-            inner_cubic_taps(displacement[i], x, size, derivative, inside),
-            step);
+        taps.set(at + i,
+                 inner_cubic_taps(displacement[i], x, size, derivative, inside),
+                 step);
         near_border |= static_cast<int32_t>(!inside);
       }
       if (near_border == 0) continue;
       for (int64_t i = begin; i < end; ++i) {
         const int32_t x = position + advance * static_cast<int32_t>(i);
-        stencil.set(at + i,
-                    cubic_taps<padding>(displacement[i], x, size, derivative),
-                    step);
+        taps.set(at + i,
+                 cubic_taps<padding>(displacement[i], x, size, derivative),
+                 step);
       }
     }
   }
@@ -138,9 +137,8 @@ TCWARP_MULTIVERSION void taps_of_run(const T* displacement, int32_t position,
 
 // Pixels that are copied have no share in the spline.
 template <int D, typename T, typename W, typename Index>
-TCWARP_MULTIVERSION void drop_whole(
-    const Run<D, T>& run, int64_t at,
-    Stencil<Mode::kCubic, D, W, Index>& stencil) {
+TCWARP_MULTIVERSION void drop_whole(const Run<D, T>& run, int64_t at,
+                                    TileTaps<Mode::kCubic, D, W, Index>& taps) {
   const int64_t count = run.count;
   for (int64_t i = 0; i < count; ++i) {
     T displacement[D];
@@ -148,20 +146,20 @@ TCWARP_MULTIVERSION void drop_whole(
     load_pixel(run, i, displacement, position);
     const W kept = is_whole(displacement) ? W(0) : W(1);
     TCWARP_UNROLL
-    for (int t = 0; t < 4; ++t) stencil.axis[0].weight[t][at + i] *= kept;
+    for (int t = 0; t < 4; ++t) taps.axis[0].weight[t][at + i] *= kept;
   }
 }
 
 template <Padding padding, bool slopes, Mode mode, int D, typename T,
           typename W, typename Index>
-void stencil_of_run(const Run<D, T>& run, int slope_axis, int64_t at,
-                    Stencil<mode, D, W, Index>& stencil) {
+void fill_run(const Run<D, T>& run, int slope_axis, int64_t at,
+              TileTaps<mode, D, W, Index>& taps) {
   Index step = 1;
   for (int k = D - 1; k >= 0; --k) {
     const auto fill = [&](auto derivative) {
       taps_of_run<padding, derivative()>(run.displacement[k], run.position[k],
                                          k == D - 1 ? 1 : 0, run.size[k], step,
-                                         at, run.count, stencil.axis[k]);
+                                         at, run.count, taps.axis[k]);
     };
     if (slopes && k == slope_axis) {
       fill(std::bool_constant<slopes>{});
@@ -170,16 +168,16 @@ void stencil_of_run(const Run<D, T>& run, int slope_axis, int64_t at,
     }
     step *= run.size[k];
   }
-  if constexpr (mode == Mode::kCubic && !slopes) drop_whole(run, at, stencil);
+  if constexpr (mode == Mode::kCubic && !slopes) drop_whole(run, at, taps);
 }
 
 // The taps of pixels [begin, end) of sample n.
 template <Padding padding, Mode mode, int D, typename T, typename W,
           typename Index>
-void fill_stencil(const Field<D, T>& field, int64_t n, int64_t begin,
-                  int64_t end, Stencil<mode, D, W, Index>& stencil) {
+void fill_taps(const Field<D, T>& field, int64_t n, int64_t begin, int64_t end,
+               TileTaps<mode, D, W, Index>& taps) {
   for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
-    stencil_of_run<padding, false>(run, -1, run.first - begin, stencil);
+    fill_run<padding, false>(run, -1, run.first - begin, taps);
   });
 }
 
@@ -187,9 +185,9 @@ void fill_stencil(const Field<D, T>& field, int64_t n, int64_t begin,
 template <Padding padding, Mode mode, int D, typename T, typename W,
           typename Index>
 void fill_slopes(const Field<D, T>& field, int64_t n, int64_t begin,
-                 int64_t end, int axis, Stencil<mode, D, W, Index>& stencil) {
+                 int64_t end, int axis, TileTaps<mode, D, W, Index>& taps) {
   for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
-    stencil_of_run<padding, true>(run, axis, run.first - begin, stencil);
+    fill_run<padding, true>(run, axis, run.first - begin, taps);
   });
 }
 
