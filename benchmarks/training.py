@@ -47,9 +47,9 @@ class Parts:
     def draws(self) -> tuple[SampledTransform, SampledTransform]:
         """Draw the transforms of both branches."""
         size = (self.images.shape[-2], self.images.shape[-1])
-        draw = self.transform.draw
+        sample = self.transform.sample
         generator = self.trainer.generator
-        return draw(len(self.images), size, generator), draw(len(self.images), size, generator)
+        return sample(len(self.images), size, generator), sample(len(self.images), size, generator)
 
     def transformed(self) -> Tensor:
         """Apply the transforms to the images."""
