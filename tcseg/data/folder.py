@@ -21,7 +21,8 @@ from rich.progress import track
 from tcseg.data.dataset import Dataset
 from tcseg.data.masks import mask_reader
 from tcseg.errors import DataError, Problems
-from tcseg.io.images import NIFTI, PLAIN, Placement, is_image, read_pictures, stem, suffix
+from tcseg.io.images import NIFTI, PLAIN, is_image, read_pictures, stem, suffix
+from tcseg.io.placement import Placement
 
 
 def load(root: str | Path, size: int, problems: Problems | None = None) -> Dataset:

@@ -17,6 +17,7 @@ from rich.progress import track
 
 from tcseg.data.dataset import CLASSES, Dataset, pack_masks
 from tcseg.errors import DataError, Problems
+from tcseg.io.placement import resize_picture
 
 FIELD_OF_VIEW_MM = 0.175 * 2048
 FOLDS = ("fold1", "fold2")
@@ -182,7 +183,7 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
     """
     is_raw = path.suffix.lower() == ".img"
     picture = Image.fromarray(_read_raw(path)) if is_raw else _decode(path)
-    values = np.asarray(_resize(picture.convert("F"), size))
+    values = np.asarray(resize_picture(picture.convert("F"), (size, size)))
     low, high = values.min(), values.max()
     if not high > low:
         raise DataError(f"jsrt: {path} shows nothing, all its pixels are alike; copy it again")
@@ -210,7 +211,7 @@ def _read_raw(path: Path) -> NDArray[np.uint16]:
 def _read_mask(path: Path, size: int) -> NDArray[np.bool_]:
     # 254 and not 255: one half is then a whole number, and exactly half covered is outside.
     picture = _decode(path).point([0] + [254] * 255)
-    return np.asarray(_resize(picture, size)) > 127
+    return np.asarray(resize_picture(picture, (size, size))) > 127
 
 
 def _decode(path: Path) -> Image.Image:
@@ -225,11 +226,3 @@ def _decode(path: Path) -> Image.Image:
     if picture.width != picture.height:
         raise DataError(f"jsrt: {path} has {picture.width} x {picture.height} pixels, not a square")
     return picture
-
-
-def _resize(picture: Image.Image, size: int) -> Image.Image:
-    if picture.width == size:
-        return picture
-    shrinks = picture.width > size
-    method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
-    return picture.resize((size, size), method)

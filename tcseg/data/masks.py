@@ -10,34 +10,23 @@ from __future__ import annotations
 import abc
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tcseg.data.dataset import pack_masks
-from tcseg.errors import DataError, Problems, reason
-from tcseg.io.dicom import read_dataset, read_segments, segment_labels
-from tcseg.io.images import (
-    NIFTI,
-    Picture,
-    Placement,
-    is_dicom,
-    is_image,
-    open_plain,
-    read_volume,
-    stem,
-    suffix,
-)
+from tcseg.errors import DataError, Problems
+from tcseg.io.dicom import read_segments, segment_labels
+from tcseg.io.images import Picture, is_dicom, is_image, stem
+from tcseg.io.placement import Placement
+from tcseg.io.planes import Planes, read_planes
 
 __all__ = ["MAX_CLASSES", "Masks", "mask_reader"]
 
 MAX_CLASSES = 8
-
-Planes = NDArray[np.integer]
 
 
 class Masks(abc.ABC):
@@ -91,7 +80,7 @@ class _Valued(Masks):
         self.classes = tuple(names.get(value, f"class {value}") for value in values)
 
         def planes(path: Path) -> Planes:
-            return _label_planes(path, names) if path in labels else _read_planes(path)
+            return _label_planes(path, names) if path in labels else read_planes(path)
 
         self._planes = functools.lru_cache(maxsize=1)(planes)
 
@@ -237,7 +226,7 @@ def _class_names(path: Path) -> dict[int, str]:
 
 def _values_in(path: Path) -> set[int]:
     """Return the values in a mask, few enough to be classes."""
-    found = set(np.unique(_read_planes(path)).tolist()) - {0}
+    found = set(np.unique(read_planes(path)).tolist()) - {0}
     if len(found) > MAX_CLASSES:
         raise DataError(
             f"folder: {path} has {len(found)} values beside 0, more than {MAX_CLASSES} classes; "
@@ -272,7 +261,7 @@ def _label_planes(path: Path, names: Mapping[int, str]) -> Planes:
 
 def _white_planes(path: Path) -> NDArray[np.bool_]:
     """Read a file that is white, or not 0, where a class is."""
-    planes = _read_planes(path, as_seen=True)
+    planes = read_planes(path, as_seen=True)
     # White on black may have smoothed edges, whose outline is at one half; of other values each
     # that is not 0 is inside.
     most = planes.max(axis=(1, 2), keepdims=True)
@@ -306,52 +295,3 @@ def _segments_of(
         for label, masks in segments.items()
         if number < len(masks)
     }
-
-
-def _read_planes(path: Path, as_seen: bool = False) -> Planes:
-    """Read a mask value by value, (planes, H, W); of palettes the index, or, as seen, the grey."""
-    try:
-        if suffix(path) in NIFTI:
-            return _whole(read_volume(path)[0], path)
-        if is_dicom(path):
-            values = read_dataset(path).pixel_array
-            return _whole(values if values.ndim == 3 else values[None], path)
-        return np.stack([_whole(plane, path) for plane in _plain_planes(path, as_seen)])
-    except DataError:
-        raise
-    except Exception as error:  # decoders of damaged files raise almost anything
-        raise DataError(f"folder: {path} cannot be read ({reason(error)})") from error
-
-
-def _plain_planes(path: Path, as_seen: bool) -> Iterator[NDArray[np.generic]]:
-    with open_plain(path) as file:
-        for number in range(getattr(file, "n_frames", 1)):
-            file.seek(number)
-            if file.mode == "P" and as_seen:
-                yield np.asarray(file.convert("L"))
-            elif file.mode in ("L", "P", "1", "I", "F") or file.mode.startswith("I;"):
-                yield np.asarray(file)
-            else:
-                values = np.asarray(file.convert("RGB"))
-                if not (values == values[..., :1]).all():
-                    raise DataError(
-                        f"folder: {path} is a colour picture{_colours(values)}; a mask must have "
-                        "one value for each class, or a folder for each class with masks in black "
-                        "and white"
-                    )
-                yield values[..., 0]
-
-
-def _colours(values: NDArray[np.generic]) -> str:
-    """Say the colours of a picture, if they are few."""
-    colours = np.unique(values.reshape(-1, 3), axis=0)
-    if len(colours) > MAX_CLASSES + 1:
-        return f" of {len(colours)} colours"
-    return f" ({', '.join('#{:02x}{:02x}{:02x}'.format(*colour) for colour in colours)})"
-
-
-def _whole(values: NDArray[Any], path: Path) -> Planes:
-    whole: Planes = values.astype(np.int64 if values.dtype.itemsize > 1 else np.uint8)
-    if not (whole == values).all() or (whole < 0).any():
-        raise DataError(f"folder: {path} has values that are not whole numbers from 0 on")
-    return whole

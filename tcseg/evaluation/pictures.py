@@ -19,8 +19,9 @@ from torch import Tensor
 from tcseg.data import Dataset
 from tcseg.evaluation.metrics import iou
 from tcseg.io.files import write_atomically
-from tcseg.io.images import png, resize
+from tcseg.io.images import png
 from tcseg.io.label_maps import COLOURS
+from tcseg.io.placement import resize
 
 __all__ = [
     "Panel",

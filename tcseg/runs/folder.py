@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from tcseg.errors import RunError, RunFinished
 from tcseg.extras import is_installed
 from tcseg.io.files import write_atomically, write_json
+from tcseg.runs.checkpoint import load_checkpoint, save_checkpoint
 from tcseg.runs.config import Config
 from tcseg.runs.metrics_file import MetricsFile
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["RunFolder", "load_checkpoint"]
+__all__ = ["RunFolder"]
 
 # The way out of a broken summary: the checkpoint has all that it was made from.
 _AGAIN = "delete it and continue the run with `resume` to write it again"
@@ -181,25 +181,8 @@ class RunFolder:
         self._first_step = step + 1
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace ``checkpoint.pt``.
-
-        Parameters
-        ----------
-        state
-            Dictionaries, lists and tuples, nested, of tensors, numbers, strings, None, with at
-            least the key ``"step"``: no NumPy scalar and no object of a class of one's own.
-
-        Raises
-        ------
-        TypeError
-            If a value could not be read back with ``weights_only=True``.
-        """
-        import torch
-
-        _check_plain(state, "state")
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        write_atomically(self.path / "checkpoint.pt", buffer.getbuffer())
+        """Replace ``checkpoint.pt``; see `save_checkpoint`."""
+        save_checkpoint(self.path / "checkpoint.pt", state)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Read ``checkpoint.pt`` as `load_checkpoint` does, or give None where there is none."""
@@ -311,47 +294,3 @@ class RunFolder:
     def __exit__(self, *error: object) -> None:
         """Close the run."""
         self.close()
-
-
-def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint of any run, to the CPU, without running code from it.
-
-    Raises
-    ------
-    RunError
-        If the file is missing, broken, or not a checkpoint of this package.
-    """
-    import torch
-
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read ({error.strerror})") from error
-    try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # on foreign bytes torch.load raises almost anything
-        message = (
-            f"{path}: broken or not a checkpoint of tcseg; put a good copy there, or delete it"
-        )
-        raise RunError(message) from error
-    if not (isinstance(state, dict) and type(state.get("step")) is int):
-        raise RunError(f"{path}: not a checkpoint of tcseg (it has no step number)")
-    return state
-
-
-def _check_plain(value: Any, where: str) -> None:
-    """Refuse what `torch.load` would not take with ``weights_only=True``."""
-    import torch
-
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            _check_plain(item, f"{where}[{name!r}]")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _check_plain(item, f"{where}[{index}]")
-    # By exact type: numpy.float64 is a float, but is stored as an object of NumPy.
-    elif type(value) not in (bool, int, float, str, type(None)) and not torch.is_tensor(value):
-        raise TypeError(
-            f"save_checkpoint: {where} must be a tensor, number, string or None, "
-            f"got {type(value).__name__}"
-        )

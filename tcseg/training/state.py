@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from tcseg.errors import RunError
+from tcseg.runs.checkpoint import load_checkpoint
 from tcseg.runs.config import AFTER_PRETRAINING, MAY_DIFFER_ON_RESUME, Config
-from tcseg.runs.folder import RunFolder, load_checkpoint
+from tcseg.runs.folder import RunFolder
 
 __all__ = ["TrainingState", "pretrained_weights"]
 

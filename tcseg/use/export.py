@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -69,8 +69,6 @@ def export(
     model = segmenter.model
     network = _in_single_precision(segmenter.network)
     shape = (model.channels, model.size, model.size)
-    generator = torch.Generator().manual_seed(0)
-    example = torch.rand(2, *shape, generator=generator)
     metadata = {
         "classes": json.dumps([*model.classes, "background"]),
         "size": str(model.size),
@@ -83,17 +81,11 @@ def export(
     try:
         with _quiet():
             batch = {0: torch.export.Dim("batch")}
-            program = torch.export.export(network, (example,), dynamic_shapes=(batch,))
+            program = torch.export.export(
+                network, (torch.zeros(2, *shape),), dynamic_shapes=(batch,)
+            )
             write(program, temporary, metadata)
-        difference = 0.0
-        for count in (1, 3):
-            images = torch.rand(count, *shape, generator=generator)
-            with torch.inference_mode():
-                expected = network(images).numpy()
-                exported = run(temporary, images)
-            if exported.shape != expected.shape:
-                raise RunError(f"{path}: exported, it gives {exported.shape}, not {expected.shape}")
-            difference = max(difference, float(np.abs(exported - expected).max()))
+        difference = _difference(network, lambda images: run(temporary, images), shape)
         if not difference <= TOLERANCE:
             raise RunError(
                 f"{path}: exported, the network differs by {difference:.2g} from itself; "
@@ -111,6 +103,22 @@ def export(
     finally:
         temporary.unlink(missing_ok=True)
     return difference
+
+
+def _difference(
+    network: nn.Module, exported: Callable[[torch.Tensor], np.ndarray], shape: tuple[int, int, int]
+) -> float:
+    """Return the largest difference of probabilities, on random images."""
+    largest = 0.0
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 3):
+        images = torch.rand(count, *shape, generator=generator)
+        with torch.inference_mode():
+            expected, results = network(images).numpy(), exported(images)
+        if results.shape != expected.shape:
+            raise RunError(f"exported, the network gives {results.shape}, not {expected.shape}")
+        largest = max(largest, float(np.abs(results - expected).max()))
+    return largest
 
 
 @contextlib.contextmanager

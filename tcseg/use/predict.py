@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from tcseg.errors import DataError, RunError
 from tcseg.evaluation.metrics import cardiothoracic_ratio
 from tcseg.evaluation.metrics import postprocess as postprocess_mask
 from tcseg.evaluation.pictures import outlined
-from tcseg.io.images import Picture, Placement, is_image, png, read_pictures, stem
+from tcseg.io.images import Picture, is_image, png, read_pictures, stem
 from tcseg.io.label_maps import LabelWriter, write_into
+from tcseg.io.placement import Placement
 from tcseg.runs.model import Model
 from tcseg.use.segmenter import Prediction, Segmenter
 
@@ -82,38 +83,21 @@ def predict(
     files = _files(inputs, out, problems)
     # Under a name of its own until it is whole, so that an earlier table is not lost.
     table, partial = out / "measurements.csv", out / "measurements.csv.partial"
-    rows = _Rows(segmenter.classes)
+    segmentation = _Segmentation(segmenter, out, postprocess, consistency, overlays, spacing)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        partial.write_text(rows.header, encoding="utf-8")
+        partial.write_text(segmentation.rows.header, encoding="utf-8")
     except OSError as error:
         raise RunError(
             f"{out}: cannot be written ({error.strerror}); choose another `out`"
         ) from error
-    values = segmenter.model.values
-    scales: list[tuple[float, Path]] = []
     with open(partial, "ab", buffering=0) as file:  # nothing is left to write on closing
         for done, (path, name) in enumerate(
             track(files.items(), "Segmenting", console=console, transient=True)
         ):
             try:
-                writer = LabelWriter(path, name, out, segmenter.classes, values)
-                measured = []
-                for picture, prediction in _pairs(segmenter, path, consistency):
-                    if picture.spacing is None and spacing is not None:
-                        picture = replace(picture, spacing=(spacing, spacing))
-                    masks = prediction.masks
-                    if postprocess:
-                        masks = _postprocessed(masks, disjoint=values is not None)
-                    writer.add(masks)
-                    if overlays:
-                        plane = "" if picture.plane is None else f"/{picture.plane:03d}"
-                        overlay = out / "overlays" / f"{name}{plane}.png"
-                        write_into(overlay, png(outlined(picture.pixels, masks)))
-                    measured.append(_measure(picture, masks, prediction, segmenter.classes))
-                    scales.append((_scale(segmenter.model, picture), path))
-                problems += writer.close()
-                content = rows.text(measured).encode()
+                content, remarks = segmentation.of_file(path, name)
+                problems += remarks
                 if file.write(content) < len(content):  # a disk that fills up takes a part first
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except DataError as error:
@@ -131,8 +115,45 @@ def predict(
                 )
                 break
     os.replace(partial, table)
-    _tell_scales(scales, console)
+    _tell_scales(segmentation.scales, console)
     return problems
+
+
+@dataclass
+class _Segmentation:
+    """What is done with each file; the options are those of `predict`."""
+
+    segmenter: Segmenter
+    out: Path
+    postprocess: bool
+    consistency: bool
+    overlays: bool
+    spacing: float | None
+    scales: list[tuple[float, Path]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rows = _Rows(self.segmenter.classes)
+
+    def of_file(self, path: Path, name: str) -> tuple[bytes, list[str]]:
+        """Segment a file; return its rows of the table, and what could not be written."""
+        model = self.segmenter.model
+        writer = LabelWriter(path, name, self.out, model.classes, model.values)
+        measured = []
+        for picture, prediction in _pairs(self.segmenter, path, self.consistency):
+            if picture.spacing is None and self.spacing is not None:
+                picture = replace(picture, spacing=(self.spacing, self.spacing))
+            masks = prediction.masks
+            if self.postprocess:
+                masks = _postprocessed(masks, disjoint=model.values is not None)
+            writer.add(masks)
+            if self.overlays:
+                plane = "" if picture.plane is None else f"/{picture.plane:03d}"
+                overlay = self.out / "overlays" / f"{name}{plane}.png"
+                write_into(overlay, png(outlined(picture.pixels, masks)))
+            measured.append(_measure(picture, masks, prediction, model.classes))
+            self.scales.append((_scale(model, picture), path))
+        problems = writer.close()
+        return self.rows.text(measured).encode(), problems
 
 
 def _files(inputs: Sequence[Path], out: Path, problems: list[str]) -> dict[Path, str]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +16,12 @@ from torch import Generator, Tensor, nn
 
 from tcseg.data import Dataset, Split, load_dataset, read_splits
 from tcseg.errors import RunError
-from tcseg.io.images import Placement, as_pixels
+from tcseg.io.images import as_pixels
+from tcseg.io.placement import Placement
 from tcseg.method.transforms import Elastic, align
 from tcseg.runs.config import resolve_device
 from tcseg.runs.folder import RunFolder
 from tcseg.runs.model import Model, load_weights
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Prediction", "Segmenter", "load", "load_with_data"]
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from made_up import write_dicom
 from PIL import Image
 
-import tcseg.data.masks
+import tcseg.io.planes
 from tcseg.cli import main
 from tcseg.data import load_dataset, make_split, save_splits
 from tcseg.errors import DataError, Problems, RunError
@@ -319,8 +319,8 @@ def test_masks_of_volumes_are_read_once(tmp_path, monkeypatch):
     for part in ("images", "masks"):
         nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / part / "a.nii")
     reads = []
-    read = tcseg.data.masks.read_volume
-    monkeypatch.setattr("tcseg.data.masks.read_volume", lambda path: reads.append(1) or read(path))
+    read = tcseg.io.planes.read_volume
+    monkeypatch.setattr("tcseg.io.planes.read_volume", lambda path: reads.append(1) or read(path))
     assert len(load(tmp_path, size=32).annotated) == 30
     assert len(reads) == 2  # for the values, and for the masks
 

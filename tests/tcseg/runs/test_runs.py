@@ -14,8 +14,9 @@ from processes import python, started
 
 from tcseg.errors import RunError, RunFinished
 from tcseg.io import files
+from tcseg.runs.checkpoint import load_checkpoint
 from tcseg.runs.config import Config
-from tcseg.runs.folder import RunFolder, load_checkpoint
+from tcseg.runs.folder import RunFolder
 from tcseg.runs.metrics_file import MetricsFile
 
 CONFIG = Config(size=32, steps=4)

@@ -1,0 +1,82 @@
+"""Fitting images into a square and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+__all__ = ["Placement", "resize", "resize_picture"]
+
+Pixels = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lies in a square.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        Height and width of the image.
+    inner : (int, int)
+        Height and width within the square.
+    corner : (int, int)
+        Its first row and column there.
+    size : int
+        Side of the square.
+    """
+
+    shape: tuple[int, int]
+    inner: tuple[int, int]
+    corner: tuple[int, int]
+    size: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], size: int) -> Placement:
+        """Place an image in the middle, as large as it fits, its proportions kept."""
+        scale = size / max(shape)
+        height, width = (max(1, min(size, round(side * scale))) for side in shape)
+        return cls(shape, (height, width), ((size - height) // 2, (size - width) // 2), size)
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of the square that the image takes."""
+        (top, left), (height, width) = self.corner, self.inner
+        return slice(top, top + height), slice(left, left + width)
+
+    def spacing(self, spacing: tuple[float, float] | None) -> tuple[float, float] | None:
+        """Return height and width of a pixel of the square, from those of the image."""
+        if spacing is None:
+            return None
+        (height, width), (inner_height, inner_width) = self.shape, self.inner
+        return spacing[0] * height / inner_height, spacing[1] * width / inner_width
+
+    def fit(self, pixels: Pixels) -> Pixels:
+        """Resize (C, H, W) into the square, by averaging areas; 0 around it."""
+        square = np.zeros((len(pixels), self.size, self.size), np.float32)
+        square[:, *self.window] = [resize(channel, self.inner) for channel in pixels]
+        return square
+
+    def restore(self, square: Pixels) -> Pixels:
+        """Cut (C, size, size) to the image and bring it to the image's own size."""
+        inner = np.asarray(square, np.float32)[:, *self.window]
+        return np.stack([resize(np.ascontiguousarray(c), self.shape) for c in inner])
+
+
+def resize(channel: Pixels, shape: tuple[int, int]) -> Pixels:
+    """Resize (H, W): averaging areas where it gets smaller, linear where it gets larger."""
+    if channel.shape == shape:
+        return channel
+    return np.asarray(resize_picture(Image.fromarray(channel), shape), np.float32)
+
+
+def resize_picture(picture: Image.Image, shape: tuple[int, int]) -> Image.Image:
+    """Resize an image to (H, W) in its own number type, as `resize` does."""
+    if (picture.height, picture.width) == shape:
+        return picture
+    shrinks = shape[0] * shape[1] < picture.height * picture.width
+    method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+    return picture.resize((shape[1], shape[0]), method)
