@@ -6,7 +6,7 @@ from tcseg.extras import MissingPackageError, needs
 
 
 def main() -> None:
-    """Run the command, or say what to install for it."""
+    """Run the command, or name the extra that it needs."""
     try:
         with needs("tcseg"):
             from tcseg.cli import main as command

@@ -1,4 +1,4 @@
-"""What a user is told in one line."""
+"""Errors that are shown as one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Problems:
     Parameters
     ----------
     collect
-        Whether to go on after a fault, leaving out what it concerns.
+        Whether to continue after a fault, without what it affects.
     """
 
     def __init__(self, collect: bool = False) -> None:

@@ -16,7 +16,7 @@ class MissingPackageError(ImportError):
 
 @contextlib.contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Say what to install where an import inside fails.
+    """Name the extra to install where an import inside fails.
 
     Parameters
     ----------

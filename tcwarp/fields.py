@@ -255,15 +255,15 @@ def gaussian_smooth(
 
     def smooth(planes: Tensor) -> Tensor:
         output = planes.to(dtype)
-        for axis, one in enumerate(sigmas, start=1):
+        for axis, axis_sigma in enumerate(sigmas, start=1):
             length = planes.shape[axis]
             # Where both cost alike: 16 sigma taps in a convolution, 4 n / sigma modes in GEMMs
             # that run several times nearer to the machine's peak.
-            if 20 * one * one < length:
-                output = _convolve(output, one, boundary, axis)
+            if 20 * axis_sigma * axis_sigma < length:
+                output = _convolve(output, axis_sigma, boundary, axis)
             else:
                 basis, scaled = _factors.get(
-                    _smoothing_factor, length, one, boundary, dtype, input.device
+                    _smoothing_factor, length, axis_sigma, boundary, dtype, input.device
                 )
                 output = _along(_along(output, basis.mT, axis), scaled, axis)
         return output.to(input.dtype)
@@ -372,8 +372,8 @@ def random_displacement(
     seed = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=drawn_on)
     working = torch.float64 if dtype == torch.float64 else torch.float32
     factors, variances = [], []
-    for length, one in zip(size, sigmas, strict=True):
-        factor, variance = _factors.get(_field_factor, length, one, working, device)
+    for length, axis_sigma in zip(size, sigmas, strict=True):
+        factor, variance = _factors.get(_field_factor, length, axis_sigma, working, device)
         factors.append(factor)
         variances.append(variance)
     scale: float | Tensor = magnitude / math.sqrt(3)

@@ -36,7 +36,7 @@ def check(
     formats
         Numbers of files by kind and format.
     split_file
-        Splits of one's own.
+        A file of splits, in place of the built-in ones.
     console
         Where to print.
 

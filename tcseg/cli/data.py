@@ -58,7 +58,7 @@ def check(
     split_file: Path | None,
     sheet: Path | None,
 ) -> None:
-    """Say what a data set holds, what is missing, and how it would be divided.
+    """Report what a data set holds, what is missing, and how it would be split.
 
     The exit status is 1 if there is a problem.
     """

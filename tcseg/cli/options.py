@@ -1,4 +1,4 @@
-"""What the commands share: how errors are told, and options made from `Config`."""
+"""What the commands share: how errors are shown, and options made from `Config`."""
 
 from __future__ import annotations
 

@@ -43,7 +43,9 @@ from tcseg.runs.folder import RunFolder
     help="Folder of the run, made if it is missing.",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --out, with its own options.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and how long it takes.")
+@click.option(
+    "--dry-run", is_flag=True, help="Report what would be done, and how long it would take."
+)
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -234,7 +236,7 @@ def demo(out: Path, size: int, pretrain_steps: int, steps: int) -> None:
 @click.command()
 @click.pass_context
 def doctor(ctx: click.Context) -> None:
-    """Say what is installed and what works: versions, devices, build, a test of the operator.
+    """Report what is installed and what works: versions, devices, build, a test of the operator.
 
     The exit status is 1 if something that training needs does not work.
     """

@@ -181,7 +181,7 @@ def report(runs: tuple[Path, ...], out: Path, root: str | None, device: str) -> 
 
     from tcseg.use.report import report as write
 
-    remarks = write(runs, out, root=root, device=device)
+    notes = write(runs, out, root=root, device=device)
     click.echo(f"Written: {out}")
-    for remark in remarks:
-        click.echo(f"Remark: {with_options(remark)}", err=True)
+    for note in notes:
+        click.echo(f"Note: {with_options(note)}", err=True)

@@ -1,4 +1,4 @@
-"""A folder of one's own images: ``images/`` and ``masks/``, matched by name.
+"""A folder of the user's images: ``images/`` and ``masks/``, matched by name.
 
 Masks are either files that hold one value per class (0 is background), ``masks/NAME.png``, or one
 folder for each class with files that are white (or not 0) where it is, ``masks/CLASS/NAME.png``,

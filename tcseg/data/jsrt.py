@@ -117,12 +117,12 @@ def _find_images(root: Path, problems: Problems) -> dict[str, Path]:
             f"jsrt: no images JPCLN001 ... JPCNN093 ({', '.join(_EXTENSIONS)}) in {root} "
             "or a folder inside it; put them into images/"
         )
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in files:
-        twin = found.setdefault(path.stem.upper(), path)
+        twin = paths.setdefault(path.stem.upper(), path)
         if twin is not path:
             problems.add(f"jsrt: two files of one image, {twin} and {path}; remove one of them")
-    return dict(sorted(found.items()))
+    return dict(sorted(paths.items()))
 
 
 def _find_masks(root: Path, images: Iterable[str], problems: Problems) -> dict[str, list[Path]]:
@@ -135,27 +135,27 @@ def _find_masks(root: Path, images: Iterable[str], problems: Problems) -> dict[s
         f"missing from {root}",
         "unpack both folds of the SCR masks into scr/",
     )
-    found: dict[str, dict[str, Path]] = {}
+    masks: dict[str, dict[str, Path]] = {}
     for folder in folders:
         for path in _files(folder):
             if path.suffix.lower() == ".gif" and _ID.fullmatch(path.stem.upper()):
-                found.setdefault(path.stem.upper(), {})[folder.name] = path
+                masks.setdefault(path.stem.upper(), {})[folder.name] = path
     _refuse(
         problems,
-        [f"{i} ({name})" for i in images for name in CLASSES if name not in found.get(i, {})],
+        [f"{i} ({name})" for i in images for name in CLASSES if name not in masks.get(i, {})],
         "mask",
         f"missing from {root / 'scr'}",
         "unpack both folds of the SCR masks again, or remove the images without masks",
     )
     _refuse(
         problems,
-        sorted(set(found) - set(images)),
+        sorted(set(masks) - set(images)),
         "image",
         f"missing from {root}, though their masks are there",
         "copy all images again, or remove the masks without images",
     )
-    whole = [i for i in images if len(found.get(i, {})) == len(CLASSES)]
-    return {i: [found[i][name] for name in CLASSES] for i in whole}
+    whole = [i for i in images if len(masks.get(i, {})) == len(CLASSES)]
+    return {i: [masks[i][name] for name in CLASSES] for i in whole}
 
 
 def _files(folder: Path) -> list[Path]:

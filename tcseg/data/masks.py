@@ -106,7 +106,7 @@ class _ByClass(Masks):
         labels: Mapping[Path, Sequence[str]],
     ) -> None:
         self.folders, self.files = folders, files
-        segments = {label for found in labels.values() for label in found}
+        segments = {label for names in labels.values() for label in names}
         self.classes = tuple(dict.fromkeys([*folders, *sorted(segments)]))
         self._planes = functools.lru_cache(maxsize=MAX_CLASSES)(_white_planes)
         self._segments = functools.lru_cache(maxsize=1)(read_segments)
@@ -146,8 +146,8 @@ def mask_reader(root: Path, images: Sequence[Path], problems: Problems) -> Masks
     subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
     files = {stem(p): p for p in sorted(folder.iterdir()) if is_image(p)}
     # The names of the segments of those files that are segmentations.
-    found = {path: segment_labels(path) for path in files.values() if is_dicom(path)}
-    labels = {path: names for path, names in found.items() if names is not None}
+    segments = {path: segment_labels(path) for path in files.values() if is_dicom(path)}
+    labels = {path: names for path, names in segments.items() if names is not None}
     plain = [path for path in files.values() if path not in labels]
     if subfolders and plain:
         raise DataError(
@@ -226,14 +226,14 @@ def _class_names(path: Path) -> dict[int, str]:
 
 def _values_in(path: Path) -> set[int]:
     """Return the values in a mask, few enough to be classes."""
-    found = set(np.unique(read_planes(path)).tolist()) - {0}
-    if len(found) > MAX_CLASSES:
+    values = set(np.unique(read_planes(path)).tolist()) - {0}
+    if len(values) > MAX_CLASSES:
         raise DataError(
-            f"folder: {path} has {len(found)} values beside 0, more than {MAX_CLASSES} classes; "
+            f"folder: {path} has {len(values)} values beside 0, more than {MAX_CLASSES} classes; "
             "its edges are smoothed perhaps, or it is a JPEG: save it again without, or use one "
             "folder for each class"
         )
-    return found
+    return values
 
 
 def _value_of(label: str, names: Mapping[int, str], path: Path) -> int:

@@ -54,7 +54,7 @@ def make_split(dataset: Dataset, split: int, file: str | os.PathLike[str] | None
     split
         Number of the split.
     file
-        Where splits of one's own stand, in the form of `save_splits`, in place of these.
+        A file of splits as `save_splits` writes it, in place of the built-in ones.
 
     Raises
     ------

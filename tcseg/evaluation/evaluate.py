@@ -243,8 +243,8 @@ def _measure(
     }
     for name, parts in JOINED.items():
         if set(parts) <= set(classes) and name not in classes:
-            one, other = (pairs[part] for part in parts)
-            pairs[name] = (one[0] | other[0], one[1] | other[1])
+            left, right = (pairs[part] for part in parts)
+            pairs[name] = (left[0] | right[0], left[1] | right[1])
     overlaps = {name: metrics.iou(a, b) for name, (a, b) in pairs.items()}
     row: dict[str, Any] = {
         "miou": float(np.mean([overlaps[name] for name in classes])),

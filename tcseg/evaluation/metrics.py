@@ -23,7 +23,7 @@ def iou(a: Mask, b: Mask) -> float:
     Parameters
     ----------
     a, b
-        Masks of one shape, any number of axes; whatever is not 0 is inside. Arrays or tensors.
+        Masks of one shape, any number of axes; nonzero is inside. Arrays or tensors.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def cardiothoracic_ratio(heart: Mask, lungs: Mask) -> float:
     Parameters
     ----------
     heart, lungs
-        Masks (H, W) of one frontal radiograph; whatever is not 0 is inside. Arrays or tensors.
+        Masks (H, W) of one frontal radiograph; nonzero is inside. Arrays or tensors.
 
     Returns
     -------
@@ -108,7 +108,7 @@ def contour_distance(a: Mask, b: Mask, spacing: float | Sequence[float] = 1.0) -
     Parameters
     ----------
     a, b
-        Masks of one shape, with one or more axes; whatever is not 0 is inside. Arrays or tensors.
+        Masks of one shape, with one or more axes; nonzero is inside. Arrays or tensors.
     spacing
         Size of a pixel in mm, one number or one for each axis.
 
@@ -154,7 +154,7 @@ def postprocess(mask: Mask) -> npt.NDArray[np.bool_]:
     Parameters
     ----------
     mask
-        One mask with any number of axes; whatever is not 0 is inside. An array or a tensor.
+        One mask with any number of axes; nonzero is inside. An array or a tensor.
 
     Returns
     -------

@@ -207,10 +207,12 @@ def read_segments(path: Path) -> dict[str, NDArray[np.bool_]]:
             "save one for each file"
         )
     planes = 1 + max(plane for _, _, plane in placed)
-    found = {label: np.zeros((planes, data.Rows, data.Columns), bool) for label in labels.values()}
+    segments = {
+        label: np.zeros((planes, data.Rows, data.Columns), bool) for label in labels.values()
+    }
     for (number, _, plane), frame in zip(placed, frames, strict=True):
-        found[labels[number]][plane] |= frame > half
-    return found
+        segments[labels[number]][plane] |= frame > half
+    return segments
 
 
 def _place_of(group: Any, shared: Any) -> tuple[int, str, int]:

@@ -109,7 +109,7 @@ def read_pictures(path: Path) -> Iterator[Picture]:
         elif is_dicom(path):
             yield from _read_dicom(path)
         else:
-            raise DataError(f"{path}: {kind!r} is no image format that is known")
+            raise DataError(f"{path}: {kind!r} is not a known image format")
     except DataError:
         raise
     except ImportError as error:
@@ -131,7 +131,11 @@ def open_plain(path: Path) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(path)
     except UnidentifiedImageError as error:
-        what = "is no image, despite its name, or damaged" if path.stat().st_size else "is empty"
+        what = (
+            "is not an image, despite its name, or is damaged"
+            if path.stat().st_size
+            else "is empty"
+        )
         raise DataError(f"{path}: cannot be read (it {what})") from error
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6

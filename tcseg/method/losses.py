@@ -62,7 +62,7 @@ def soft_iou_loss(target: Tensor, prediction: Tensor) -> Tensor:
 
 
 def jaccard_metric_loss(target: Tensor, prediction: Tensor) -> Tensor:
-    """Return the Jaccard metric loss: `soft_iou_loss` made fit for targets that are no masks.
+    """Return the Jaccard metric loss: `soft_iou_loss` extended to targets that are not masks.
 
     ``1 - 1/C sum_c [ (sum_i (y + p) - |y - p|) / (sum_i (y + p) + |y - p|) ]``. It equals
     `soft_iou_loss` where one side is a mask of zeros and ones. Where both are probabilities, that

@@ -1,6 +1,6 @@
 """Random transforms t = (t_in, t_out) of images and their labels.
 
-A transform is a class with one method, ``draw``. What it draws moves pixels (a displacement,
+A transform is a class with one method, ``sample``. What that returns moves pixels (a displacement,
 applied to image and label alike) or changes the values of the image (t_out is then the
 identity), or both. Strengths in pixels are given for images 512 pixels wide and scale with the
 image, so that a picture deforms alike at every size.
@@ -245,8 +245,8 @@ def _join(first: SampledTransform, second: SampledTransform) -> SampledTransform
     adjusts = [draw.adjust for draw in (first, second) if draw.adjust is not None]
 
     def adjust(images: Tensor) -> Tensor:
-        for one in adjusts:
-            images = one(images)
+        for change in adjusts:
+            images = change(images)
         return images
 
     return SampledTransform(displacement, adjust if adjusts else None)

@@ -67,7 +67,7 @@ class Results:
     Raises
     ------
     RunError
-        If the folder is of other options, holds something else, or has a broken file.
+        If the folder was run with other options, holds something else, or has a broken file.
     """
 
     def __init__(self, folder: Path, base: Config) -> None:
@@ -77,8 +77,8 @@ class Results:
             differences = base.differences(Config.load(options), _NOT_COMPARED)
             if differences:
                 raise RunError(
-                    f"{folder} holds results of other options ({'; '.join(differences)}); use "
-                    "the same ones, or choose another `out`"
+                    f"{folder} holds results of runs with other options "
+                    f"({'; '.join(differences)}); use the same ones, or choose another `out`"
                 )
         elif folder.is_dir() and any(p for p in folder.iterdir() if p.name[0] != "."):
             raise RunError(f"{folder} is not empty and holds no results; choose another `out`")
@@ -138,7 +138,7 @@ class Results:
         differences = self.base.differences(options, tuple(ignored))
         if differences:
             raise RunError(
-                f"{path} is of other options ({'; '.join(differences)}); merge results of the "
-                "same ones only"
+                f"{path} was run with other options ({'; '.join(differences)}); merge results of "
+                "the same ones only"
             )
         return cell, content

@@ -23,7 +23,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> N
         The file.
     state
         Dictionaries, lists and tuples, nested, of tensors, numbers, strings, None, with at
-        least the key ``"step"``: no NumPy scalar and no object of a class of one's own.
+        least the key ``"step"``: no NumPy scalar and no object of another class.
 
     Raises
     ------

@@ -28,7 +28,7 @@ DATA_SETS = ("phantom", "jsrt", "folder")
 PRECISIONS = ("float32", "bfloat16")
 # What does not change the result, so that a run may be continued on another machine.
 MAY_DIFFER_ON_RESUME = ("device", "root", "checkpoint_every", "pretrained")
-# What pre-training knows nothing of, so that runs which differ in it may share one.
+# What pre-training does not depend on: runs that differ in it may share one.
 AFTER_PRETRAINING = (
     *("method", "steps", "teacher_decay"),
     *("consistency_weight", "consistency_loss", "consistency_rampup"),

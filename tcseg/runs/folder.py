@@ -103,7 +103,7 @@ class RunFolder:
         raise RunError(f"{self.path} holds an unfinished run; {way}")
 
     def check_resumable(self, config: Config) -> None:
-        """Raise RunError if there is no run of these options to go on with."""
+        """Raise RunError if there is not a run of these options to continue."""
         if not (self.path / "config.toml").exists():
             raise RunError(f"{self.path} holds no run to resume; leave out `resume` to start one")
         differences = config.differences(self.config())
@@ -149,7 +149,7 @@ class RunFolder:
         try:
             return Config.load(self.path / "config.toml")
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise RunError(f"{self.path} is no run: it has no config.toml") from error
+            raise RunError(f"{self.path} is not a run: it has no config.toml") from error
 
     def log(self, row: Mapping[str, float | int | str]) -> None:
         """Append one row to ``metrics.csv``, its numbers to TensorBoard where that is installed.
@@ -210,7 +210,7 @@ class RunFolder:
 
         path = self.path / "model.safetensors"
         if not path.exists():
-            self.config()  # a folder that is no run says so
+            self.config()  # a folder that is not a run says so
             raise RunError(f"{self.path} has no weights yet; continue the run with `resume`")
         try:
             return load_file(path)
@@ -246,14 +246,14 @@ class RunFolder:
         Raises
         ------
         RunError
-            If a run that goes on had other ones: its figures would be of images it has learnt.
+            If a resumed run had other ones: it would be tested on images it was trained on.
         """
         path = self.path / "split.json"
         if not (resume and path.exists()):
             write_json(path, record)
         elif self.split_record() != record:
             raise RunError(
-                f"{self.path}: images, masks or structures of the data are others than when the "
+                f"{self.path}: images, masks or structures of the data have changed since the "
                 f"run began ({path}); start a new run with another `out`"
             )
 
@@ -264,7 +264,7 @@ class RunFolder:
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise RunError(
-                f"{self.path} has no split.json: it is of an older version; train it again"
+                f"{self.path} has no split.json: it is from an older version; train it again"
             ) from error
         except ValueError as error:
             raise RunError(f"{path}: broken ({error})") from error

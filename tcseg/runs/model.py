@@ -106,10 +106,10 @@ class Model:
                 values["spacing"] = (height, width)
             return cls(**values)
         except FileNotFoundError as error:
-            RunFolder(run).config()  # a folder that is no run says so
+            RunFolder(run).config()  # a folder that is not a run says so
             raise RunError(
-                f"{run} has no model.json: it is not finished, or of an older version; continue it "
-                "with `resume`, or train it again"
+                f"{run} has no model.json: it is not finished, or from an older version; continue "
+                "it with `resume`, or train it again"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path}: broken ({error!r}); train the run again") from error

@@ -120,7 +120,7 @@ def _fit(trainer: Trainer, console: Console, stop: Callable[[], int]) -> None:
 
 
 def rehearse(config: Config, out: Path, resume: bool) -> None:
-    """Do a few steps of a training without writing anything; say what the whole would take.
+    """Do a few steps of a training without writing anything; report what all of it would take.
 
     Parameters are those of `train`, and so are its errors.
     """

@@ -204,14 +204,15 @@ class Trainer:
         state.seconds = time.monotonic() - started
 
     def begin_method(self) -> None:
-        """Go on from the best network of pre-training, with a new optimizer."""
+        """Continue from the best network of pre-training, with a new optimizer."""
         state = self.state
         if state.best:
             self.network.load_state_dict(state.best)
         self.optimizer = self._new_optimizer()
         state.pretrained = copy.deepcopy(self.network.state_dict())
         self.make_teacher()
-        # Own streams: a run that took pre-training over goes on exactly as one that did it.
+        # Random streams of its own: a run that took over a pre-training continues exactly like the
+        # one that did it.
         self.generator.manual_seed(self.config.seed + 2**32)
         torch.manual_seed(self.config.seed + 2**32)
         state.best_miou = -1.0
@@ -236,8 +237,8 @@ class Trainer:
             state.best = copy.deepcopy(network.state_dict())
             if distributed.rank() == 0:
                 cases = picture_cases(self.validation)
-                found = predict(network, self.dataset, cases)
-                save_progress(self.run.path / "validation.png", self.dataset, cases, found)
+                predictions = predict(network, self.dataset, cases)
+                save_progress(self.run.path / "validation.png", self.dataset, cases, predictions)
 
     def _log(self, row: dict[str, Any]) -> None:
         if distributed.rank() == 0:
@@ -257,7 +258,7 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Write a checkpoint from which training goes on bit for bit (on CPU)."""
+        """Write a checkpoint from which training continues bit for bit (on the CPU)."""
         if distributed.rank() != 0:
             return
         if self.teacher is not None:

@@ -31,7 +31,7 @@ from tcseg.use.segmenter import Prediction, Segmenter
 __all__ = ["predict"]
 
 BATCH = 8
-# From this on it is remarked: augmentation does not go so far.
+# From this ratio on, a note is printed: augmentation does not go that far.
 OTHER_SCALE = 1.5
 RATIO = "cardiothoracic ratio"
 CHEST = {"heart", "left lung", "right lung"}
@@ -67,7 +67,7 @@ def predict(
     spacing : float, optional
         Height and width of a pixel in mm, of images whose files do not say.
     console : Console
-        For the progress, and for a remark on images of another scale than the training data.
+        For the progress, and for a note on images at another scale than the training data.
 
     Returns
     -------
@@ -96,8 +96,8 @@ def predict(
             track(files.items(), "Segmenting", console=console, transient=True)
         ):
             try:
-                content, remarks = segmentation.of_file(path, name)
-                problems += remarks
+                content, unwritten = segmentation.of_file(path, name)
+                problems += unwritten
                 if file.write(content) < len(content):  # a disk that fills up takes a part first
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except DataError as error:
@@ -165,14 +165,14 @@ def _files(inputs: Sequence[Path], out: Path, problems: list[str]) -> dict[Path,
     names: dict[Path, str] = {}
     for path in inputs:
         if path.is_dir():
-            found = {p: str(p.relative_to(path).with_name(stem(p))) for p in _walk(path, out)}
-            if not found:
+            outputs = {p: str(p.relative_to(path).with_name(stem(p))) for p in _walk(path, out)}
+            if not outputs:
                 raise RunError(f"{path}: no images in it, nor in the folders in it")
         elif path.exists():
-            found = {path: stem(path)}
+            outputs = {path: stem(path)}
         else:
             raise RunError(f"{path}: no such file or folder")
-        names |= found
+        names |= outputs
     if out.resolve() in {path.resolve().parent for path in names}:
         raise RunError(f"{out} holds the images themselves; choose another `out`")
     first: dict[str, Path] = {}
@@ -227,11 +227,13 @@ def _scale(model: Model, picture: Picture) -> float:
 
 
 def _tell_scales(scales: Sequence[tuple[float, Path]], console: Console) -> None:
-    other = [(scale, path) for scale, path in scales if not 1 / OTHER_SCALE < scale < OTHER_SCALE]
-    if other:
-        scale, path = other[0]
+    different = [
+        (scale, path) for scale, path in scales if not 1 / OTHER_SCALE < scale < OTHER_SCALE
+    ]
+    if different:
+        scale, path = different[0]
         console.print(
-            f"Remark: {len(other)} of {len(scales)} images show things at another scale than the "
+            f"Note: {len(different)} of {len(scales)} images show things at another scale than the "
             f"training data (the pixels of {path}, fitted to the network, are {scale:.2g} times as "
             "large): look at their overlays",
             markup=False,

@@ -87,8 +87,8 @@ def report(
         missing = [key for key in SUMMARY if key not in run.summary]
         if missing:
             raise RunError(
-                f"{folder.path / 'summary.json'} has no {missing[0]!r}: it is of an older version; "
-                "delete it, and write it again with tcseg train --resume"
+                f"{folder.path / 'summary.json'} has no {missing[0]!r}: it is from an older "
+                "version; delete it, and write it again with tcseg train --resume"
             )
         try:
             _add_cases(run, folder, root, device)

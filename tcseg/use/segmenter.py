@@ -164,13 +164,13 @@ class Segmenter:
         squares = answers.float().cpu().numpy()
         for place, square, score in zip(places, squares, agreement, strict=True):
             probabilities = place.restore(square)
-            found = probabilities[:-1]
+            structures = probabilities[:-1]
             if self.model.values is None:
-                masks = found > 0.5
+                masks = structures > 0.5
             else:  # a pixel has one value, the likeliest; the background is the last one
                 best = probabilities.argmax(axis=0)
-                masks = best == np.arange(len(found)).reshape(-1, 1, 1)
-            yield Prediction(masks, found, score)
+                masks = best == np.arange(len(structures)).reshape(-1, 1, 1)
+            yield Prediction(masks, structures, score)
 
     def _consistency(self, images: Tensor) -> list[float | None]:
         """Return the mean IOU of predictions under pairs of deformations, for each image."""
@@ -179,10 +179,10 @@ class Segmenter:
         scores = []
         for _ in range(PAIRS):
             t1, t2 = (DEFORMATION.sample(len(images), size, generator) for _ in range(2))
-            one, other = (self.network(t.image(images))[:, :-1] > 0.5 for t in (t1, t2))
-            one = align(t1, t2, one)
-            union = (one | other).sum(dim=(2, 3))
-            shared = (one & other).sum(dim=(2, 3))
+            first, second = (self.network(t.image(images))[:, :-1] > 0.5 for t in (t1, t2))
+            first = align(t1, t2, first)
+            union = (first | second).sum(dim=(2, 3))
+            shared = (first & second).sum(dim=(2, 3))
             # What is found in neither view says nothing; found in none, there is no score.
             scores.append(torch.where(union == 0, torch.nan, shared / union.clamp(min=1)))
         means = torch.cat(scores, dim=1).nanmean(dim=1).tolist()

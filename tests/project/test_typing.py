@@ -21,7 +21,7 @@ def test_packages_say_that_they_have_types(package):
 
 def test_a_file_of_a_user_is_right_to_mypy():
     pytest.importorskip("mypy")
-    cache = ROOT / ".mypy_cache" / "user"  # that of `make lint` is of other options
+    cache = ROOT / ".mypy_cache" / "user"  # that of `make lint` was run with other options
     options = ["--strict", "--config-file=", f"--cache-dir={cache}", "--follow-imports=silent"]
     environment = {"MYPYPATH": str(ROOT), "PATH": ""}
     result = python("-m", "mypy", *options, "typing_user.py", cwd=HERE, env=environment)

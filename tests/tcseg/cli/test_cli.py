@@ -273,8 +273,8 @@ def test_evaluate_prints_a_table_and_writes_json(network_module, phantom, tmp_pa
 
 
 def test_evaluate_of_something_else_is_an_error(network_module, phantom, tmp_path):
-    assert "is no run: it has no config.toml" in tcseg("evaluate", tmp_path).stderr
-    assert "is no run" in tcseg("evaluate", tmp_path / "missing").stderr
+    assert "is not a run: it has no config.toml" in tcseg("evaluate", tmp_path).stderr
+    assert "is not a run" in tcseg("evaluate", tmp_path / "missing").stderr
     run = RunFolder.create(tmp_path / "run", Config(size=32), resume=False)
     result = tcseg("evaluate", run.path)
     assert (result.exit_code, "has no weights yet" in result.stderr) == (1, True)

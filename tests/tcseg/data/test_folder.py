@@ -245,7 +245,7 @@ def test_masks_added_later_do_not_turn_training_images_into_test_images(by_class
     assert [row["id"] for row in measured["images"]] == record["test"]
     # Training does not go on with other images, nor from a pre-training on others.
     (tmp_path / "run" / "summary.json").unlink()
-    with pytest.raises(RunError, match="are others than when the run began"):
+    with pytest.raises(RunError, match="have changed since the run began"):
         train(config, tmp_path / "run", True)
     shared = dataclasses.replace(config, pretrained=str(tmp_path / "run"))
     with pytest.raises(RunError, match="was of other images, masks or structures"):
@@ -427,7 +427,7 @@ def test_a_class_that_is_nowhere(valued):
 def test_one_corrupt_file_is_named_and_the_rest_is_read_on_request(valued):
     (valued / "images" / "scan2.png").write_bytes(b"hello")
     (valued / "masks" / "scan4.png").write_bytes(b"hello")
-    refused(valued, "scan4.png: cannot be read (it is no image, despite its name")
+    refused(valued, "scan4.png: cannot be read (it is not an image, despite its name")
     problems = Problems(collect=True)
     data = load(valued, problems=problems)
     assert len(problems.found) == 2

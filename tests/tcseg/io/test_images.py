@@ -313,7 +313,7 @@ def test_other_files_are_no_images(tmp_path):
     for name in ("notes.txt", ".hidden.png", "README", "folder"):
         (tmp_path / name).write_text("x") if name != "folder" else (tmp_path / name).mkdir()
         assert not is_image(tmp_path / name)
-    with pytest.raises(DataError, match="no image format"):
+    with pytest.raises(DataError, match="not a known image format"):
         list(read_pictures(tmp_path / "notes.txt"))
 
 

@@ -195,9 +195,13 @@ def test_results_of_other_machines_are_merged(finished, tmp_path, capsys):
 
 def test_results_of_other_options_are_refused(finished, tmp_path):
     other = dataclasses.replace(TINY, size=48)
-    with pytest.raises(RunError, match=r"holds results of other options \(`size`: 48 here, 32"):
+    with pytest.raises(
+        RunError, match=r"holds results of runs with other options \(`size`: 48 here, 32"
+    ):
         reproduce("table1", other, finished, **PART)
-    with pytest.raises(RunError, match=r"l5-s0-\w+\.json is of other options \(`size`: 48 here"):
+    with pytest.raises(
+        RunError, match=r"l5-s0-\w+\.json was run with other options \(`size`: 48 here"
+    ):
         reproduce("table1", other, tmp_path / "new", minutes=0, merge=[finished], **PART)
     assert names(tmp_path / "new") == []
     longer = dataclasses.replace(TINY, steps=4)

@@ -130,7 +130,7 @@ def test_a_read_only_run_is_not_resumed(run, monkeypatch):
 
 def test_a_folder_that_is_no_run(tmp_path):
     for action in (RunFolder(tmp_path).config, RunFolder(tmp_path / "missing").load_weights):
-        with pytest.raises(RunError, match=r"is no run: it has no config.toml"):
+        with pytest.raises(RunError, match=r"is not a run: it has no config.toml"):
             action()
 
 

@@ -337,7 +337,7 @@ def test_pretraining_with_other_options_is_refused(finished, tmp_path, option, v
 
 def test_pretraining_that_is_missing_or_not_finished_is_refused(tmp_path, monkeypatch):
     config = dataclasses.replace(TINY, pretrained=str(tmp_path / "nowhere"))
-    with pytest.raises(RunError, match="is no run"):
+    with pytest.raises(RunError, match="is not a run"):
         train(config, tmp_path / "run", False)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "begin_method", lambda self: 1 / 0)

@@ -276,7 +276,7 @@ def test_a_report_without_the_data_says_so(run, tmp_path):
     config.save(out / "config.toml")
     result = command("report", out, "--out", tmp_path / "report.html")
     assert result.exit_code == 0
-    assert "Remark: run: No cases can be shown: folder: no folder" in result.stderr
+    assert "Note: run: No cases can be shown: folder: no folder" in result.stderr
     assert "No cases can be shown: folder: no folder" in (tmp_path / "report.html").read_text()
 
 

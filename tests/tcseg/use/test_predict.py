@@ -173,7 +173,7 @@ def test_a_run_is_loaded_with_all_it_needs(tmp_path):
     loaded = tcseg.load(run.path, device="cpu")
     assert loaded.predict(chest()[0]).masks.shape == (3, 96, 64)
     assert network.size == 96
-    with pytest.raises(RunError, match="is no run"):
+    with pytest.raises(RunError, match="is not a run"):
         tcseg.load(tmp_path)
 
 
@@ -449,7 +449,7 @@ def test_images_of_another_scale_are_remarked(tmp_path):
         console = Console(file=text, soft_wrap=True)
         predict(segmenter, sorted(tmp_path.iterdir()), tmp_path / "out", console=console)
         said = text.getvalue()
-    assert "Remark: 1 of 4 images show things at another scale" in said
+    assert "Note: 1 of 4 images show things at another scale" in said
     assert "c.dcm, fitted to the network, are 4 times as large" in said
     predict(segmenter, [tmp_path / "b.dcm"], tmp_path / "one", console=QUIET)
 
@@ -627,5 +627,5 @@ def test_the_command(tmp_path):
     assert result.exit_code == 1
     assert result.stderr.startswith(f"Error: {tmp_path / 'b.png'}: cannot be read")
     result = CliRunner().invoke(main, ["predict", str(tmp_path), "a.png", "--out", "x"])
-    assert (result.exit_code, "is no run" in result.stderr) == (1, True)
+    assert (result.exit_code, "is not a run" in result.stderr) == (1, True)
     assert not os.path.exists("x")
