@@ -244,16 +244,34 @@ def _save_for_warp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(displacement, input if needs_image else None)
 
 
+def _is_wanted(ctx: Any, argument: int) -> bool:
+    """Whether the gradient by a tensor is used: `torch.autograd.grad(y, x)` uses that by x alone.
+
+    ``needs_input_grad`` says only what required one in the forward pass.
+    """
+    if not ctx.needs_input_grad[argument]:
+        return False
+    try:
+        return bool(torch._C._will_engine_execute_node(ctx.next_functions[argument][0]))
+    except (AttributeError, RuntimeError, TypeError):  # not known of leaves: see `warp`
+        return True
+
+
 def _backward_warp(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     displacement, input = ctx.saved_tensors
     codes = ctx.mode, ctx.padding_mode
     ops = torch.ops.tcwarp
     grad_input = grad_displacement = None
-    if ctx.needs_input_grad[0]:
+    if _is_wanted(ctx, 0):
         deterministic = torch.are_deterministic_algorithms_enabled()
         grad_input = ops.warp_backward_input(grad_output, displacement, *codes, deterministic)
-    if input is not None:
-        grad_displacement = ops.warp_backward_displacement(grad_output, input, displacement, *codes)
+    if _is_wanted(ctx, 1):
+        if input is None:  # nearest: a step function of the displacement
+            grad_displacement = torch.zeros_like(displacement)
+        else:
+            grad_displacement = ops.warp_backward_displacement(
+                grad_output, input, displacement, *codes
+            )
     return grad_input, grad_displacement, None, None
 
 
@@ -264,9 +282,9 @@ def _backward_scatter(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     codes = ctx.mode, ctx.padding_mode
     ops = torch.ops.tcwarp
     grad_grad = grad_displacement = None
-    if ctx.needs_input_grad[0]:
+    if _is_wanted(ctx, 0):
         grad_grad = ops.warp(grad, displacement, *codes)
-    if grad_output is not None:
+    if grad_output is not None and _is_wanted(ctx, 1):
         grad_displacement = ops.warp_backward_displacement(grad_output, grad, displacement, *codes)
     return grad_grad, grad_displacement, None, None, None
 

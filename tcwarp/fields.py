@@ -1,7 +1,8 @@
 """Smooth random displacement fields, and the Gaussian smoothing that defines them.
 
 With reflecting borders a Gaussian is diagonal in the basis of the DCT-II, and a wide one leaves
-few modes: smoothing and drawing are products with thin matrices instead of wide convolutions.
+few modes: smoothing and drawing are products with thin matrices instead of wide convolutions. Where
+modes are many, on long axes, fast cosine transforms take the place of the matrices.
 """
 
 import math
@@ -36,6 +37,10 @@ AT_ONCE = {"cpu": 2**18, "cuda": 2**20, "meta": 2**20}
 # What the kernel that sums modes on a GPU takes along the last two axes; more are matrix products.
 MOST_MODES = (24, 64)
 LARGEST = 1e30  # pixels: far beyond any image, far below what single precision holds
+# Pixels: a wider Gaussian is smoothed mode by mode, as a convolution unfolds what it reads.
+WIDEST_CONVOLVED = 16.0
+# Numbers in a matrix of modes by pixels: 16 MiB in single precision.
+LARGEST_BASIS = 2**22
 TRUNCATE = 8.0  # the kernel ends at this many sigma; SciPy's default of 4 moves results by 4e-4
 
 
@@ -58,49 +63,103 @@ def _mode_count(length: int, sigma: float, dtype: torch.dtype) -> int:
     return length if last >= length else min(length, int(last) + 2)
 
 
-def _modes(
-    length: int, sigma: float, count: int, begin: int = 0, end: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return rows begin to end of the orthonormal basis, and its eigenvalues, in float64."""
+def _eigenvalues(length: int, sigma: float, count: int) -> Tensor:
+    """Return what smoothing multiplies the first modes of `length` pixels by, in float64."""
     k = _count(count)
-    x = torch.arange(begin, length if end is None else end, dtype=torch.float64, device="cpu") + 0.5
-    basis = torch.cos(math.pi / length * x[:, None] * k) * math.sqrt(2 / length)
-    basis[:, 0] = math.sqrt(1 / length)
     if sigma > 16:  # the sum over the taps is its integral to the last digit
-        return basis, torch.exp(-0.5 * (math.pi * sigma / length * k) ** 2)
+        return torch.exp(-0.5 * (math.pi * sigma / length * k) ** 2)
     kernel = _kernel(sigma)
     j = _count(len(kernel))
-    cosines = torch.cos(math.pi / length * k[:, None] * j) @ kernel
-    return basis, 2 * cosines - kernel[0]
+    parts = k.split(2**16)  # a row of cosines for each mode
+    sums = torch.cat([torch.cos(math.pi / length * part[:, None] * j) @ kernel for part in parts])
+    return 2 * sums - kernel[0]
+
+
+def _basis(length: int, count: int, begin: int, end: int) -> Tensor:
+    """Return rows begin to end of the orthonormal basis, (pixels, modes), in float64."""
+    x = torch.arange(begin, end, dtype=torch.float64, device="cpu") + 0.5
+    basis = torch.cos(math.pi / length * x[:, None] * _count(count)) * math.sqrt(2 / length)
+    basis[:, 0] = math.sqrt(1 / length)
+    return basis
+
+
+def _is_long(length: int, whole: int, count: int) -> bool:
+    """Whether modes are so many that their matrix would outgrow the data."""
+    # Padded by more than its length, an axis has two dozen modes at most.
+    return length * count > LARGEST_BASIS and whole <= 4 * length
+
+
+def _margin(sigma: float, boundary: str) -> int:
+    # Zeros outside are a mirror too far away to matter: padded on both sides by half the kernel,
+    # the data never meets its mirror image.
+    return 0 if boundary == "reflect" else (int(TRUNCATE * sigma + 0.5) + 1) // 2
 
 
 def _smoothing_factor(
     length: int, sigma: float, boundary: str, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return (basis, basis * eigenvalues), whose product smooths along one axis."""
-    # Zeros outside are a mirror too far away to matter: padded on both sides by half the kernel,
-    # the data never meets its mirror image.
+    """Return (basis, basis * eigenvalues), whose product smooths along one axis.
+
+    On a long axis the eigenvalues alone, twice.
+    """
     if boundary == "reflect":  # beyond a few lengths nothing but the mean is left
         sigma = min(sigma, 8.0 * length)
     sigma = min(sigma, 1e12)  # what is left of the image, 1e-24 of it, is 0
-    margin = 0 if boundary == "reflect" else (int(TRUNCATE * sigma + 0.5) + 1) // 2
+    margin = _margin(sigma, boundary)
     whole = length + 2 * margin
     count = _mode_count(whole, sigma, dtype)
-    basis, eigenvalues = _modes(whole, sigma, count, margin, margin + length)
+    eigenvalues = _eigenvalues(whole, sigma, count)
+    if _is_long(length, whole, count):
+        scale = eigenvalues.to(device, dtype)
+        return scale, scale
+    basis = _basis(whole, count, margin, margin + length)
     return basis.to(device, dtype), (basis * eigenvalues).to(device, dtype)
 
 
 def _field_factor(
     length: int, sigma: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return basis * eigenvalues and the mean over x of the variance it gives white noise."""
+    """Return basis * eigenvalues and the mean over x of the variance it gives white noise.
+
+    On a long axis the eigenvalues alone.
+    """
     # Beyond a few lengths nothing but the mean is left; the kernel stays short.
     sigma = min(sigma, 8.0 * length)
-    basis, eigenvalues = _modes(length, sigma, _mode_count(length, sigma, dtype))
+    count = _mode_count(length, sigma, dtype)
+    eigenvalues = _eigenvalues(length, sigma, count)
     variance = eigenvalues.square().sum() / length
-    factor = (basis * eigenvalues).to(device, dtype)
+    if _is_long(length, length, count):
+        return eigenvalues.to(device, dtype), variance
+    factor = (_basis(length, count, 0, length) * eigenvalues).to(device, dtype)
     # On a GPU, mode by mode, so that neighbouring pixels of one are neighbours in memory.
     return factor.mT.contiguous().mT if factor.is_cuda else factor, variance
+
+
+def _turns(length: int, modes: Tensor) -> Tensor:
+    """Return exp(i pi k / 2 length), which turns a Fourier into a cosine transform."""
+    k = torch.arange(len(modes), dtype=torch.float64, device=modes.device)
+    angle = k * (math.pi / (2 * length))
+    turns = torch.complex(torch.cos(angle), torch.sin(angle))
+    return turns.to(torch.complex128 if modes.dtype == torch.float64 else torch.complex64)
+
+
+def _sum_cosines(coefficients: Tensor, eigenvalues: Tensor, length: int) -> Tensor:
+    """Sum modes along the last axis: the product with basis * eigenvalues, (.., length)."""
+    scale = eigenvalues * math.sqrt(2 / length) * length
+    scale = torch.cat([scale[:1] * math.sqrt(2), scale[1:]])
+    spectrum = coefficients * (scale * _turns(length, eigenvalues))
+    sums: Tensor = torch.fft.irfft(spectrum, 2 * length)
+    return sums[..., :length]
+
+
+def _smooth_long(lines: Tensor, eigenvalues: Tensor, margin: int) -> Tensor:
+    """Smooth the last axis by cosine transforms there and back."""
+    whole = lines.shape[-1] + 2 * margin
+    padded = functional.pad(lines, (margin, margin)) if margin else lines
+    spectrum = torch.fft.rfft(padded, 2 * whole)[..., : len(eigenvalues)]
+    modes = (spectrum * _turns(whole, eigenvalues).conj()).real * math.sqrt(2 / whole)
+    modes = torch.cat([modes[..., :1] / math.sqrt(2), modes[..., 1:]], dim=-1)
+    return _sum_cosines(modes, eigenvalues, whole)[..., margin : whole - margin]
 
 
 class _Cache:
@@ -212,7 +271,8 @@ def gaussian_smooth(
     """Smooth the spatial axes with a Gaussian, equal to SciPy's ``gaussian_filter(truncate=8)``.
 
     The cost does not grow with sigma: wide Gaussians leave few cosine modes, narrow ones are
-    convolved. Differentiable.
+    convolved. Values stay within the range of their image; NaN and infinities reach as far as the
+    kernel, 8 sigma. Differentiable.
 
     Parameters
     ----------
@@ -253,20 +313,17 @@ def gaussian_smooth(
         return input.clone()
     dtype = input.dtype if input.element_size() >= 4 else torch.float32
 
+    reach = [int(TRUNCATE * axis_sigma + 0.5) for axis_sigma in sigmas]
+
     def smooth(planes: Tensor) -> Tensor:
+        beyond = None if _is_finite(planes) else _infinities(planes, reach)
+        if beyond is not None:
+            planes = planes.nan_to_num(0.0, 0.0, 0.0)
         output = planes.to(dtype)
         for axis, axis_sigma in enumerate(sigmas, start=1):
-            length = planes.shape[axis]
-            # Where both cost alike: 16 sigma taps in a convolution, 4 n / sigma modes in GEMMs
-            # that run several times nearer to the machine's peak.
-            if 20 * axis_sigma * axis_sigma < length:
-                output = _convolve(output, axis_sigma, boundary, axis)
-            else:
-                basis, scaled = _factors.get(
-                    _smoothing_factor, length, axis_sigma, boundary, dtype, input.device
-                )
-                output = _along(_along(output, basis.mT, axis), scaled, axis)
-        return output.to(input.dtype)
+            output = _smooth_axis(output, axis_sigma, boundary, axis)
+        output = _within(output, planes, boundary).to(input.dtype)
+        return output if beyond is None else output + beyond
 
     planes = input.flatten(0, 1)
     with without_autocast(input.device):
@@ -275,6 +332,56 @@ def gaussian_smooth(
         # A convolution unfolds what it reads: as many times larger as there are taps.
         parts = planes.split(_at_once(planes.shape[1:], input.device))
         return torch.cat([smooth(part) for part in parts]).view(input.shape)
+
+
+def _smooth_axis(planes: Tensor, sigma: float, boundary: str, axis: int) -> Tensor:
+    length = planes.shape[axis]
+    # Where both cost alike: 16 sigma taps in a convolution, 4 n / sigma modes in GEMMs that run
+    # several times nearer to the machine's peak.
+    if 20 * sigma * sigma < length and sigma < WIDEST_CONVOLVED:
+        return _convolve(planes, sigma, boundary, axis)
+    basis, scaled = _factors.get(
+        _smoothing_factor, length, sigma, boundary, planes.dtype, planes.device
+    )
+    if basis.dim() == 1:
+        lines = _smooth_long(planes.movedim(axis, -1), basis, _margin(sigma, boundary))
+        return lines.movedim(-1, axis)
+    return _along(_along(planes, basis.mT, axis), scaled, axis)
+
+
+def _within(smoothed: Tensor, planes: Tensor, boundary: str) -> Tensor:
+    """Round back what rounding took out of the range of its plane: averages lie in it."""
+    with torch.no_grad():
+        axes = tuple(range(1, planes.dim()))
+        low, high = planes.amin(axes, keepdim=True), planes.amax(axes, keepdim=True)
+        if boundary == "constant":
+            low, high = low.clamp(max=0), high.clamp(min=0)
+        excess = smoothed - smoothed.clamp(low.to(smoothed.dtype), high.to(smoothed.dtype))
+    return smoothed - excess  # whose gradient is that of what was smoothed, everywhere
+
+
+def _is_finite(planes: Tensor) -> bool:
+    """Whether all is finite, where that is known without waiting for a GPU."""
+    if planes.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    try:
+        return bool(planes.isfinite().all())
+    except RuntimeError:  # under vmap or in a fake mode there are no values
+        return False
+
+
+def _infinities(planes: Tensor, reach: Sequence[int]) -> Tensor:
+    """Return what infinities and NaN of planes add within reach of them, 0 elsewhere."""
+    infinite = torch.stack([planes.isposinf() | planes.isnan(), planes.isneginf() | planes.isnan()])
+    for axis, radius in enumerate(reach, start=2):
+        length = infinite.shape[axis]
+        counts = functional.pad(infinite.movedim(axis, -1).cumsum(-1), (1, 0))
+        x = torch.arange(length, device=planes.device)
+        up, down = (x + radius + 1).clamp(max=length), (x - radius).clamp(min=0)
+        infinite = (counts[..., up] > counts[..., down]).movedim(-1, axis)
+    nothing = torch.zeros((), dtype=planes.dtype, device=planes.device)
+    up, down = infinite.unbind()
+    return torch.where(up, torch.inf, nothing) - torch.where(down, torch.inf, nothing)
 
 
 def random_displacement(
@@ -381,11 +488,12 @@ def random_displacement(
         # A tensor of no dimension on the CPU: its value is not looked at, nor waited for.
         scale = displacement_std / torch.stack(variances).prod().sqrt()
     seed = seed.to(device, non_blocking=True)
-    modes = [factor.shape[1] for factor in factors]
+    modes = [factor.shape[-1] for factor in factors]
     # The scale is a number there: a compiler and fake tensors do not know that of a tensor.
     known = type(scale) is float or (type(scale) is Tensor and not torch.compiler.is_compiling())
     fits = all(n <= most for n, most in zip(modes[-2:], MOST_MODES, strict=True))
-    in_one = device.type == "cuda" and known and fits
+    short = all(factor.dim() == 2 for factor in factors)
+    in_one = device.type == "cuda" and known and fits and short
 
     def draw(first: int, count: int) -> Tensor:
         planes: Tensor = ops.tcwarp.field_coefficients(
@@ -399,14 +507,17 @@ def random_displacement(
             )
             return pixels
         planes = planes.mul_(scale).to(working)
-        for axis, factor in enumerate(factors, start=1):
-            planes = _along(planes, factor, axis)
+        for axis, (factor, length) in enumerate(zip(factors, size, strict=True), start=1):
+            if factor.dim() == 2:
+                planes = _along(planes, factor, axis)
+            else:
+                planes = _sum_cosines(planes.movedim(axis, -1), factor, length).movedim(-1, axis)
         return planes
 
     planes = batch * len(size)
     at_once = planes
     # Where the modes of the last axis are few, so are all numbers on the way to the pixels.
-    few = in_one or (dtype == working and 8 * modes[-1] <= size[-1])
+    few = in_one or (dtype == working and short and 8 * modes[-1] <= size[-1])
     if not torch.compiler.is_compiling() and not few:
         at_once = _at_once(size, device)
     with without_autocast(device):

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._native import Mode, PaddingMode
+from ._checks import lookup
+from ._native import MODES, PADDING_MODES, Mode, PaddingMode
 from .algebra import invert
 from .fields import random_displacement
 from .warping import warp
@@ -35,7 +36,8 @@ class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
     Parameters
     ----------
     keys
-        Of the items to deform: channel first, (C, H, W) or (C, D, H, W), all of one spatial size.
+        Of the items to deform: channel first, (C, H, W) or (C, D, H, W), all of one spatial size,
+        else a call raises ValueError.
     sigma : float or sequence of float
         Of the Gaussian that smooths the field, in pixels.
     displacement_std : float
@@ -80,6 +82,9 @@ class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
         RandomizableTransform.__init__(self, prob)
         self.sigma, self.displacement_std = sigma, displacement_std
         self.mode, self.padding_mode = ensure_tuple_rep(mode, len(self.keys)), padding_mode
+        for each in self.mode:
+            lookup("RandElasticd", "mode", each, MODES)
+        lookup("RandElasticd", "padding_mode", padding_mode, PADDING_MODES)
         self._seed = 0
 
     def randomize(self, data: Any = None) -> None:
@@ -90,6 +95,12 @@ class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Deform the items of the keys."""
         items = dict(data)
+        sizes = {key: tuple(items[key].shape[1:]) for key in self.key_iterator(items)}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(
+                f"RandElasticd: items must have one spatial size, as one field moves them, got "
+                f"{', '.join(f'{key!r}: {size}' for key, size in sizes.items())}"
+            )
         self.randomize()
         for key, mode in self.key_iterator(items, self.mode):
             item: Any = convert_to_tensor(items[key], track_meta=get_track_meta())

@@ -47,8 +47,8 @@ def warp(
     Tensor
         Shape, dtype and memory format of the input. Differentiable by the input (its backward is
         the exact adjoint: values go back to where they came from) and, in modes ``"linear"`` and
-        ``"cubic"``, by the displacement. On CUDA the backward adds with atomics, which take
-        subnormal numbers of float32 (below 1.2e-38) for zero; under
+        ``"cubic"``, by the displacement (that of nearest is 0). On CUDA the backward adds
+        with atomics, which take subnormal numbers of float32 (below 1.2e-38) for zero; under
         ``torch.use_deterministic_algorithms(True)`` on integers instead: the same on every run,
         each term rounded to the number of pixels times 2^-58 of the sample's largest gradient
         (float64: the square of that), slower, with a buffer of some MiB.
@@ -107,6 +107,9 @@ def warp(
             warp(part, displacement, mode=mode, padding_mode=padding_mode) for part in parts
         )
         return torch.complex(real, imag)
+    if input.requires_grad and displacement.requires_grad:
+        # Of a leaf the backward could not tell whether its gradient is asked for.
+        input, displacement = input.view_as(input), displacement.view_as(displacement)
     output: Tensor = ops.tcwarp.warp(input, displacement, mode_code, padding_code)
     return output
 

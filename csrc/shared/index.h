@@ -36,6 +36,7 @@ constexpr int32_t kOutside = -1;
 // integers; every axis is shorter by a few, so that position + displacement +
 // tap fits 32 bits.
 constexpr int32_t kLargestDisplacement = 1 << 30;
+constexpr int32_t kLongestAxis = kLargestDisplacement - 4;
 
 template <typename T>
 TCWARP_HOST_DEVICE bool is_finite(T value) {

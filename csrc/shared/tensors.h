@@ -141,7 +141,11 @@ struct Field {
         data = displacement.const_data_ptr<T>();
     }
     for (int k = 0; k < D; ++k) {
-      size[k] = static_cast<int32_t>(displacement.size(2 + k));
+      // Checked in Python too, but not in what was exported or compiled.
+      const int64_t length = displacement.size(2 + k);
+      STD_TORCH_CHECK(length <= kLongestAxis, "tcwarp: no axis may be longer ",
+                      "than ", kLongestAxis, ", got ", length);
+      size[k] = static_cast<int32_t>(length);
       pixels *= size[k];
     }
   }

@@ -20,12 +20,13 @@ def started(
 ) -> Iterator[subprocess.Popen[str]]:
     """Start a command in a process group of its own; at the end, kill what is left of the group.
 
-    Whether Ctrl-C reaches it does not hang on where the tests run: under nohup, or in the
-    background of a script, SIGINT is ignored, which processes inherit.
+    Whether Ctrl-C reaches it does not depend on where the tests run: under nohup SIGHUP is ignored,
+    in the background of a script SIGINT, which processes inherit.
     """
 
     def begin() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if ctrl_c else signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL if ctrl_c else signal.SIG_IGN)
         if LIBC is not None:  # also if the tests themselves are killed
             LIBC.prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 

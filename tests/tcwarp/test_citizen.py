@@ -435,3 +435,20 @@ def test_more_than_2_to_the_31_elements(layout):
     assert output[0, :, 100, 5].eq(3).all()
     assert output[0, -1, 511, :253].tolist() == list(range(2, 255))
     assert output[0, 0].sum() == 3
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_exports_with_axes_of_any_length(mode):
+    class Warped(torch.nn.Module):
+        def forward(self, image, displacement):
+            return tcwarp.warp(image, displacement, mode=mode)
+
+    def inputs(*size):
+        return torch.rand(1, 1, *size), 3 * torch.rand(1, 2, *size)
+
+    height, width = torch.export.Dim("height"), torch.export.Dim("width")
+    axes = {2: height, 3: width}
+    program = torch.export.export(Warped(), inputs(20, 24), dynamic_shapes=(axes, axes))
+    image, displacement = inputs(31, 9)
+    expected = tcwarp.warp(image, displacement, mode=mode)
+    assert_bits_equal(program.module()(image, displacement), expected, "warp")

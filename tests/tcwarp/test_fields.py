@@ -2,15 +2,17 @@
 
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 from assertions import assert_bits_equal, assert_close
+from processes import python
 from scipy import ndimage, stats
 
 import tcwarp
-from tcwarp import reference
+from tcwarp import fields, reference
 
 SIZES = [(24, 17), (1, 9), (9, 6, 11)]
 
@@ -22,6 +24,15 @@ def generator(seed: int, device: str = "cpu") -> torch.Generator:
 def seed_drawn_from(seed: int) -> int:
     """The 64-bit key that `random_displacement` takes from a generator."""
     return int(torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator(seed)))
+
+
+@pytest.fixture(params=["matrices", "fast transforms"])
+def modes_by(request, monkeypatch):
+    """How modes are summed: as on axes of usual lengths, and as on long ones."""
+    monkeypatch.setattr(fields, "_factors", fields._Cache(2**20))
+    if request.param == "fast transforms":
+        monkeypatch.setattr(fields, "LARGEST_BASIS", 0)
+        monkeypatch.setattr(fields, "WIDEST_CONVOLVED", 0.0)
 
 
 # ------------------------------------------------------------------------------------ values
@@ -48,7 +59,7 @@ def test_coefficients_equal_reference(device, seed, modes, identity_probability)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("sigma", [0.5, 2.3, 40.0])
 @pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-13), (torch.float32, 2e-6)])
-def test_field_equals_reference(device, size, sigma, dtype, atol):
+def test_field_equals_reference(device, modes_by, size, sigma, dtype, atol):
     # Drawn on the CPU, the seed gives the same field on every device.
     field = tcwarp.random_displacement(
         2, size, magnitude=10, sigma=sigma, generator=generator(3), dtype=dtype, device=device
@@ -299,7 +310,7 @@ def test_inference_mode_leaves_no_trace():
 @pytest.mark.parametrize("boundary", ["reflect", "constant"])
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 3.7, 12.0, 50.0, 300.0])
 @pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-12), (torch.float32, 5e-6)])
-def test_gaussian_smooth_equals_scipy(device, boundary, sigma, dtype, atol):
+def test_gaussian_smooth_equals_scipy(device, modes_by, boundary, sigma, dtype, atol):
     image = np.random.default_rng(0).normal(size=(2, 2, 45, 62))
     tensor = torch.from_numpy(image).to(device, dtype)
     smoothed = tcwarp.gaussian_smooth(tensor, sigma, boundary=boundary)
@@ -316,7 +327,7 @@ def test_gaussian_smooth_equals_scipy(device, boundary, sigma, dtype, atol):
     "size, sigma",
     [((9, 14, 11), (0.5, 2.0, 30.0)), ((1, 40), (3.0, 0.7)), ((33,), 2.5), ((1, 1), 2.0)],
 )
-def test_gaussian_smooth_in_other_dimensions(device, boundary, size, sigma):
+def test_gaussian_smooth_in_other_dimensions(device, modes_by, boundary, size, sigma):
     image = np.random.default_rng(1).normal(size=(1, 1, *size))
     tensor = torch.from_numpy(image).to(device)
     expected = ndimage.gaussian_filter(image[0, 0], sigma, truncate=8, mode=boundary)
@@ -324,6 +335,55 @@ def test_gaussian_smooth_in_other_dimensions(device, boundary, size, sigma):
     assert_close(smoothed[0, 0], expected, "gaussian_smooth", atol=1e-12)
     expected = reference.gaussian_smooth(image, sigma, boundary=boundary)
     assert_close(smoothed, expected, "gaussian_smooth", atol=1e-12)
+
+
+@pytest.mark.parametrize("boundary", ["reflect", "constant"])
+@pytest.mark.parametrize("size, sigma", [((1, 100_000), (1.0, 70.8)), ((300_000,), 2000.0)])
+def test_long_axes_equal_scipy(boundary, size, sigma):
+    image = np.random.default_rng(2).normal(size=(1, 1, *size))
+    smoothed = tcwarp.gaussian_smooth(torch.from_numpy(image), sigma, boundary=boundary)
+    expected = ndimage.gaussian_filter(image[0, 0], sigma, truncate=8, mode=boundary)
+    assert_close(smoothed[0, 0], expected, "gaussian_smooth", atol=1e-12)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is counted in KiB there")
+def test_memory_grows_with_the_result():
+    """These took 164 GB, 6.3 GiB and 6.6 GiB."""
+    result = python(
+        "-c",
+        "import resource, torch, tcwarp\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "before = peak()\n"
+        "tcwarp.random_displacement(1, (1, 1_000_000), sigma=100.0)\n"
+        "tcwarp.random_displacement(1, (16, 40_000), sigma=10.0)\n"
+        "tcwarp.gaussian_smooth(torch.rand(1, 1, 1, 100_000), 70.8)\n"
+        "tcwarp.gaussian_smooth(torch.rand(1, 1, 200_000), 1e15, boundary='constant')\n"
+        "print(peak() - before)",
+    )
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 300  # MiB
+
+
+@pytest.mark.parametrize("boundary", ["reflect", "constant"])
+@pytest.mark.parametrize("sigma", [0.6, 3.0, (2.0, 5.0)])
+def test_nan_and_infinities_reach_as_far_as_in_scipy(device, modes_by, boundary, sigma):
+    image = np.random.default_rng(3).normal(size=(60, 90))
+    image[5, 80], image[30, 40], image[34, 44], image[50, 3] = np.nan, np.inf, -np.inf, -np.inf
+    tensor = torch.from_numpy(image)[None, None].to(device)
+    smoothed = tcwarp.gaussian_smooth(tensor, sigma, boundary=boundary)[0, 0]
+    with np.errstate(invalid="ignore"):
+        expected = ndimage.gaussian_filter(image, sigma, truncate=8, mode=boundary)
+    assert_close(smoothed, expected, "gaussian_smooth", atol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 2.0, 5.0, 40.0])
+def test_smoothed_values_stay_in_the_range_of_their_image(device, modes_by, sigma):
+    image = (torch.rand(2, 3, 64, 64, device=device) > 0.5).float()
+    image[0, 0], image[0, 1] = 1, 0
+    smoothed = tcwarp.gaussian_smooth(image, sigma)
+    assert smoothed.min() >= 0
+    assert smoothed.max() <= 1
+    assert torch.equal(smoothed[0, :2], image[0, :2])
 
 
 def test_gaussian_smooth_keeps_a_constant_and_the_mean():
@@ -345,7 +405,7 @@ def test_gaussian_smooth_in_half_precision_is_the_rounded_one(dtype):
 
 @pytest.mark.parametrize("boundary", ["reflect", "constant"])
 @pytest.mark.parametrize("sigma", [0.6, 5.0])
-def test_gaussian_smooth_gradient(boundary, sigma):
+def test_gaussian_smooth_gradient(modes_by, boundary, sigma):
     image = torch.rand(1, 1, 5, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
         lambda x: tcwarp.gaussian_smooth(x, sigma, boundary=boundary), (image,)

@@ -100,6 +100,20 @@ def test_arrays_and_plain_tensors_are_taken():
         set_track_meta(True)
 
 
+@pytest.mark.parametrize("wrong", [{"mode": "bicubic"}, {"padding_mode": "wrap"}])
+def test_a_wrong_mode_is_refused_before_the_first_item(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"RandElasticd: {name} must be one of"):
+        RandElasticd(["image"], **wrong)
+
+
+def test_items_of_different_sizes_are_refused():
+    """One field could not move both alike."""
+    data = {"image": smooth(), "label": torch.ones(1, 9, 9)}
+    with pytest.raises(ValueError, match=r"one spatial size.*'label': \(9, 9\)"):
+        elastic()(data)
+
+
 def test_missing_keys():
     data = {"image": smooth()}
     with pytest.raises(KeyError):

@@ -196,12 +196,28 @@ def test_second_derivative_by_the_displacement_is_an_error(device):
         torch.autograd.grad(grad.square().sum(), image, allow_unused=True)
 
 
-def test_nearest_has_no_gradient_by_the_displacement(device):
-    image = torch.rand(1, 1, 4, 4, device=device, requires_grad=True)
+@pytest.mark.parametrize("image_too", [False, True])
+def test_the_gradient_of_nearest_by_the_displacement_is_zero(device, image_too):
+    """As `grid_sample` has it: the output is a step function of the displacement."""
+    image = torch.rand(1, 1, 4, 4, device=device, requires_grad=image_too)
     displacement = torch.rand(1, 2, 4, 4, device=device, requires_grad=True)
     tcwarp.warp(image, displacement).sum().backward()
-    assert image.grad is not None
-    assert displacement.grad is None
+    assert (image.grad is not None) == image_too
+    assert torch.equal(displacement.grad, torch.zeros_like(displacement))
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_only_the_gradient_asked_for_is_computed(device, mode, wanted):
+    inputs = [torch.rand(1, c, 9, 9, device=device, requires_grad=True) for c in (1, 2)]
+    whole = torch.autograd.grad(tcwarp.warp(*inputs, mode=mode).square().sum(), inputs)
+    output = tcwarp.warp(*inputs, mode=mode).square().sum()
+    with torch.profiler.profile() as profile:
+        (gradient,) = torch.autograd.grad(output, inputs[wanted])
+    ran = {event.key for event in profile.key_averages()}
+    names = ("tcwarp::warp_backward_input", "tcwarp::warp_backward_displacement")
+    assert [name in ran for name in names] == [wanted == 0, wanted == 1]
+    assert torch.equal(gradient, whole[wanted])
 
 
 def test_integer_image_has_no_gradient(device):
