@@ -82,5 +82,5 @@ std::tuple<Tensor, Tensor> align(const Tensor& first_,
 }  // namespace tcwarp::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(tcwarp, CPU, m) {
-  m.impl("align", TORCH_BOX(&tcwarp::cpu::align));
+  m.impl("align", TCWARP_BOX(tcwarp::cpu::align));
 }

@@ -40,5 +40,5 @@ Tensor field_coefficients(const Tensor& seed, int64_t first, int64_t planes,
 }  // namespace tcwarp::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(tcwarp, CPU, m) {
-  m.impl("field_coefficients", TORCH_BOX(&tcwarp::cpu::field_coefficients));
+  m.impl("field_coefficients", TCWARP_BOX(tcwarp::cpu::field_coefficients));
 }

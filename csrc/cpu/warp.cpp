@@ -362,5 +362,5 @@ Tensor warp(const Tensor& input_, const Tensor& displacement_, int64_t mode,
 }  // namespace tcwarp::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(tcwarp, CPU, m) {
-  m.impl("warp", TORCH_BOX(&tcwarp::cpu::warp));
+  m.impl("warp", TCWARP_BOX(tcwarp::cpu::warp));
 }

@@ -432,7 +432,7 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
 }  // namespace tcwarp::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(tcwarp, CPU, m) {
-  m.impl("warp_backward_input", TORCH_BOX(&tcwarp::cpu::warp_backward_input));
+  m.impl("warp_backward_input", TCWARP_BOX(tcwarp::cpu::warp_backward_input));
   m.impl("warp_backward_displacement",
-         TORCH_BOX(&tcwarp::cpu::warp_backward_displacement));
+         TCWARP_BOX(tcwarp::cpu::warp_backward_displacement));
 }

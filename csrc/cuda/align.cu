@@ -68,5 +68,5 @@ std::tuple<Tensor, Tensor> align(const Tensor& first_,
 }  // namespace tcwarp::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(tcwarp, CUDA, m) {
-  m.impl("align", TORCH_BOX(&tcwarp::cuda::align));
+  m.impl("align", TCWARP_BOX(tcwarp::cuda::align));
 }

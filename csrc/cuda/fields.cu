@@ -204,6 +204,6 @@ Tensor sum_modes(const Tensor& coefficients_, const Tensor& rows_,
 }  // namespace tcwarp::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(tcwarp, CUDA, m) {
-  m.impl("field_coefficients", TORCH_BOX(&tcwarp::cuda::field_coefficients));
-  m.impl("sum_modes", TORCH_BOX(&tcwarp::cuda::sum_modes));
+  m.impl("field_coefficients", TCWARP_BOX(tcwarp::cuda::field_coefficients));
+  m.impl("sum_modes", TCWARP_BOX(tcwarp::cuda::sum_modes));
 }

@@ -238,5 +238,5 @@ Tensor warp(const Tensor& input_, const Tensor& displacement_, int64_t mode,
 }  // namespace tcwarp::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(tcwarp, CUDA, m) {
-  m.impl("warp", TORCH_BOX(&tcwarp::cuda::warp));
+  m.impl("warp", TCWARP_BOX(tcwarp::cuda::warp));
 }

@@ -447,7 +447,7 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
 }  // namespace tcwarp::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(tcwarp, CUDA, m) {
-  m.impl("warp_backward_input", TORCH_BOX(&tcwarp::cuda::warp_backward_input));
+  m.impl("warp_backward_input", TCWARP_BOX(tcwarp::cuda::warp_backward_input));
   m.impl("warp_backward_displacement",
-         TORCH_BOX(&tcwarp::cuda::warp_backward_displacement));
+         TCWARP_BOX(tcwarp::cuda::warp_backward_displacement));
 }

@@ -12,6 +12,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "errors.h"
 #include "index.h"
 
 namespace tcwarp {

@@ -1,8 +1,11 @@
 """Each wrong argument is one line: the function, the argument, what was expected, what came."""
 
+import sys
+
 import pytest
 import torch
 from assertions import raises
+from processes import python
 from strategies import MODES
 
 import tcwarp
@@ -318,3 +321,21 @@ def test_devices_without_kernels(argument):
     arguments = (odd, FIELD) if argument == "input" else (IMAGE, odd)
     with raises(ValueError, f"warp: {argument} must be on a CPU or CUDA device", "got mps"):
         tcwarp.warp(*arguments)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits its own memory")
+@pytest.mark.parametrize("call", ["warp(image, field)", "invert(field)", "warp(bytes_, field)"])
+def test_out_of_memory_has_the_message_of_torch(call):
+    result = python(
+        "-c",
+        "import resource, torch, tcwarp\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35))\n"
+        "image = torch.zeros(1, 1, 1, 1).expand(1, 1, 200_000, 200_000)\n"
+        "field = torch.zeros(1, 2, 1, 1).expand(1, 2, 200_000, 200_000)\n"
+        "bytes_ = torch.zeros(1, 1, 1, 1).byte().expand_as(image)\n"
+        f"tcwarp.{call}",
+    )
+    assert result.returncode == 1
+    old = torch.__version__ < (2, 13)
+    message = "out of memory most likely" if old else "you tried to allocate"
+    assert message in result.stderr.splitlines()[-1]
