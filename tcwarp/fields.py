@@ -2,7 +2,7 @@
 
 With reflecting borders a Gaussian is diagonal in the basis of the DCT-II, and a wide one leaves
 few modes: smoothing and drawing are products with thin matrices instead of wide convolutions. Where
-modes are many, on long axes, fast cosine transforms take the place of the matrices.
+modes are many, fast cosine transforms take the place of the matrices.
 """
 
 import math
@@ -37,9 +37,9 @@ AT_ONCE = {"cpu": 2**18, "cuda": 2**20, "meta": 2**20}
 # What the kernel that sums modes on a GPU takes along the last two axes; more are matrix products.
 MOST_MODES = (24, 64)
 LARGEST = 1e30  # pixels: far beyond any image, far below what single precision holds
-# Pixels: a wider Gaussian is smoothed mode by mode, as a convolution unfolds what it reads.
-WIDEST_CONVOLVED = 16.0
-# Numbers in a matrix of modes by pixels: 16 MiB in single precision.
+# More modes than that are summed by fast transforms; so are those whose matrix would hold more
+# numbers than that, 16 MiB in single precision. Below, matrices are faster (one core).
+MOST_IN_A_MATRIX = 256
 LARGEST_BASIS = 2**22
 TRUNCATE = 8.0  # the kernel ends at this many sigma; SciPy's default of 4 moves results by 4e-4
 
@@ -83,10 +83,11 @@ def _basis(length: int, count: int, begin: int, end: int) -> Tensor:
     return basis
 
 
-def _is_long(length: int, whole: int, count: int) -> bool:
-    """Whether modes are so many that their matrix would outgrow the data."""
+def _are_many(length: int, whole: int, count: int) -> bool:
+    """Whether modes are summed by fast transforms, not by a matrix."""
     # Padded by more than its length, an axis has two dozen modes at most.
-    return length * count > LARGEST_BASIS and whole <= 4 * length
+    many = count > MOST_IN_A_MATRIX or length * count > LARGEST_BASIS
+    return many and whole <= 4 * length
 
 
 def _margin(sigma: float, boundary: str) -> int:
@@ -100,7 +101,7 @@ def _smoothing_factor(
 ) -> tuple[Tensor, Tensor]:
     """Return (basis, basis * eigenvalues), whose product smooths along one axis.
 
-    On a long axis the eigenvalues alone, twice.
+    Of many modes the eigenvalues alone, twice.
     """
     if boundary == "reflect":  # beyond a few lengths nothing but the mean is left
         sigma = min(sigma, 8.0 * length)
@@ -109,7 +110,7 @@ def _smoothing_factor(
     whole = length + 2 * margin
     count = _mode_count(whole, sigma, dtype)
     eigenvalues = _eigenvalues(whole, sigma, count)
-    if _is_long(length, whole, count):
+    if _are_many(length, whole, count):
         scale = eigenvalues.to(device, dtype)
         return scale, scale
     basis = _basis(whole, count, margin, margin + length)
@@ -121,45 +122,43 @@ def _field_factor(
 ) -> tuple[Tensor, Tensor]:
     """Return basis * eigenvalues and the mean over x of the variance it gives white noise.
 
-    On a long axis the eigenvalues alone.
+    Of many modes the eigenvalues alone.
     """
     # Beyond a few lengths nothing but the mean is left; the kernel stays short.
     sigma = min(sigma, 8.0 * length)
     count = _mode_count(length, sigma, dtype)
     eigenvalues = _eigenvalues(length, sigma, count)
     variance = eigenvalues.square().sum() / length
-    if _is_long(length, length, count):
+    if _are_many(length, length, count):
         return eigenvalues.to(device, dtype), variance
     factor = (_basis(length, count, 0, length) * eigenvalues).to(device, dtype)
     # On a GPU, mode by mode, so that neighbouring pixels of one are neighbours in memory.
     return factor.mT.contiguous().mT if factor.is_cuda else factor, variance
 
 
-def _turns(length: int, modes: Tensor) -> Tensor:
+def _turns(length: int, eigenvalues: Tensor) -> Tensor:
     """Return exp(i pi k / 2 length), which turns a Fourier into a cosine transform."""
-    k = torch.arange(len(modes), dtype=torch.float64, device=modes.device)
+    k = torch.arange(len(eigenvalues), dtype=torch.float64, device=eigenvalues.device)
     angle = k * (math.pi / (2 * length))
+    double = eigenvalues.dtype == torch.float64
     turns = torch.complex(torch.cos(angle), torch.sin(angle))
-    return turns.to(torch.complex128 if modes.dtype == torch.float64 else torch.complex64)
+    return turns.to(torch.complex128 if double else torch.complex64)
 
 
-def _sum_cosines(coefficients: Tensor, eigenvalues: Tensor, length: int) -> Tensor:
-    """Sum modes along the last axis: the product with basis * eigenvalues, (.., length)."""
-    scale = eigenvalues * math.sqrt(2 / length) * length
+def _transform(lines: Tensor, eigenvalues: Tensor) -> Tensor:
+    """Return the products of the last axis with the first modes: the DCT-II, orthonormal."""
+    length = lines.shape[-1]
+    spectrum = torch.fft.rfft(lines, 2 * length)[..., : len(eigenvalues)]
+    modes = (spectrum * _turns(length, eigenvalues).conj()).real * math.sqrt(2 / length)
+    return torch.cat([modes[..., :1] * math.sqrt(0.5), modes[..., 1:]], dim=-1)
+
+
+def _sum_modes(modes: Tensor, eigenvalues: Tensor, length: int) -> Tensor:
+    """Return the sum of modes times eigenvalues at each pixel of the last axis: the DCT-III."""
+    scale = eigenvalues * math.sqrt(2 * length)
     scale = torch.cat([scale[:1] * math.sqrt(2), scale[1:]])
-    spectrum = coefficients * (scale * _turns(length, eigenvalues))
-    sums: Tensor = torch.fft.irfft(spectrum, 2 * length)
-    return sums[..., :length]
-
-
-def _smooth_long(lines: Tensor, eigenvalues: Tensor, margin: int) -> Tensor:
-    """Smooth the last axis by cosine transforms there and back."""
-    whole = lines.shape[-1] + 2 * margin
-    padded = functional.pad(lines, (margin, margin)) if margin else lines
-    spectrum = torch.fft.rfft(padded, 2 * whole)[..., : len(eigenvalues)]
-    modes = (spectrum * _turns(whole, eigenvalues).conj()).real * math.sqrt(2 / whole)
-    modes = torch.cat([modes[..., :1] / math.sqrt(2), modes[..., 1:]], dim=-1)
-    return _sum_cosines(modes, eigenvalues, whole)[..., margin : whole - margin]
+    pixels: Tensor = torch.fft.irfft(modes * (scale * _turns(length, eigenvalues)), 2 * length)
+    return pixels[..., :length]
 
 
 class _Cache:
@@ -245,23 +244,6 @@ def _along(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
     return product.movedim(-1, axis).to(tensor.dtype)
 
 
-def _convolve(tensor: Tensor, sigma: float, boundary: str, axis: int) -> Tensor:
-    """Convolve one axis tap by tap."""
-    half = _kernel(sigma)
-    radius, length = len(half) - 1, tensor.shape[axis]
-    # On a GPU in double precision: in single, convolutions are rounded to ten bits by default.
-    working = torch.float64 if tensor.is_cuda else tensor.dtype
-    weight = torch.cat([half.flip(0), half[1:]]).to(tensor.device, working)
-    lines = tensor.movedim(axis, -1).to(working)
-    if boundary == "reflect":
-        position = torch.arange(-radius, length + radius, device=tensor.device) % (2 * length)
-        lines = lines[..., torch.minimum(position, 2 * length - 1 - position)]
-    else:
-        lines = functional.pad(lines, (radius, radius))
-    flat = functional.conv1d(lines.reshape(-1, 1, length + 2 * radius), weight[None, None])
-    return flat.reshape(*lines.shape[:-1], length).movedim(-1, axis).to(tensor.dtype)
-
-
 def gaussian_smooth(
     input: Tensor,
     sigma: float | Sequence[float],
@@ -270,8 +252,8 @@ def gaussian_smooth(
 ) -> Tensor:
     """Smooth the spatial axes with a Gaussian, equal to SciPy's ``gaussian_filter(truncate=8)``.
 
-    The cost does not grow with sigma: wide Gaussians leave few cosine modes, narrow ones are
-    convolved. Values stay within the range of their image; NaN and infinities reach as far as the
+    By cosine modes, so that the cost does not grow with sigma: the wider a Gaussian, the fewer it
+    leaves. Values stay within the range of their image; NaN and infinities reach as far as the
     kernel, 8 sigma. Differentiable.
 
     Parameters
@@ -329,23 +311,20 @@ def gaussian_smooth(
     with without_autocast(input.device):
         if torch.compiler.is_compiling():
             return smooth(planes).view(input.shape)
-        # A convolution unfolds what it reads: as many times larger as there are taps.
         parts = planes.split(_at_once(planes.shape[1:], input.device))
         return torch.cat([smooth(part) for part in parts]).view(input.shape)
 
 
 def _smooth_axis(planes: Tensor, sigma: float, boundary: str, axis: int) -> Tensor:
     length = planes.shape[axis]
-    # Where both cost alike: 16 sigma taps in a convolution, 4 n / sigma modes in GEMMs that run
-    # several times nearer to the machine's peak.
-    if 20 * sigma * sigma < length and sigma < WIDEST_CONVOLVED:
-        return _convolve(planes, sigma, boundary, axis)
     basis, scaled = _factors.get(
         _smoothing_factor, length, sigma, boundary, planes.dtype, planes.device
     )
     if basis.dim() == 1:
-        lines = _smooth_long(planes.movedim(axis, -1), basis, _margin(sigma, boundary))
-        return lines.movedim(-1, axis)
+        margin = _margin(sigma, boundary)
+        lines = functional.pad(planes.movedim(axis, -1), (margin, margin))
+        smoothed = _sum_modes(_transform(lines, basis), basis, lines.shape[-1])
+        return smoothed[..., margin : margin + length].movedim(-1, axis)
     return _along(_along(planes, basis.mT, axis), scaled, axis)
 
 
@@ -511,7 +490,7 @@ def random_displacement(
             if factor.dim() == 2:
                 planes = _along(planes, factor, axis)
             else:
-                planes = _sum_cosines(planes.movedim(axis, -1), factor, length).movedim(-1, axis)
+                planes = _sum_modes(planes.movedim(axis, -1), factor, length).movedim(-1, axis)
         return planes
 
     planes = batch * len(size)

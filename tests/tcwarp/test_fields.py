@@ -28,11 +28,10 @@ def seed_drawn_from(seed: int) -> int:
 
 @pytest.fixture(params=["matrices", "fast transforms"])
 def modes_by(request, monkeypatch):
-    """How modes are summed: as on axes of usual lengths, and as on long ones."""
+    """How modes are summed: few of them, and many."""
     monkeypatch.setattr(fields, "_factors", fields._Cache(2**20))
     if request.param == "fast transforms":
         monkeypatch.setattr(fields, "LARGEST_BASIS", 0)
-        monkeypatch.setattr(fields, "WIDEST_CONVOLVED", 0.0)
 
 
 # ------------------------------------------------------------------------------------ values
