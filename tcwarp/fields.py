@@ -5,6 +5,7 @@ few modes: smoothing and drawing are products with thin matrices instead of wide
 modes are many, fast cosine transforms take the place of the matrices.
 """
 
+import functools
 import math
 import threading
 from collections import OrderedDict
@@ -159,6 +160,17 @@ def _sum_modes(modes: Tensor, eigenvalues: Tensor, length: int) -> Tensor:
     scale = torch.cat([scale[:1] * math.sqrt(2), scale[1:]])
     pixels: Tensor = torch.fft.irfft(modes * (scale * _turns(length, eigenvalues)), 2 * length)
     return pixels[..., :length]
+
+
+def _by_lines(function: Callable[[Tensor], Tensor], tensor: Tensor, axis: int) -> Tensor:
+    """Apply a function to the lines along one axis, a few at once: it takes several times them."""
+    lines = tensor.movedim(axis, -1)
+    if torch.compiler.is_compiling():
+        return function(lines).movedim(-1, axis)
+    at_once = _at_once(lines.shape[-1:], tensor.device)
+    parts = [function(part) for part in lines.flatten(0, -2).split(at_once)]
+    whole: Tensor = torch.cat(parts).unflatten(0, lines.shape[:-1])
+    return whole.movedim(-1, axis)
 
 
 class _Cache:
@@ -322,9 +334,13 @@ def _smooth_axis(planes: Tensor, sigma: float, boundary: str, axis: int) -> Tens
     )
     if basis.dim() == 1:
         margin = _margin(sigma, boundary)
-        lines = functional.pad(planes.movedim(axis, -1), (margin, margin))
-        smoothed = _sum_modes(_transform(lines, basis), basis, lines.shape[-1])
-        return smoothed[..., margin : margin + length].movedim(-1, axis)
+
+        def smooth(lines: Tensor) -> Tensor:
+            lines = functional.pad(lines, (margin, margin))
+            smoothed = _sum_modes(_transform(lines, basis), basis, lines.shape[-1])
+            return smoothed[..., margin : margin + length]
+
+        return _by_lines(smooth, planes, axis)
     return _along(_along(planes, basis.mT, axis), scaled, axis)
 
 
@@ -490,7 +506,8 @@ def random_displacement(
             if factor.dim() == 2:
                 planes = _along(planes, factor, axis)
             else:
-                planes = _sum_modes(planes.movedim(axis, -1), factor, length).movedim(-1, axis)
+                total = functools.partial(_sum_modes, eigenvalues=factor, length=length)
+                planes = _by_lines(total, planes, axis)
         return planes
 
     planes = batch * len(size)
