@@ -351,7 +351,10 @@ def _within(smoothed: Tensor, planes: Tensor, boundary: str) -> Tensor:
         low, high = planes.amin(axes, keepdim=True), planes.amax(axes, keepdim=True)
         if boundary == "constant":
             low, high = low.clamp(max=0), high.clamp(min=0)
-        excess = smoothed - smoothed.clamp(low.to(smoothed.dtype), high.to(smoothed.dtype))
+        within = smoothed.clamp(low.to(smoothed.dtype), high.to(smoothed.dtype))
+        if not smoothed.requires_grad:
+            return within
+        excess = smoothed - within
     return smoothed - excess  # whose gradient is that of what was smoothed, everywhere
 
 
@@ -359,8 +362,8 @@ def _is_finite(planes: Tensor) -> bool:
     """Whether all is finite, where that is known without waiting for a GPU."""
     if planes.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    try:
-        return bool(planes.isfinite().all())
+    try:  # a sum is finite only where all terms are
+        return math.isfinite(planes.detach().sum().item())
     except RuntimeError:  # under vmap or in a fake mode there are no values
         return False
 
