@@ -68,6 +68,7 @@ lint: $(VENV)/stamp.lint  ## check formatting, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE) $(EMULATION)
 
 format: $(VENV)/stamp.lint  ## format Python, C++ and CUDA sources

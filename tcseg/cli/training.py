@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
 
 @click.command(
     epilog=examples(
-        "tcseg reproduce table1 --root JSRT --size 128 --labelled 5,10 --splits 0,1 --out grid",
+        "tcseg reproduce table1 --root JSRT --size 128 --labelled 5 --out grid",
         "tcseg reproduce table1 --root JSRT --out full --workers 4 --minutes 30",
         "tcseg reproduce table2 --root JSRT --out full",
         "tcseg reproduce table1 --root JSRT --out full --merge other/full --minutes 0",
@@ -144,7 +145,13 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
     type=ListOf(str, tuple(METHODS)),
     help="Methods, commas between; those of the paper if not given.",
 )
-@click.option("--splits", type=ListOf(int), default="0,1,2,3,4", show_default=True, help="Splits.")
+@click.option(
+    "--splits",
+    type=ListOf(int),
+    default="0,1,2,3,4",
+    show_default=True,
+    help="Numbers of the splits, commas between.",
+)
 @click.option(
     "--workers", type=click.IntRange(1), default=1, show_default=True, help="Runs at one time."
 )
@@ -155,7 +162,10 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
     "all machines share.",
 )
 @click.option(
-    "--minutes", type=float, default=math.inf, help="Stop after so long; 0 only makes the table."
+    "--minutes",
+    type=click.FloatRange(0),
+    default=math.inf,
+    help="Stop after so long; 0 only makes the table.",
 )
 @click.option(
     "--merge",
@@ -200,6 +210,10 @@ def reproduce(
     """
     from tcseg.paper.reproduce import reproduce as run_reproduce
 
+    command = shlex.split(launcher)
+    if command and shutil.which(command[0]) is None:
+        raise click.BadParameter(f"no such command: {command[0]}", param_hint="--launcher")
+
     complete = run_reproduce(
         table,
         read_config(ctx, config_file, options, Config(data="jsrt")),
@@ -208,7 +222,7 @@ def reproduce(
         methods=methods,
         splits=splits,
         workers=workers,
-        launcher=shlex.split(launcher),
+        launcher=command,
         minutes=minutes,
         merge=merge,
     )

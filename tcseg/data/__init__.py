@@ -75,7 +75,7 @@ def load_dataset(
     (160, torch.Size([160, 1, 32, 32]))
     """
     if not MIN_SIZE <= size <= MAX_SIZE:
-        raise DataError(f"size must lie between {MIN_SIZE} and {MAX_SIZE} pixels, got {size}")
+        raise DataError(f"`size` must lie between {MIN_SIZE} and {MAX_SIZE} pixels, got {size}")
     if name == "phantom":
         from tcseg.data.phantom import population
 

@@ -138,8 +138,8 @@ def labelled_subset(split: Split, count: int | None) -> list[int]:
         return split.train
     if not 1 <= count <= len(split.train):
         raise DataError(
-            f"{count} labelled images asked for, but the training set has {len(split.train)}; "
-            f"choose 1 to {len(split.train)}"
+            f"`labelled` must be 1 to {len(split.train)}, as many as there are training images, "
+            f"got {count}"
         )
     return split.train[:count]
 
@@ -155,8 +155,7 @@ def validation_subset(split: Split, count: int | None) -> list[int]:
     images = split.validation
     if count is not None and not 1 <= count <= len(images):
         raise DataError(
-            f"{count} validation images asked for, but the split has {len(images)}; "
-            f"choose 1 to {len(images)}"
+            f"`validation_images` must be 1 to {len(images)}, as many as the split has, got {count}"
         )
     return images[:count]
 
@@ -202,7 +201,11 @@ def read_splits(path: str | os.PathLike[str], dataset: Dataset) -> list[Split]:
         ]
     except OSError as error:
         raise DataError(f"`split_file` {path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise DataError(
+            f"`split_file` {path}: it has no {error}; `tcseg data splits` writes such a file"
+        ) from error
+    except (ValueError, TypeError) as error:
         raise DataError(
             f"`split_file` {path}: not a file of splits ({error!r}); `tcseg data splits` writes one"
         ) from error

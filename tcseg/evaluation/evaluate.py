@@ -209,7 +209,7 @@ def _columns(structures: Sequence[str], result: Mapping[str, Any]) -> list[list[
             f"{d:.2f}" if math.isfinite(d) else "-"
             for d in (*distances, sum(known) / len(known) if known else math.nan)
         ],
-        [str(n) for n in (*missed, sum(missed))],
+        [*map(str, missed), f"{np.mean(missed):.2g}"],
     ]
 
 

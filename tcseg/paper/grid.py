@@ -73,14 +73,15 @@ class Results:
     def __init__(self, folder: Path, base: Config) -> None:
         self.folder, self.base = folder, base
         options = folder / "options.toml"
-        if options.exists():
+        begun = any(any(folder.glob(f"{part}/[!.]*")) for part in ("results", "runs"))
+        if options.exists() and begun:
             differences = base.differences(Config.load(options), _NOT_COMPARED)
             if differences:
                 raise RunError(
                     f"{folder} holds results of runs with other options "
                     f"({'; '.join(differences)}); use the same ones, or choose another `out`"
                 )
-        elif folder.is_dir() and any(p for p in folder.iterdir() if p.name[0] != "."):
+        elif not options.exists() and any(folder.glob("[!.]*")):
             raise RunError(f"{folder} is not empty and holds no results; choose another `out`")
         try:
             (folder / "results").mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,8 @@ def run_grid(
         if cell not in results.finished
         or not (results.folder / "runs" / cell.name / "checkpoint.pt").exists()
     ]
+    if not todo:
+        return {}
     deadline = time.time() + 60 * minutes
     trainings = _Trainings([*before, *todo], results, workers, launcher, console)
     return trainings.run(lambda: bool(stop()) or time.time() > deadline)

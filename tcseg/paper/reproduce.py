@@ -99,7 +99,8 @@ def reproduce(
     for cell, reason in failed.items():
         console.print(f"Failed: {cell.name}: {reason}", markup=False)
     if left := sum(cell not in results.finished for cell in cells):
-        message = f"{len(cells) - left} of {len(cells)} runs are finished"
+        message = "Stopped. " if stopped() else ""
+        message += f"{len(cells) - left} of {len(cells)} runs are finished"
         console.print(f"{message}; the same command continues.", markup=False)
     if stopped():
         raise RunStopped(f"{out}: stopped", stopped())

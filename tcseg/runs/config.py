@@ -67,14 +67,12 @@ class Config:
     """
 
     data: str = _option("phantom", "Data set.", DATA_SETS)
-    root: str | None = _option(
-        None, "Folder of the data set (jsrt: else the environment's TCSEG_JSRT_ROOT)."
-    )
+    root: str | None = _option(None, "Folder of the data set (jsrt: if not set, $TCSEG_JSRT_ROOT).")
     size: int = _option(512, "Height and width of the images in pixels; a multiple of 16.")
     method: str = _option("semitc", "Training method.", METHODS)
     labelled: int | None = _option(
         None,
-        "Number of labelled training images; if not set 5, of a folder all.",
+        "Number of labelled training images; if not set 5, with --data folder all.",
         kind=int,
         at_least=1,
     )
@@ -267,8 +265,9 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
     fields = {field.name: field for field in dataclasses.fields(Config)}
     for name, value in values.items():
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
-            raise ValueError(f"unknown option {name!r}; the nearest valid one is {near[0]!r}")
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"the nearest valid one is {near[0]!r}" if near else "see tcseg train --help"
+            raise ValueError(f"unknown option {name!r}; {hint}")
         expected = fields[name].metadata["kind"]
         # An integer is fine where a number is wanted; True is no integer here.
         allowed = (int, float) if expected is float else (expected,)

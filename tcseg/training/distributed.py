@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.nn.functional import all_reduce  # with a gradient
 from torch.nn.parallel import DistributedDataParallel
 
 from tcseg.errors import RunFinished
@@ -155,8 +155,28 @@ def parallel(network: nn.Module) -> nn.Module:
     if world_size() == 1:
         return network
     _share_statistics(network)
-    # Statistics are the same everywhere already: nothing to send before each pass.
-    return DistributedDataParallel(network, broadcast_buffers=False)
+    # Statistics are the same everywhere already: nothing to send before each pass. Torch 2.13 has
+    # another name for it.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: False}
+    return DistributedDataParallel(network, **options)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, whose gradients are summed too."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        """Add up."""
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Add up."""
+        return _Sum.forward(ctx, gradients[0])
 
 
 class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -175,9 +195,9 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = (1, -1) + (1,) * (input.dim() - 2)
         values = input.float()
         count = input.numel() // input.shape[1] * world_size()
-        mean: Tensor = all_reduce(values.sum(dim=axes)) / count
+        mean: Tensor = _Sum.apply(values.sum(dim=axes)) / count
         centred = values - mean.view(shape)
-        variance: Tensor = all_reduce(centred.square().sum(dim=axes)) / count
+        variance: Tensor = _Sum.apply(centred.square().sum(dim=axes)) / count
         self._follow(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
         scale, offset = (variance + self.eps).rsqrt(), None
         if self.affine:
