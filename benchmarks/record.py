@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -136,7 +137,11 @@ def figures_table(rows: Sequence[dict[str, Any]], latency: dict[str, float]) -> 
             f"{ratios[limit]:6.0%}{goal:>6}{verdict:>8}{peer:>6}"
         )
         missed += [
-            f"missed: {row['work']}: {ratios[name]:.2f} of {name}, to reach {least:.2f}"
+            textwrap.fill(
+                f"missed: {row['work']}: {ratios[name]:.2f} of {name}, to reach {least:.2f}",
+                width=80,
+                subsequent_indent="  ",
+            )
             for name, least in goals.items()
             if ratios[name] < least
         ]

@@ -38,7 +38,7 @@ def test_every_problem_of_a_folder_is_named(tree, tmp_path):
     problems = [line for line in result.output.splitlines() if line.startswith("Problem: ")]
     for problem, words in zip(
         problems,
-        ("JPCLN001 (heart)", "1 image missing", "JPCLN002.png: ", "not a file of splits"),
+        ("JPCLN001 (heart)", "1 image missing", "JPCLN002.png: ", "it has no 'splits'"),
         strict=True,
     ):
         assert words in problem

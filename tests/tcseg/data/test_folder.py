@@ -196,7 +196,9 @@ def test_a_folder_trains_and_its_network_knows_its_classes(by_class, tmp_path):
     assert (model.classes, model.channels, model.size) == (("disc", "square"), 1, 32)
     assert RunFolder(tmp_path / "run").finished
     few = dataclasses.replace(config, labelled=5)
-    with pytest.raises(DataError, match="5 labelled images asked for, but the training set has 4"):
+    with pytest.raises(
+        DataError, match="`labelled` must be 1 to 4, as many as there are training images, got 5"
+    ):
         train(few, tmp_path / "other", False)
 
 

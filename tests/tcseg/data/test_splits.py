@@ -64,7 +64,7 @@ def test_labelled_subsets_are_nested():
 
 @pytest.mark.parametrize("count", [-1, 0, 101])
 def test_impossible_numbers_of_labels_are_refused(count):
-    with pytest.raises(DataError, match=rf"{count} labelled images .* has 100; choose 1 to 100"):
+    with pytest.raises(DataError, match=rf"`labelled` must be 1 to 100, .* got {count}"):
         labelled_subset(make_split(PHANTOM, 0), count)
 
 
@@ -92,7 +92,9 @@ def test_validation_subsets_are_nested():
     assert validation_subset(split, None) == split.validation
     assert validation_subset(split, 10) == split.validation[:10]
     for count in (0, 25):
-        with pytest.raises(DataError, match=rf"{count} validation images .* has 24; choose 1 to"):
+        with pytest.raises(
+            DataError, match=rf"`validation_images` must be 1 to 24, .* got {count}"
+        ):
             validation_subset(split, count)
 
 
@@ -114,7 +116,7 @@ GOOD = {"train": ["phantom000"], "validation": ["phantom001"], "test": ["phantom
     [
         ("{", "not a file of splits"),
         ("[]", "not a file of splits"),
-        ('{"splits": [{"train": []}]}', "not a file of splits"),
+        ('{"splits": [{"train": []}]}', "it has no 'validation'"),
         ('{"splits": 3}', "not a file of splits"),
         (json.dumps({"splits": []}), "has 0 splits, from 0, got 0"),
         (json.dumps({"splits": [GOOD | {"test": []}]}), "split 0 has no test images"),
