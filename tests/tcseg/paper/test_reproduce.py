@@ -243,7 +243,7 @@ def test_without_pretraining_nothing_that_needs_it_starts(tmp_path, quick):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--labelled", "101"], "101 labelled images asked for, but the training set has 100"),
+        (["--labelled", "101"], "--labelled must be 1 to 100"),
         (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--labelled", "0"], "--labelled must be at least 1, got 0"),
         (["--splits", "-1"], "--split must be at least 0, got -1"),
