@@ -337,7 +337,7 @@ def test_pretraining_with_other_options_is_refused(finished, tmp_path, option, v
 
 def test_pretraining_that_is_missing_or_not_finished_is_refused(tmp_path, monkeypatch):
     config = dataclasses.replace(TINY, pretrained=str(tmp_path / "nowhere"))
-    with pytest.raises(RunError, match="is not a run"):
+    with pytest.raises(RunError, match="there is no such folder"):
         train(config, tmp_path / "run", False)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "begin_method", lambda self: 1 / 0)
@@ -383,7 +383,7 @@ def test_few_validation_images_choose_the_network(tmp_path):
     # All of them may still be used without labels.
     pool = METHODS["semitc+"].unlabelled(trainer.split, trainer.labelled)
     assert set(trainer.split.validation) <= set(pool)
-    with pytest.raises(DataError, match="21 validation images asked for, but the split has 20"):
+    with pytest.raises(DataError, match="`validation_images` must be 1 to 20"):
         Trainer(dataclasses.replace(TINY, validation_images=21), RunFolder(tmp_path))
 
 
@@ -477,7 +477,7 @@ def test_an_incomplete_checkpoint_is_one_clear_line(tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"labelled": 1000}, DataError, "1000 labelled images asked for"),
+        ({"labelled": 1000}, DataError, "`labelled` must be 1 to 100"),
         ({"network": "no.such.network"}, ValueError, "'no.such.network' cannot be imported"),
         ({"network": "torch.pi"}, ValueError, "cannot be called, it is float"),
         ({"network": "torch.nn.Linear"}, ValueError, "must take in_channels and out_channels"),

@@ -144,7 +144,7 @@ def test_a_rehearsal_says_what_a_run_takes_and_writes_nothing(tmp_path):
     assert not out.exists()
     bad = command("train", "--size", 32, "--labelled", 101, "--dry-run", "--out", out)
     assert bad.exit_code == 1
-    assert "101 labelled images asked for" in bad.stderr
+    assert "--labelled must be 1 to 100" in bad.stderr
 
 
 def test_a_rehearsal_of_a_run_that_goes_on(run, tmp_path):
