@@ -102,7 +102,7 @@ def _smoothing_factor(
 ) -> tuple[Tensor, Tensor]:
     """Return (basis, basis * eigenvalues), whose product smooths along one axis.
 
-    Of many modes the eigenvalues alone, twice.
+    Of many modes what fast transforms need, in one dimension: see `_turns`.
     """
     if boundary == "reflect":  # beyond a few lengths nothing but the mean is left
         sigma = min(sigma, 8.0 * length)
@@ -112,8 +112,8 @@ def _smoothing_factor(
     count = _mode_count(whole, sigma, dtype)
     eigenvalues = _eigenvalues(whole, sigma, count)
     if _are_many(length, whole, count):
-        scale = eigenvalues.to(device, dtype)
-        return scale, scale
+        turns, back = _turns(whole, eigenvalues)
+        return _complex(turns, device, dtype), _complex(back, device, dtype)
     basis = _basis(whole, count, margin, margin + length)
     return basis.to(device, dtype), (basis * eigenvalues).to(device, dtype)
 
@@ -123,7 +123,7 @@ def _field_factor(
 ) -> tuple[Tensor, Tensor]:
     """Return basis * eigenvalues and the mean over x of the variance it gives white noise.
 
-    Of many modes the eigenvalues alone.
+    Of many modes what a fast transform needs, in one dimension: see `_turns`.
     """
     # Beyond a few lengths nothing but the mean is left; the kernel stays short.
     sigma = min(sigma, 8.0 * length)
@@ -131,34 +131,39 @@ def _field_factor(
     eigenvalues = _eigenvalues(length, sigma, count)
     variance = eigenvalues.square().sum() / length
     if _are_many(length, length, count):
-        return eigenvalues.to(device, dtype), variance
+        return _complex(_turns(length, eigenvalues)[1], device, dtype), variance
     factor = (_basis(length, count, 0, length) * eigenvalues).to(device, dtype)
     # On a GPU, mode by mode, so that neighbouring pixels of one are neighbours in memory.
     return factor.mT.contiguous().mT if factor.is_cuda else factor, variance
 
 
-def _turns(length: int, eigenvalues: Tensor) -> Tensor:
-    """Return exp(i pi k / 2 length), which turns a Fourier into a cosine transform."""
-    k = torch.arange(len(eigenvalues), dtype=torch.float64, device=eigenvalues.device)
+def _turns(length: int, eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what turns a Fourier transform of twice the length into modes, and modes back.
+
+    exp(-i pi k / 2 length) normalised, and its conjugate times the eigenvalues, in complex128.
+    """
+    k = _count(len(eigenvalues))
     angle = k * (math.pi / (2 * length))
-    double = eigenvalues.dtype == torch.float64
     turns = torch.complex(torch.cos(angle), torch.sin(angle))
-    return turns.to(torch.complex128 if double else torch.complex64)
+    turns[0] *= math.sqrt(0.5)
+    back = turns * (eigenvalues * math.sqrt(2 * length))
+    back[0] *= 2  # a transform back doubles all others
+    return turns.conj() * math.sqrt(2 / length), back
 
 
-def _transform(lines: Tensor, eigenvalues: Tensor) -> Tensor:
+def _complex(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return values.to(device, torch.complex128 if dtype == torch.float64 else torch.complex64)
+
+
+def _transform(lines: Tensor, turns: Tensor) -> Tensor:
     """Return the products of the last axis with the first modes: the DCT-II, orthonormal."""
-    length = lines.shape[-1]
-    spectrum = torch.fft.rfft(lines, 2 * length)[..., : len(eigenvalues)]
-    modes = (spectrum * _turns(length, eigenvalues).conj()).real * math.sqrt(2 / length)
-    return torch.cat([modes[..., :1] * math.sqrt(0.5), modes[..., 1:]], dim=-1)
+    modes: Tensor = torch.fft.rfft(lines, 2 * lines.shape[-1])[..., : len(turns)] * turns
+    return modes.real
 
 
-def _sum_modes(modes: Tensor, eigenvalues: Tensor, length: int) -> Tensor:
+def _sum_modes(modes: Tensor, turns: Tensor, length: int) -> Tensor:
     """Return the sum of modes times eigenvalues at each pixel of the last axis: the DCT-III."""
-    scale = eigenvalues * math.sqrt(2 * length)
-    scale = torch.cat([scale[:1] * math.sqrt(2), scale[1:]])
-    pixels: Tensor = torch.fft.irfft(modes * (scale * _turns(length, eigenvalues)), 2 * length)
+    pixels: Tensor = torch.fft.irfft(modes * turns, 2 * length)
     return pixels[..., :length]
 
 
@@ -337,7 +342,7 @@ def _smooth_axis(planes: Tensor, sigma: float, boundary: str, axis: int) -> Tens
 
         def smooth(lines: Tensor) -> Tensor:
             lines = functional.pad(lines, (margin, margin))
-            smoothed = _sum_modes(_transform(lines, basis), basis, lines.shape[-1])
+            smoothed = _sum_modes(_transform(lines, basis), scaled, lines.shape[-1])
             return smoothed[..., margin : margin + length]
 
         return _by_lines(smooth, planes, axis)
@@ -370,10 +375,11 @@ def _is_finite(planes: Tensor) -> bool:
 
 def _infinities(planes: Tensor, reach: Sequence[int]) -> Tensor:
     """Return what infinities and NaN of planes add within reach of them, 0 elsewhere."""
-    infinite = torch.stack([planes.isposinf() | planes.isnan(), planes.isneginf() | planes.isnan()])
+    nan = planes.isnan()
+    infinite = torch.stack([planes.isposinf() | nan, planes.isneginf() | nan])
     for axis, radius in enumerate(reach, start=2):
         length = infinite.shape[axis]
-        counts = functional.pad(infinite.movedim(axis, -1).cumsum(-1), (1, 0))
+        counts = functional.pad(infinite.movedim(axis, -1).cumsum(-1, dtype=torch.int32), (1, 0))
         x = torch.arange(length, device=planes.device)
         up, down = (x + radius + 1).clamp(max=length), (x - radius).clamp(min=0)
         infinite = (counts[..., up] > counts[..., down]).movedim(-1, axis)
@@ -509,7 +515,7 @@ def random_displacement(
             if factor.dim() == 2:
                 planes = _along(planes, factor, axis)
             else:
-                total = functools.partial(_sum_modes, eigenvalues=factor, length=length)
+                total = functools.partial(_sum_modes, turns=factor, length=length)
                 planes = _by_lines(total, planes, axis)
         return planes
 

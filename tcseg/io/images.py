@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tcseg.errors import DataError, reason
 from tcseg.extras import needs
 from tcseg.io.dicom import has_dicom_content, read_frames
+from tcseg.io.placement import Pixels
 
 PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 DICOM = (".dcm", ".dicom")
@@ -32,8 +33,6 @@ TAILS = (0.1, 99.9)
 # Of the units that files name, with the micro sign, the Greek letter, and what ImageJ writes.
 _MILLIMETRES = {"meter": 1000.0, "m": 1000.0, "cm": 10.0, "mm": 1.0, "nm": 1e-6, "inch": 25.4}
 _MILLIMETRES |= dict.fromkeys(("micron", "um", "\u00b5m", "\u03bcm", "\\u00B5m"), 0.001)
-
-Pixels = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

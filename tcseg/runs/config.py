@@ -47,7 +47,8 @@ def _option(
 ) -> Any:
     # An option that is not set by default is a text, unless `kind` says otherwise.
     kind = kind or (str if default is None else type(default))
-    bounds = {"at least": at_least, "greater than": above, "less than": below}
+    limits = {"at least": at_least, "greater than": above, "less than": below}
+    bounds = {word: limit for word, limit in limits.items() if limit is not None}
     metadata = {"help": text, "choices": tuple(choices), "kind": kind, "bounds": bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -155,7 +156,7 @@ class Config:
             value, choices = getattr(self, field.name), field.metadata["choices"]
             if choices:
                 expect(value in choices, field.name, "one of " + ", ".join(choices))
-            bounds = {k: v for k, v in field.metadata["bounds"].items() if v is not None}
+            bounds = field.metadata["bounds"]
             if value is not None and bounds:
                 holds = all(_HOLDS[word](value, bound) for word, bound in bounds.items())
                 expect(holds, field.name, " and ".join(map(_limit, bounds, bounds.values())))

@@ -163,22 +163,6 @@ def parallel(network: nn.Module) -> nn.Module:
     return DistributedDataParallel(network, **options)
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all processes, whose gradients are summed too."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        """Add up."""
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        """Add up."""
-        return _Sum.forward(ctx, gradients[0])
-
-
 class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the batches of all processes, as torch's SyncBatchNorm, also on the CPU."""
 
@@ -216,6 +200,22 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         for running, value in ((self.running_mean, mean), (self.running_var, variance)):
             assert running is not None
             running.lerp_(value, momentum)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
 
 
 def _share_statistics(network: nn.Module) -> None:

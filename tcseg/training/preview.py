@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import tcwarp
 from tcseg.data import Dataset, unpack_masks
+from tcseg.evaluation.metrics import iou
 from tcseg.evaluation.pictures import Panel, save_grid
 from tcseg.method.transforms import SampledTransform, Transform, align
 
@@ -72,12 +73,12 @@ def preview(
             Panel(mesh[i], None, _strength(t1, i)),
             Panel(views[0][i], first[i]),
             Panel(views[1][i], second[i]),
-            Panel(views[1][i], aligned[i], f"IOU {_iou(aligned[i], second[i]):.3f}"),
+            Panel(views[1][i], aligned[i], f"IOU {iou(aligned[i], second[i]):.3f}"),
         ]
         for i, index in enumerate(indices)
     ]
     save_grid(path, rows, HEADINGS, title, dataset.classes)
-    return float(np.mean([_iou(aligned[i], second[i]) for i in range(len(indices))]))
+    return float(np.mean([iou(aligned[i], second[i]) for i in range(len(indices))]))
 
 
 def deformed_mesh(displacement: Tensor) -> np.ndarray:
@@ -104,8 +105,3 @@ def _strength(transform: SampledTransform, index: int) -> str:
     if transform.displacement is None or not transform.displacement[index].any():
         return "identity"
     return f"up to {float(transform.displacement[index].square().sum(0).sqrt().max()):.1f} px"
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    union = (a | b).sum()
-    return float((a & b).sum() / union) if union else 1.0
