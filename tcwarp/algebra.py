@@ -60,13 +60,14 @@ def invert(
     """Return the inverse v of a displacement u: ``warp(warp(I, u), v) = I`` up to interpolation.
 
     Solves ``v(x) + u(x + v(x)) = 0`` for each pixel, u interpolated linearly and continued at
-    its border. Not differentiable.
+    its border; where there are several solutions, for one inside the image. Not differentiable.
 
     Parameters
     ----------
     displacement : Tensor, shape (N, D, *spatial)
-        In pixels. A field that folds (`jacobian_determinant` not positive somewhere) has no
-        inverse there; the residual shows where.
+        In pixels. A field that folds has no inverse everywhere: its `jacobian_determinant` is
+        positive at some pixels and not at others. The residual shows where. Mirror images,
+        whose determinant is negative everywhere, have one.
     return_residual : bool
         Return also how far from solved each pixel is.
 
@@ -244,11 +245,11 @@ def _solve(function: str, name: str, first: Tensor, second: Tensor | None) -> Te
     offset, report = ops.tcwarp.align(first.detach(), target, tolerance, MAXIMUM_STEPS)
     # Elsewhere a look at the report would wait for the device, or break a graph.
     if report.device.type == "cpu" and not torch.compiler.is_compiling():
-        _warn_of_folds(function, name, report)
+        _warn_of_folds(function, name, first.detach(), report)
     return offset
 
 
-def _warn_of_folds(function: str, name: str, report: Tensor) -> None:
+def _warn_of_folds(function: str, name: str, displacement: Tensor, report: Tensor) -> None:
     try:
         residual, fold = report.tolist()
     except RuntimeError:  # under vmap or in a fake mode there are no values
@@ -256,8 +257,8 @@ def _warn_of_folds(function: str, name: str, report: Tensor) -> None:
     if fold < 1 and residual <= UNSOLVED:
         return
     what = (
-        f"folds (the smallest determinant of its Jacobian met is {1 - fold:.3g}), so it has no "
-        "inverse everywhere; jacobian_determinant shows where, a weaker or smoother field does not"
+        f"folds ({_determinants(displacement)}), so it has no inverse everywhere; "
+        "jacobian_determinant shows where, a weaker or smoother field does not"
         if fold >= 1
         else "could not be inverted everywhere, as it nearly folds or leads far out of the image"
     )
@@ -267,6 +268,13 @@ def _warn_of_folds(function: str, name: str, report: Tensor) -> None:
         FoldingWarning,
         stacklevel=4,
     )
+
+
+def _determinants(displacement: Tensor) -> str:
+    determinant = jacobian_determinant(displacement)
+    determinant = determinant[determinant.isfinite()]
+    low, high = determinant.aminmax()
+    return f"its Jacobian's determinant goes from {low:.3g} to {high:.3g}"
 
 
 def _read(field: Tensor, displacement: Tensor) -> Tensor:

@@ -13,16 +13,17 @@ template <int D, typename V, typename T>
 TCWARP_MULTIVERSION void align_run(const Run<D, T>& first, const V* field,
                                    const V* second, int64_t pixels, T tolerance,
                                    int steps, V* output, Report<T>& report) {
+  Equation<D, V, T> equation{field, overall<D, T>(field, first.size)};
+  for (int k = 0; k < D; ++k) equation.size[k] = first.size[k];
   for (int64_t i = 0; i < first.count; ++i) {
-    int32_t at[D];
-    T target[D], offset[D];
+    T offset[D];
     for (int k = 0; k < D; ++k) {
-      at[k] = first.position[k] + (k == D - 1 ? static_cast<int32_t>(i) : 0);
-      target[k] =
+      equation.at[k] =
+          first.position[k] + (k == D - 1 ? static_cast<int32_t>(i) : 0);
+      equation.target[k] =
           second == nullptr ? T(0) : static_cast<T>(second[k * pixels + i]);
     }
-    solve_offset<D>(field, first.size, at, target, tolerance, steps, offset,
-                    report);
+    solve_offset(equation, tolerance, steps, offset, report);
     for (int k = 0; k < D; ++k) {
       output[k * pixels + i] = static_cast<V>(offset[k]);
     }

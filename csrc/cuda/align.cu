@@ -18,16 +18,18 @@ __global__ void align_kernel(WarpWork<D, T, I> work,
   Report<T> report;
   for_each_item<1, 1>(work, [&](int64_t n, I, I pixel) {
     if (pixel >= work.pixels) return;
-    int32_t position[D];
-    position_of(work, pixel, position);
     const int64_t sample = n * D * work.pixels;
-    T target[D], offset[D];
+    T offset[D];
+    const V* const field = first + sample;
+    Equation<D, V, T> equation{field, overall<D, T>(field, work.size)};
+    position_of(work, pixel, equation.at);
     for (int k = 0; k < D; ++k) {
       const int64_t place = sample + k * work.pixels + pixel;
-      target[k] = second == nullptr ? T(0) : static_cast<T>(second[place]);
+      equation.size[k] = work.size[k];
+      equation.target[k] =
+          second == nullptr ? T(0) : static_cast<T>(second[place]);
     }
-    solve_offset<D>(first + sample, work.size, position, target, tolerance,
-                    steps, offset, report);
+    solve_offset(equation, tolerance, steps, offset, report);
     for (int k = 0; k < D; ++k) {
       output[sample + k * work.pixels + pixel] = static_cast<V>(offset[k]);
     }

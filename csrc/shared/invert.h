@@ -5,22 +5,43 @@
 
 namespace tcwarp {
 
-// u(x + a) and its derivative by a, interpolated linearly, clamped at the
-// border. `field` is (D, *size), `at` the pixel x, `offset` a. False outside
-// the field, where the derivative is that of its continuation. V is what the
-// field is stored in, here and below, T what is computed in.
-template <int D, typename V, typename T>
-TCWARP_HOST_DEVICE bool sample_field(const V* field, const int32_t (&size)[D],
-                                     const int32_t (&at)[D],
-                                     const T (&offset)[D], T (&value)[D],
-                                     T (&jacobian)[D][D]) {
-  AxisTaps<2, T> taps[D], slopes[D];
-  int64_t pixels = 1;
-  bool inside = true;
+template <int D, typename T>
+TCWARP_HOST_DEVICE T largest_component(const T (&v)[D]) {
+  T norm = 0;
   for (int k = 0; k < D; ++k) {
-    taps[k] = linear_taps<Padding::kBorder>(offset[k], at[k], size[k], false);
-    slopes[k] = linear_taps<Padding::kBorder>(offset[k], at[k], size[k], true);
-    inside &= size[k] == 1 || taps[k].index[0] != taps[k].index[1];
+    const T size = v[k] < 0 ? -v[k] : v[k];
+    // Written so that NaN is kept, not dropped.
+    norm = size <= norm || norm != norm ? norm : size;
+  }
+  return norm;
+}
+
+// How a displacement goes on beyond the border: as it is there, which is what
+// all operators do, or along the slope that it has there.
+enum class Beyond { kConstant, kLinear };
+
+// u(x + a) and its derivative by a, interpolated linearly. `field` is
+// (D, *size), `at` the pixel x, `offset` a. V is what the field is stored in,
+// here and below, T what is computed in. Gives how far outside the image it is.
+template <Beyond beyond, int D, typename V, typename T>
+TCWARP_HOST_DEVICE T sample_field(const V* field, const int32_t (&size)[D],
+                                  const int32_t (&at)[D], const T (&offset)[D],
+                                  T (&value)[D], T (&jacobian)[D][D]) {
+  int32_t index[D][2];
+  T fraction[D], outside[D];
+  int64_t pixels = 1;
+  for (int k = 0; k < D; ++k) {
+    const T first = T(-at[k]), last = T(size[k] - 1 - at[k]);
+    const T low = offset[k] < first ? first : offset[k];
+    const T within = low > last ? last : low;
+    outside[k] = offset[k] - within;
+    const SplitDisplacement<T> u = split(within);
+    // The last pixel is the end of the cell before it.
+    const int32_t cell =
+        at[k] + u.whole > size[k] - 2 ? size[k] - 2 : at[k] + u.whole;
+    fraction[k] = cell == at[k] + u.whole ? u.fraction : T(1);
+    index[k][0] = cell < 0 ? 0 : cell;
+    index[k][1] = size[k] == 1 ? 0 : index[k][0] + 1;
     pixels *= size[k];
   }
   for (int c = 0; c < D; ++c) {
@@ -28,31 +49,39 @@ TCWARP_HOST_DEVICE bool sample_field(const V* field, const int32_t (&size)[D],
     for (int k = 0; k < D; ++k) jacobian[c][k] = 0;
   }
   for (int corner = 0; corner < 1 << D; ++corner) {
-    int64_t index = 0;
-    T weight = 1;
+    int64_t flat = 0;
+    T weight[D], product = 1;
     for (int k = 0; k < D; ++k) {
       const int t = corner >> k & 1;
-      index = index * size[k] + taps[k].index[t];
-      weight *= taps[k].weight[t];
+      flat = flat * size[k] + index[k][t];
+      weight[k] = t == 1 ? fraction[k] : T(1) - fraction[k];
+      product *= weight[k];
     }
     for (int c = 0; c < D; ++c) {
-      const T u = static_cast<T>(field[c * pixels + index]);
-      value[c] += weight * u;
+      const T u = static_cast<T>(field[c * pixels + flat]);
+      value[c] += product * u;
       for (int k = 0; k < D; ++k) {
-        T slope = u;
-        for (int j = 0; j < D; ++j) {
-          const int t = corner >> j & 1;
-          slope *= j == k ? slopes[j].weight[t] : taps[j].weight[t];
-        }
+        T slope = corner >> k & 1 ? u : -u;
+        for (int j = 0; j < D; ++j) slope *= j == k ? T(1) : weight[j];
         jacobian[c][k] += slope;
       }
     }
   }
-  return inside;
+  for (int c = 0; c < D; ++c) {
+    for (int k = 0; k < D; ++k) {
+      if constexpr (beyond == Beyond::kLinear) {
+        value[c] += outside[k] * jacobian[c][k];
+      } else if (outside[k] != 0) {
+        jacobian[c][k] = 0;
+      }
+    }
+  }
+  return largest_component(outside);
 }
 
 // What a solution leaves to be known: how far from solved it is, and how the
-// map folds, as one minus the determinant of its Jacobian: 1 or more at a fold.
+// map folds, as one minus the determinant of its Jacobian, whose sign is that
+// in the middle of the image (mirror images do not fold): 1 or more at a fold.
 template <typename T>
 struct Report {
   T residual = 0;
@@ -96,113 +125,235 @@ TCWARP_HOST_DEVICE T newton_step(T (&m)[D][D], const T (&residual)[D],
   }
 }
 
-// One minus the smallest determinant of the map at a pixel, over the cells of
-// pixels that meet there: the map is multilinear in each, so that in 2-D no
-// point of a cell folds more than one of its corners.
+// The determinant of the map's Jacobian at a pixel, by central differences, at
+// a border one-sided: what `jacobian_determinant` gives.
 template <int D, typename T, typename V>
-TCWARP_HOST_DEVICE T fold_at(const V* field, const int32_t (&size)[D],
-                             const int32_t (&at)[D]) {
+TCWARP_HOST_DEVICE T determinant_at(const V* field, const int32_t (&size)[D],
+                                    const int32_t (&at)[D]) {
   int64_t step[D], here = 0, pixels = 1;
   for (int k = D - 1; k >= 0; --k) {
     step[k] = pixels;
     here += at[k] * pixels;
     pixels *= size[k];
   }
-  // Differences to the neighbours before (0) and behind (1) along each axis;
-  // at a border both are that to the one there is.
-  T slope[D][2][D];
+  T slope[D][D], none[D] = {}, unused[D];
   for (int k = 0; k < D; ++k) {
-    for (int side = 0; side < 2; ++side) {
-      const bool behind = side == 1 ? at[k] + 1 < size[k] : at[k] == 0;
-      const int64_t low = here - (behind ? 0 : step[k]);
-      for (int c = 0; c < D; ++c) {
-        const auto u = [&](int64_t i) {
-          return static_cast<T>(field[c * pixels + i]);
-        };
-        slope[k][side][c] = size[k] == 1 ? T(0) : u(low + step[k]) - u(low);
+    const int64_t before = at[k] > 0 ? step[k] : 0;
+    const int64_t behind = at[k] + 1 < size[k] ? step[k] : 0;
+    const T scale = before > 0 && behind > 0 ? T(0.5) : T(1);
+    for (int c = 0; c < D; ++c) {
+      const V* const u = field + c * pixels + here;
+      slope[c][k] =
+          scale * (static_cast<T>(u[behind]) - static_cast<T>(u[-before]));
+    }
+  }
+  return newton_step<D>(slope, none, unused);
+}
+
+// What the map does on the whole: the affine map that takes the lines through
+// the middle of the image to where their ends go.
+template <int D, typename T>
+struct Overall {
+  T slope[D][D], middle[D];  // of the displacement, and its value
+  T orientation;             // -1 for a mirror image, else 1
+};
+
+template <int D, typename T, typename V>
+TCWARP_HOST_DEVICE Overall<D, T> overall(const V* field,
+                                         const int32_t (&size)[D]) {
+  int64_t step[D], middle = 0, pixels = 1;
+  for (int k = D - 1; k >= 0; --k) {
+    step[k] = pixels;
+    middle += size[k] / 2 * pixels;
+    pixels *= size[k];
+  }
+  Overall<D, T> map;
+  for (int c = 0; c < D; ++c) {
+    const V* const u = field + c * pixels + middle;
+    map.middle[c] = static_cast<T>(*u);
+    for (int k = 0; k < D; ++k) {
+      const int64_t first = -(size[k] / 2), last = size[k] - 1 + first;
+      map.slope[c][k] = (static_cast<T>(u[last * step[k]]) -
+                         static_cast<T>(u[first * step[k]])) /
+                        static_cast<T>(size[k] > 1 ? size[k] - 1 : 1);
+    }
+  }
+  T m[D][D], none[D] = {}, unused[D];
+  for (int c = 0; c < D; ++c) {
+    for (int k = 0; k < D; ++k) m[c][k] = map.slope[c][k];
+  }
+  map.orientation = newton_step<D>(m, none, unused) < 0 ? T(-1) : T(1);
+  return map;
+}
+
+// One equation, a + u(x + a) = target, by a.
+template <int D, typename V, typename T>
+struct Equation {
+  const V* field;
+  Overall<D, T> map;
+  int32_t size[D] = {}, at[D] = {};
+  T target[D] = {};
+};
+
+// Where it is read, and Newton's step from there.
+template <int D, typename T>
+struct Iterate {
+  T offset[D] = {}, residual[D] = {}, step[D] = {};
+  T norm = T(INFINITY);  // largest component of the residual
+  bool regular = false;  // far enough from folding for the step to be trusted
+  T outside = 0;         // the image, in pixels
+
+  // Too far out for a step or two to lead back.
+  TCWARP_HOST_DEVICE bool leads_outside() const {
+    return outside > 2 * largest_component(step);
+  }
+
+  TCWARP_HOST_DEVICE bool better_than(const Iterate& other, T tolerance) const {
+    const bool solved = norm <= tolerance,
+               solved_there = other.norm <= tolerance;
+    return solved && solved_there ? outside < other.outside : norm < other.norm;
+  }
+};
+
+template <Beyond beyond, int D, typename V, typename T>
+TCWARP_HOST_DEVICE void evaluate(const Equation<D, V, T>& equation,
+                                 Iterate<D, T>& here) {
+  constexpr T smallest = T(0.05);  // determinant of a trusted step
+  T value[D], jacobian[D][D];
+  here.outside = sample_field<beyond>(
+      equation.field, equation.size, equation.at, here.offset, value, jacobian);
+  for (int k = 0; k < D; ++k) {
+    here.residual[k] = here.offset[k] + value[k] - equation.target[k];
+  }
+  here.norm = largest_component(here.residual);
+  const T determinant = newton_step<D>(jacobian, here.residual, here.step);
+  here.regular = equation.map.orientation * determinant > smallest;
+}
+
+// Newton's method from a = target: a step that does not bring the residual down
+// is halved, and after some halvings, or where the map is close to folding,
+// replaced by the plain fixed-point step a = target - u(x + a).
+template <int D, typename V, typename T>
+TCWARP_HOST_DEVICE void descend(const Equation<D, V, T>& equation, T tolerance,
+                                int steps, Iterate<D, T>& best) {
+  constexpr int patience = 5;  // halvings
+  Iterate<D, T> next;
+  T step[D] = {};
+  int halved = 0;
+  for (int k = 0; k < D; ++k) next.offset[k] = equation.target[k];
+  for (int i = 0; i < steps; ++i) {
+    evaluate<Beyond::kConstant>(equation, next);
+    if (next.norm < best.norm) {
+      best = next;
+      if (best.norm <= tolerance) break;
+      halved = 0;
+      for (int k = 0; k < D; ++k) {
+        step[k] = best.regular ? best.step[k] : best.residual[k];
+      }
+    } else {
+      if (!is_finite(best.norm)) break;  // nothing finite to start from
+      ++halved;
+      for (int k = 0; k < D; ++k) {
+        step[k] = halved == patience ? best.residual[k] : step[k] * T(0.5);
       }
     }
+    for (int k = 0; k < D; ++k) next.offset[k] = best.offset[k] - step[k];
   }
-  T fold = 0;
-  for (int cell = 0; cell < 1 << D; ++cell) {
-    T m[D][D], none[D] = {}, step_unused[D];
+}
+
+// The fixed-point iteration a = target - u(x + a), from a = target, with
+// Newton's step in its place as long as that halves the residual: near folds it
+// ends where descending does not.
+template <int D, typename V, typename T>
+TCWARP_HOST_DEVICE void iterate(const Equation<D, V, T>& equation, T tolerance,
+                                int steps, Iterate<D, T>& best) {
+  Iterate<D, T> next;
+  T previous = T(INFINITY);
+  for (int k = 0; k < D; ++k) next.offset[k] = equation.target[k];
+  for (int i = 0; i < steps && !(best.norm <= tolerance); ++i) {
+    evaluate<Beyond::kConstant>(equation, next);
+    if (next.norm < best.norm) best = next;
+    const bool trusted = next.regular && next.norm <= T(0.5) * previous;
+    previous = next.norm;
     for (int k = 0; k < D; ++k) {
-      for (int c = 0; c < D; ++c) m[c][k] = slope[k][cell >> k & 1][c];
+      next.offset[k] -= trusted ? next.step[k] : next.residual[k];
     }
-    const T determinant = newton_step<D>(m, none, step_unused);
-    if (T(1) - determinant > fold) fold = T(1) - determinant;
   }
-  return fold;
+}
+
+// Newton's path from where the root would be if the map were affine: along it
+// the residual shrinks in its own direction, so that it leads to the one root
+// inside where the map is one to one. For that the field goes on along its
+// slope beyond the border. A step is taken when it keeps to the path, which it
+// does once it is short enough.
+template <int D, typename V, typename T>
+TCWARP_HOST_DEVICE void follow(const Equation<D, V, T>& equation, T tolerance,
+                               int steps, Iterate<D, T>& here) {
+  constexpr T shortest = T(0.125);  // pixels that are stepped in any case
+  constexpr Beyond kBeyond = Beyond::kLinear;
+  T m[D][D], residual[D], step[D];
+  for (int k = 0; k < D; ++k) {
+    const auto middle = T(equation.size[k] / 2 - equation.at[k]);
+    residual[k] = middle + equation.map.middle[k] - equation.target[k];
+    here.offset[k] = middle;
+    for (int j = 0; j < D; ++j) m[k][j] = equation.map.slope[k][j];
+  }
+  newton_step<D>(m, residual, step);
+  const bool guessed = is_finite(largest_component(step));
+  for (int k = 0; k < D; ++k)
+    here.offset[k] = guessed ? here.offset[k] - step[k] : T(0);
+  evaluate<kBeyond>(equation, here);
+  Iterate<D, T> next;
+  T part = 1;
+  for (int i = 0; i < steps && here.norm > tolerance; ++i) {
+    if (here.leads_outside()) break;
+    T astray[D];
+    for (int k = 0; k < D; ++k) {
+      next.offset[k] = here.offset[k] - part * here.step[k];
+    }
+    evaluate<kBeyond>(equation, next);
+    for (int k = 0; k < D; ++k) {
+      astray[k] = next.residual[k] - (T(1) - part) * here.residual[k];
+    }
+    const bool keeps = largest_component(astray) <= T(0.5) * part * here.norm;
+    if (keeps || part * largest_component(here.step) <= shortest) {
+      here = next;
+      part = part < T(0.5) ? 2 * part : T(1);
+      if (!is_finite(here.norm)) break;
+    } else {
+      part *= T(0.5);
+    }
+  }
 }
 
 // Offset a with a + u(x + a) = target, i.e. where phi = id + u takes the pixel
-// x + target from. Newton's method: a step that does not bring the residual
-// down is halved, and after some halvings, or where the map is close to
-// folding, replaced by the plain fixed-point step a = target - u(x + a).
-// Everything is relative to x, so precision does not depend on the image size.
+// x + target from: inside the image if there is such a root, else where the
+// field is continued. Everything is relative to x, so precision does not depend
+// on the image size.
 template <int D, typename V, typename T>
-TCWARP_HOST_DEVICE void solve_offset(const V* field, const int32_t (&size)[D],
-                                     const int32_t (&at)[D],
-                                     const T (&target)[D], T tolerance,
-                                     int steps, T (&offset)[D],
+TCWARP_HOST_DEVICE void solve_offset(const Equation<D, V, T>& equation,
+                                     T tolerance, int steps, T (&offset)[D],
                                      Report<T>& report) {
-  constexpr T smallest = T(0.05);  // determinant of a trusted step
-  constexpr int patience = 5;      // halvings
-  T value[D] = {}, step[D] = {}, plain[D] = {};
-  T jacobian[D][D], residual[D], best[D];
-  for (int k = 0; k < D; ++k) offset[k] = best[k] = target[k];
-  T left = T(INFINITY), previous = T(INFINITY), fold = 0;
-  int halved = 0;
-  for (int i = 0; i < steps; ++i) {
-    const bool again = i >= steps / 2;
-    if (i == steps / 2) {
-      for (int k = 0; k < D; ++k) offset[k] = target[k];
-    }
-    const bool inside =
-        sample_field<D>(field, size, at, offset, value, jacobian);
-    T norm = 0;
-    for (int k = 0; k < D; ++k) {
-      residual[k] = offset[k] + value[k] - target[k];
-      const T size_k = residual[k] < 0 ? -residual[k] : residual[k];
-      // Written so that NaN is kept, not dropped.
-      norm = size_k <= norm || norm != norm ? norm : size_k;
-    }
-    // Nothing finite to start from.
-    if (!is_finite(norm) && !is_finite(left)) break;
-    T newton[D];
-    const T determinant = newton_step<D>(jacobian, residual, newton);
-    if (inside && T(1) - determinant > fold) fold = T(1) - determinant;
-    if (norm < left) {
-      left = norm;
-      for (int k = 0; k < D; ++k) {
-        best[k] = offset[k];
-        plain[k] = residual[k];
-        step[k] = determinant > smallest ? newton[k] : residual[k];
-      }
-      if (norm <= tolerance) break;
-      halved = 0;
-    } else {
-      ++halved;
-      for (int k = 0; k < D; ++k) {
-        step[k] = halved == patience ? plain[k] : step[k] * T(0.5);
-      }
-    }
-    if (again) {
-      const bool trusted = norm <= T(0.5) * previous && determinant > smallest;
-      for (int k = 0; k < D; ++k) {
-        offset[k] -= trusted ? newton[k] : residual[k];
-      }
-      previous = norm;
-    } else {
-      for (int k = 0; k < D; ++k) offset[k] = best[k] - step[k];
+  constexpr T edge = T(1e-3);  // pixels that count as rounding
+  Iterate<D, T> best;
+  descend(equation, tolerance, steps, best);
+  if (is_finite(best.norm)) iterate(equation, tolerance, steps, best);
+  const bool found = is_finite(best.norm);
+  if (found && !(best.norm <= tolerance && best.outside <= edge)) {
+    Iterate<D, T> other = best;
+    evaluate<Beyond::kLinear>(equation, other);
+    if (!other.leads_outside()) {
+      follow(equation, tolerance, 2 * steps, other);
+      evaluate<Beyond::kConstant>(equation, other);
+      if (other.better_than(best, tolerance)) best = other;
     }
   }
-  // Not solved in vain where nothing is finite. There NaN is left: outside the
-  // image for every warp.
-  const bool found = is_finite(left);
-  const T own = fold_at<D, T>(field, size, at);
-  report.add({found ? left : T(0), own > fold ? own : fold});
-  for (int k = 0; k < D; ++k) offset[k] = found ? best[k] : T(NAN);
+  const T determinant =
+      determinant_at<D, T>(equation.field, equation.size, equation.at);
+  const T fold = T(1) - equation.map.orientation * determinant;
+  report.add({found ? best.norm : T(0), is_finite(fold) ? fold : T(0)});
+  // Where nothing is finite NaN is left: outside the image for every warp.
+  for (int k = 0; k < D; ++k) offset[k] = found ? best.offset[k] : T(NAN);
 }
 
 }  // namespace tcwarp

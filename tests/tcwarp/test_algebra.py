@@ -234,16 +234,6 @@ def test_a_zoom_is_inverted_by_its_opposite(device, factor):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("degrees", [20, 45, 60, 75, 90, 180])
-def test_rotations_are_inverted(device, degrees):
-    y, x = centred((32, 32))
-    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    field = torch.stack([cosine * y - sine * x - y, sine * y + cosine * x - x])[None]
-    _, residual = tcwarp.invert(field.float().to(device), return_residual=True)
-    assert residual.max() < 1e-3
-
-
-@pytest.mark.filterwarnings("error")
 def test_fields_far_from_folding_are_inverted_at_every_pixel():
     fields = [
         tcwarp.random_displacement(
@@ -288,7 +278,7 @@ def test_folding_is_reported(device):
     determinant = tcwarp.jacobian_determinant(field)
     assert (determinant[..., 11:20] < 0).all()
     assert (determinant[..., :8] == 1).all()
-    with folding_warned(device, "invert: displacement folds", "smallest determinant", "-1"):
+    with folding_warned(device, "invert: displacement folds", "goes from -1 to 6"):
         inverse, residual = tcwarp.invert(field, return_residual=True)
     with folding_warned(device, "align: t1 folds"):
         tcwarp.align(field, torch.zeros_like(field))
