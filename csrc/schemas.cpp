@@ -5,16 +5,18 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(tcwarp, m) {
-  // input (N, C, *size), displacement (N, D, *size) -> (N, C, *size)
+  // input (N, C, *image), displacement (N or 1, D, *size) -> (N, C, *size)
   m.def(
       "warp(Tensor input, Tensor displacement, int mode, int padding_mode) "
       "-> Tensor");
-  // grad_output (N, C, *size) -> grad_input (N, C, *size): the adjoint of warp.
-  // `deterministic` is for CUDA; the CPU's is so in any case.
+  // grad_output (N, C, *size) -> grad_input (N, C, *image): the adjoint of
+  // warp; `image` is *size unless given. `deterministic` is for CUDA; the CPU's
+  // is so in any case.
   m.def(
       "warp_backward_input(Tensor grad_output, Tensor displacement, int mode, "
-      "int padding_mode, bool deterministic) -> Tensor");
-  // grad_output, input (N, C, *size) -> grad_displacement (N, D, *size)
+      "int padding_mode, bool deterministic, SymInt[]? image=None) -> Tensor");
+  // grad_output (N, C, *size), input (N, C, *image) -> grad_displacement,
+  // shaped as the displacement
   m.def(
       "warp_backward_displacement(Tensor grad_output, Tensor input, "
       "Tensor displacement, int mode, int padding_mode) -> Tensor");

@@ -12,6 +12,7 @@ import json
 import os
 import struct
 import sys
+from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
@@ -183,24 +184,34 @@ def _runs_on(capability: tuple[int, int], architectures: str) -> bool:
     return False
 
 
-def _dense_like(tensor: Tensor) -> Tensor:
-    # The layout rule of csrc/cpu/common.h: planes or channels last, anything else is copied.
+def _on_grid(tensor: Tensor, size: Sequence[int]) -> Tensor:
+    # The layout rule of csrc/shared/tensors.h: planes or channels last, anything else is copied.
     last = torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
-    if tensor.is_contiguous() or tensor.is_contiguous(memory_format=last):
-        return torch.empty_like(tensor)
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    planes = tensor.is_contiguous()
+    dense = planes or tensor.is_contiguous(memory_format=last)
+    if tuple(tensor.shape[2:]) == tuple(size):
+        kept = torch.preserve_format if dense else torch.contiguous_format
+        return torch.empty_like(tensor, memory_format=kept)
+    memory_format = last if dense and not planes else torch.contiguous_format
+    shape = (*tensor.shape[:2], *size)
+    return torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=memory_format)
 
 
 @torch.library.register_fake("tcwarp::warp")
 def _(input: Tensor, displacement: Tensor, mode: int, padding_mode: int) -> Tensor:
-    return _dense_like(input)
+    return _on_grid(input, displacement.shape[2:])
 
 
 @torch.library.register_fake("tcwarp::warp_backward_input")
 def _(
-    grad_output: Tensor, displacement: Tensor, mode: int, padding_mode: int, deterministic: bool
+    grad_output: Tensor,
+    displacement: Tensor,
+    mode: int,
+    padding_mode: int,
+    deterministic: bool,
+    image: Sequence[int] | None = None,
 ) -> Tensor:
-    return _dense_like(grad_output)
+    return _on_grid(grad_output, grad_output.shape[2:] if image is None else image)
 
 
 @torch.library.register_fake("tcwarp::warp_backward_displacement")
@@ -239,6 +250,7 @@ def _(first: Tensor, second: Tensor | None, tolerance: float, steps: int) -> tup
 
 def _save_for_warp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, displacement, ctx.mode, ctx.padding_mode = inputs[:4]
+    ctx.image = input.shape[2:]
     # The image is needed for the gradient of the displacement only.
     needs_image = ctx.needs_input_grad[1] and ctx.mode != NEAREST
     ctx.save_for_backward(displacement, input if needs_image else None)
@@ -264,7 +276,9 @@ def _backward_warp(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     grad_input = grad_displacement = None
     if _is_wanted(ctx, 0):
         deterministic = torch.are_deterministic_algorithms_enabled()
-        grad_input = ops.warp_backward_input(grad_output, displacement, *codes, deterministic)
+        grad_input = ops.warp_backward_input(
+            grad_output, displacement, *codes, deterministic, ctx.image
+        )
     if _is_wanted(ctx, 1):
         if input is None:  # nearest: a step function of the displacement
             grad_displacement = torch.zeros_like(displacement)
@@ -286,7 +300,7 @@ def _backward_scatter(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_grad = ops.warp(grad, displacement, *codes)
     if grad_output is not None and _is_wanted(ctx, 1):
         grad_displacement = ops.warp_backward_displacement(grad_output, grad, displacement, *codes)
-    return grad_grad, grad_displacement, None, None, None
+    return grad_grad, grad_displacement, None, None, None, None
 
 
 def _backward_of_displacement_gradient(ctx: Any, grad: Tensor) -> None:

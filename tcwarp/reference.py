@@ -142,14 +142,15 @@ def _own_precision(displacement: Array) -> Array:
 def warp(
     input: Array, displacement: Array, mode: str = "nearest", padding_mode: str = "zeros"
 ) -> Array:
-    """Read ``input`` (N, C, *spatial) at ``x + displacement(x)``.
+    """Read ``input`` (N, C, *image) at ``x + displacement(x)``; give (N, C, *spatial).
 
-    Pixels whose displacement is NaN or infinite are 0 under every padding mode.
+    One displacement for all samples is (1, D, *spatial). Pixels whose displacement is NaN or infinite are 0 under every padding mode.
     """
     displacement = _own_precision(displacement)
-    output = np.zeros_like(input)
-    size = input.shape[2:]
-    for n, position in itertools.product(range(len(input)), np.ndindex(size)):
+    size, grid = input.shape[2:], displacement.shape[2:]
+    output = np.zeros((*input.shape[:2], *grid), dtype=input.dtype)
+    displacement = np.broadcast_to(displacement, (len(input), *displacement.shape[1:]))
+    for n, position in itertools.product(range(len(input)), np.ndindex(grid)):
         vector = displacement[(n, slice(None), *position)]
         if mode == "cubic":
             share = _cubic_share(vector, position, size, padding_mode)
@@ -173,13 +174,22 @@ def warp(
 
 
 def warp_backward(
-    grad_output: Array, displacement: Array, mode: str = "nearest", padding_mode: str = "zeros"
+    grad_output: Array,
+    displacement: Array,
+    mode: str = "nearest",
+    padding_mode: str = "zeros",
+    size: Sequence[int] | None = None,
 ) -> Array:
-    """Send each value of ``grad_output`` (N, C, *spatial) back to where :func:`warp` read it."""
+    """Send each value of ``grad_output`` (N, C, *spatial) back to where :func:`warp` read it.
+
+    ``size`` is that of the image, the displacement's unless given.
+    """
     displacement = _own_precision(displacement)
-    grad_input = np.zeros(grad_output.shape, dtype=np.float64)
-    size = grad_output.shape[2:]
-    for n, position in itertools.product(range(len(grad_output)), np.ndindex(size)):
+    grid = grad_output.shape[2:]
+    size = grid if size is None else size
+    grad_input = np.zeros((*grad_output.shape[:2], *size), dtype=np.float64)
+    displacement = np.broadcast_to(displacement, (len(grad_output), *displacement.shape[1:]))
+    for n, position in itertools.product(range(len(grad_output)), np.ndindex(grid)):
         vector = displacement[(n, slice(None), *position)]
         if mode == "cubic":
             share = _cubic_share(vector, position, size, padding_mode)

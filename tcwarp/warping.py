@@ -82,11 +82,15 @@ def warp(
         raise ValueError(
             f"warp: input must have shape {form} like its displacement, got {tuple(input.shape)}"
         )
-    expected = (input.shape[0], input.dim() - 2, *input.shape[2:])
-    if tuple(displacement.shape) != expected:
+    if displacement.shape[0] not in (1, input.shape[0]):
         raise ValueError(
-            f"warp: displacement must have shape {expected} for input {tuple(input.shape)}, "
-            f"got {tuple(displacement.shape)}"
+            f"warp: displacement must have as many samples as input {tuple(input.shape)}, or one "
+            f"for all, got {tuple(displacement.shape)}"
+        )
+    if 0 in input.shape[2:] and 0 not in displacement.shape[2:]:
+        raise ValueError(
+            f"warp: input must have pixels for displacement {tuple(displacement.shape)} to read, "
+            f"got {tuple(input.shape)}"
         )
     check_same_device("warp", "displacement", displacement, "input", input)
     mode_code = lookup("warp", "mode", mode, MODES)

@@ -13,8 +13,8 @@ template <int D, typename V, typename T>
 TCWARP_MULTIVERSION void align_run(const Run<D, T>& first, const V* field,
                                    const V* second, int64_t pixels, T tolerance,
                                    int steps, V* output, Report<T>& report) {
-  Equation<D, V, T> equation{field, overall<D, T>(field, first.size)};
-  for (int k = 0; k < D; ++k) equation.size[k] = first.size[k];
+  Equation<D, V, T> equation{field, overall<D, T>(field, first.image_size)};
+  for (int k = 0; k < D; ++k) equation.size[k] = first.image_size[k];
   for (int64_t i = 0; i < first.count; ++i) {
     T offset[D];
     for (int k = 0; k < D; ++k) {

@@ -85,7 +85,7 @@ template <int D, typename T>
 struct Run {
   const T* displacement[D];  // component k of the first pixel
   int32_t position[D];       // of the first pixel
-  int32_t size[D];
+  int32_t image_size[D];
   int64_t first;  // flat index of the first pixel
   int64_t count;
 };
@@ -106,7 +106,7 @@ void for_each_run(const Field<D, T>& field, int64_t n, int64_t begin,
     float value[D][kNearestTile];
   };
   for (int k = 0; k < D; ++k) {
-    const int64_t at = (n * D + k) * field.pixels + begin;
+    const int64_t at = n * field.sample_stride + k * field.pixels + begin;
     displacement[k] = field.data == nullptr ? nullptr : field.data + at;
     if constexpr (std::is_same_v<T, float>) {
       if (field.data != nullptr) continue;
@@ -122,7 +122,7 @@ void for_each_run(const Field<D, T>& field, int64_t n, int64_t begin,
     Run<D, T> run;
     int64_t rest = first;
     for (int k = D - 1; k >= 0; --k) {
-      run.size[k] = field.size[k];
+      run.image_size[k] = field.image_size[k];
       run.position[k] = static_cast<int32_t>(rest % field.size[k]);
       rest /= field.size[k];
       run.displacement[k] = displacement[k] + (first - begin);

@@ -109,7 +109,8 @@ void spline_filter(const V* input, S* output, const Layout& layout,
 
 // Samples that are worked on together: few, so that their coefficients stay in
 // the cache, and in little memory; enough for every thread to have a plane.
-inline int64_t samples_at_once(const Layout& layout) {
+inline int64_t samples_at_once(const Layout& layout, bool all) {
+  if (all) return layout.samples;
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t channels = std::max<int64_t>(1, layout.channels);
   const int64_t few = std::max<int64_t>((1 << 20) / (channels * layout.pixels),
@@ -117,11 +118,12 @@ inline int64_t samples_at_once(const Layout& layout) {
   return std::clamp<int64_t>(few, 1, layout.samples);
 }
 
-// Calls body(part, n) with the layout of those samples, n being the first.
+// Calls body(part, n) with the layout of those samples, n being the first; of
+// all where they have a sum.
 template <typename Body>
-void for_few_samples(const Layout& layout, const Body& body) {
+void for_few_samples(const Layout& layout, const Body& body, bool all = false) {
   Layout part = layout;
-  part.samples = samples_at_once(layout);
+  part.samples = samples_at_once(layout, all);
   for (int64_t n = 0; n < layout.samples; n += part.samples) {
     part.samples = std::min(part.samples, layout.samples - n);
     body(part, n);
@@ -130,11 +132,11 @@ void for_few_samples(const Layout& layout, const Body& body) {
 
 // An uninitialised buffer for their coefficients.
 template <typename S>
-Tensor coefficient_buffer(const Layout& layout) {
+Tensor coefficient_buffer(const Layout& layout, bool all = false) {
   const auto type =
       std::is_same_v<S, double> ? ScalarType::Double : ScalarType::Float;
   Tensor buffer = torch::stable::empty(
-      {layout.sample_offset(samples_at_once(layout))}, type);
+      {layout.sample_offset(samples_at_once(layout, all))}, type);
   prefer_huge_pages(buffer);
   return buffer;
 }

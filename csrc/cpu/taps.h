@@ -28,8 +28,8 @@ TCWARP_MULTIVERSION void nearest_sources_of_run(const Run<D, T>& run,
     T displacement[D];
     int32_t position[D];
     load_pixel(run, i, displacement, position);
-    const Index source =
-        nearest_source<D, padding, Index>(displacement, position, run.size);
+    const Index source = nearest_source<D, padding, Index>(
+        displacement, position, run.image_size);
     index[i] = !whole_only || is_whole(displacement) ? source : kBetween;
   }
 }
@@ -158,15 +158,15 @@ void fill_run(const Run<D, T>& run, int slope_axis, int64_t at,
   for (int k = D - 1; k >= 0; --k) {
     const auto fill = [&](auto derivative) {
       taps_of_run<padding, derivative()>(run.displacement[k], run.position[k],
-                                         k == D - 1 ? 1 : 0, run.size[k], step,
-                                         at, run.count, taps.axis[k]);
+                                         k == D - 1 ? 1 : 0, run.image_size[k],
+                                         step, at, run.count, taps.axis[k]);
     };
     if (slopes && k == slope_axis) {
       fill(std::bool_constant<slopes>{});
     } else {
       fill(std::false_type{});
     }
-    step *= run.size[k];
+    step *= run.image_size[k];
   }
   if constexpr (mode == Mode::kCubic && !slopes) drop_whole(run, at, taps);
 }

@@ -41,26 +41,26 @@ void gather_pixels(const V* input, const Index* index, V* output,
 }
 
 template <Padding padding, typename Index, int D, typename V, typename T>
-void warp_nearest(const V* input, const Field<D, T>& field,
-                  const Layout& layout, V* output) {
-  parallel_over_tiles(layout, kNearestTile, layout.channels,
-                      [&](int64_t n, int64_t begin, int64_t end) {
-                        auto& index = scratch<Index[kNearestTile]>();
-                        const V* const source = input + layout.sample_offset(n);
-                        V* const target = output + layout.sample_offset(n);
-                        nearest_sources<padding>(field, n, begin, end, index);
-                        if (layout.pixel_stride != 1) {
-                          gather_pixels(source, index,
-                                        target + begin * layout.channels,
-                                        layout.channels, end - begin);
-                          return;
-                        }
-                        for (int64_t c = 0; c < layout.channels; ++c) {
-                          const int64_t plane = c * layout.channel_stride;
-                          gather_plane(source + plane, index,
-                                       target + plane + begin, end - begin);
-                        }
-                      });
+void warp_nearest(const V* input, const Field<D, T>& field, const Layout& image,
+                  V* output) {
+  const Layout grid = image.with_pixels(field.pixels);
+  parallel_over_tiles(
+      grid, kNearestTile, grid.channels,
+      [&](int64_t n, int64_t begin, int64_t end) {
+        auto& index = scratch<Index[kNearestTile]>();
+        const V* const source = input + image.sample_offset(n);
+        V* const target = output + grid.sample_offset(n);
+        nearest_sources<padding>(field, n, begin, end, index);
+        if (grid.pixel_stride != 1) {
+          gather_pixels(source, index, target + begin * grid.channels,
+                        grid.channels, end - begin);
+          return;
+        }
+        for (int64_t c = 0; c < grid.channels; ++c) {
+          gather_plane(source + c * image.channel_stride, index,
+                       target + c * grid.channel_stride + begin, end - begin);
+        }
+      });
 }
 
 // The value before the first tap is added: a pixel that reads from nowhere is
@@ -243,8 +243,9 @@ void copy_whole(const V* input, int64_t pixel_stride, const Index* index,
 template <Mode mode, Padding padding, typename Index, int D, typename V,
           typename S, typename T>
 void warp_interpolated(const V* input, const S* values,
-                       const Field<D, T>& field, const Layout& layout,
+                       const Field<D, T>& field, const Layout& image,
                        V* output) {
+  const Layout grid = image.with_pixels(field.pixels);
   using Taps = TileTaps<mode, D, SumOf<V>, Index>;
   struct Tile {
     Taps taps;
@@ -253,37 +254,39 @@ void warp_interpolated(const V* input, const S* values,
     RowTaps<D, SumOf<V>, Index> rows;
   };
   parallel_over_tiles(
-      layout, Taps::kTile, layout.channels * Taps::kCorners,
+      grid, Taps::kTile, grid.channels * Taps::kCorners,
       [&](int64_t n, int64_t begin, int64_t end) {
         auto& [taps, initial, whole, rows] = scratch<Tile>();
-        const int64_t sample = layout.sample_offset(n), count = end - begin;
-        const int64_t first = sample + begin * layout.pixel_stride;
+        const int64_t sample = image.sample_offset(n), count = end - begin;
+        V* const target =
+            output + grid.sample_offset(n) + begin * grid.pixel_stride;
         fill_taps<padding>(field, n, begin, end, taps);
-        if (layout.pixel_stride != 1) {
+        const auto source_of = [&](int64_t c) {
+          return values + sample + c * image.channel_stride;
+        };
+        const auto target_of = [&](int64_t c) {
+          return target + c * grid.channel_stride;
+        };
+        if (grid.pixel_stride != 1) {
           initial_values(taps, initial, count);
-          blend_pixels(values + sample, layout.channels, taps, initial,
-                       output + first, count);
+          blend_pixels(values + sample, grid.channels, taps, initial, target,
+                       count);
         } else if constexpr (mode == Mode::kCubic) {
           rows.fill(taps, count);
-          for (int64_t c = 0; c < layout.channels; ++c) {
-            const int64_t plane = c * layout.channel_stride;
-            blend_rows(values + sample + plane, taps, rows,
-                       output + first + plane, count);
+          for (int64_t c = 0; c < grid.channels; ++c) {
+            blend_rows(source_of(c), taps, rows, target_of(c), count);
           }
         } else {
           initial_values(taps, initial, count);
-          for (int64_t c = 0; c < layout.channels; ++c) {
-            const int64_t plane = c * layout.channel_stride;
-            blend(values + sample + plane, taps, initial,
-                  output + first + plane, count);
+          for (int64_t c = 0; c < grid.channels; ++c) {
+            blend(source_of(c), taps, initial, target_of(c), count);
           }
         }
         if constexpr (mode == Mode::kCubic) {
           nearest_sources<padding, true>(field, n, begin, end, whole);
-          for (int64_t c = 0; c < layout.channels; ++c) {
-            const int64_t plane = c * layout.channel_stride;
-            copy_whole(input + sample + plane, layout.pixel_stride, whole,
-                       output + first + plane, count);
+          for (int64_t c = 0; c < grid.channels; ++c) {
+            copy_whole(input + sample + c * image.channel_stride,
+                       grid.pixel_stride, whole, target_of(c), count);
           }
         }
       });
@@ -298,12 +301,12 @@ void launch_nearest(const Tensor& input, const Tensor& displacement,
       layout, static_cast<int64_t>(input.element_size()), from, to);
   dispatch_width(width, [&](auto bits) {
     using V = decltype(bits);
-    dispatch_warp(displacement, layout, padding_mode,
-                  [&](const auto& field, auto padding, auto index) {
-                    warp_nearest<padding(), decltype(index)>(
-                        static_cast<const V*>(from), field, layout,
-                        static_cast<V*>(to));
-                  });
+    dispatch_warp(
+        displacement, spatial_size(input), layout.channels, padding_mode,
+        [&](const auto& field, auto padding, auto index) {
+          warp_nearest<padding(), decltype(index)>(
+              static_cast<const V*>(from), field, layout, static_cast<V*>(to));
+        });
   });
 }
 
@@ -315,7 +318,7 @@ void launch_interpolated(const Tensor& input, const Tensor& displacement,
   V* const target = output.mutable_data_ptr<V>();
   if (static_cast<Mode>(mode) == Mode::kLinear) {
     dispatch_warp(
-        displacement, layout, padding_mode,
+        displacement, spatial_size(input), layout.channels, padding_mode,
         [&](const auto& field, auto padding, auto index) {
           warp_interpolated<Mode::kLinear, padding(), decltype(index)>(
               source, source, field, layout, target);
@@ -325,15 +328,16 @@ void launch_interpolated(const Tensor& input, const Tensor& displacement,
   using S = SumOf<V>;
   Tensor buffer = coefficient_buffer<S>(layout);
   S* const coefficients = buffer.mutable_data_ptr<S>();
-  dispatch_warp(displacement, layout, padding_mode,
-                [&](const auto& field, auto padding, auto index) {
+  dispatch_warp(displacement, spatial_size(input), layout.channels,
+                padding_mode, [&](const auto& field, auto padding, auto index) {
+                  const Layout grid = layout.with_pixels(field.pixels);
                   for_few_samples(layout, [&](const Layout& part, int64_t n) {
                     const int64_t offset = layout.sample_offset(n);
                     spline_filter(source + offset, coefficients, part,
-                                  field.size, padding(), false);
+                                  field.image_size, padding(), false);
                     warp_interpolated<Mode::kCubic, padding(), decltype(index)>(
                         source + offset, coefficients, field.from(n), part,
-                        target + offset);
+                        target + grid.sample_offset(n));
                   });
                 });
 }
@@ -344,7 +348,7 @@ Tensor warp(const Tensor& input_, const Tensor& displacement_, int64_t mode,
             int64_t padding_mode) {
   const Tensor input = dense(input_);
   const Tensor displacement = torch::stable::contiguous(displacement_);
-  Tensor output = torch::stable::empty_like(input);
+  Tensor output = empty_on_grid(input, spatial_size(displacement));
   if (output.numel() == 0) return output;
   prefer_huge_pages(output);
   if (static_cast<Mode>(mode) == Mode::kNearest) {

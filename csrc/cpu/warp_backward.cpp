@@ -125,14 +125,14 @@ TCWARP_MULTIVERSION void scatter_pixels(const V* gradient, int64_t channels,
 // Calls add(n, first, last, sums, gradient stride) in parallel with zeroed Sums
 // for channels [first, last) of sample n, and stores them in the result.
 template <typename V, typename Add>
-void sum_channels(const Layout& layout, V* output, const Add& add) {
+void sum_channels(const Layout& image, V* output, const Add& add) {
   using S = SumOf<V>;
   const auto sum = [&](int64_t n, int64_t begin, int64_t end, auto stride) {
-    V* const target = output + layout.sample_offset(n);
-    const int64_t plane = layout.channel_stride;
+    V* const target = output + image.sample_offset(n);
+    const int64_t plane = image.channel_stride;
     if constexpr (std::is_same_v<V, S>) {
       if (plane == 1) {  // channels last
-        for (int64_t i = 0; i < layout.pixels; ++i) {
+        for (int64_t i = 0; i < image.pixels; ++i) {
           std::fill(target + i * stride + begin, target + i * stride + end,
                     V(0));
         }
@@ -142,7 +142,7 @@ void sum_channels(const Layout& layout, V* output, const Add& add) {
       add(n, begin, end, Sums<S, decltype(stride)>{target, 0, plane, stride},
           stride);
     } else {
-      const int64_t pixels = layout.pixels;
+      const int64_t pixels = image.pixels;
       std::vector<S> sums(std::min(kPlanes, end - begin) * pixels);
       for (int64_t first = begin; first < end; first += kPlanes) {
         const int64_t last = std::min(first + kPlanes, end);
@@ -156,8 +156,8 @@ void sum_channels(const Layout& layout, V* output, const Add& add) {
       }
     }
   };
-  parallel_over_channels(layout, [&](int64_t n, int64_t begin, int64_t end) {
-    dispatch_stride(layout.pixel_stride,
+  parallel_over_channels(image, [&](int64_t n, int64_t begin, int64_t end) {
+    dispatch_stride(image.pixel_stride,
                     [&](auto stride) { sum(n, begin, end, stride); });
   });
 }
@@ -167,10 +167,10 @@ void sum_channels(const Layout& layout, V* output, const Add& add) {
 template <Padding padding, bool whole_only, typename Index, int D, typename V,
           typename T, typename AnySums, typename Stride>
 void add_nearest(const V* gradient, const Field<D, T>& field,
-                 const Layout& layout, int64_t n, int64_t first, int64_t last,
+                 const Layout& grid, int64_t n, int64_t first, int64_t last,
                  const AnySums& sums, Stride stride) {
   auto& index = scratch<Index[kNearestTile]>();
-  const V* const source = gradient + layout.sample_offset(n);
+  const V* const source = gradient + grid.sample_offset(n);
   for (int64_t begin = 0; begin < field.pixels; begin += kNearestTile) {
     const int64_t end = std::min(begin + kNearestTile, field.pixels);
     nearest_sources<padding, whole_only>(field, n, begin, end, index);
@@ -180,8 +180,8 @@ void add_nearest(const V* gradient, const Field<D, T>& field,
       continue;
     }
     for (int64_t c = first; c < last; ++c) {
-      in_type_of_sum(source + c * layout.channel_stride + begin * stride,
-                     stride, end - begin, [&](const auto* values, auto from) {
+      in_type_of_sum(source + c * grid.channel_stride + begin * stride, stride,
+                     end - begin, [&](const auto* values, auto from) {
                        scatter(values, from, index, sums.channel(c),
                                sums.pixel_stride, end - begin);
                      });
@@ -191,11 +191,12 @@ void add_nearest(const V* gradient, const Field<D, T>& field,
 
 template <Padding padding, typename Index, int D, typename V, typename T>
 void backward_nearest(const V* gradient, const Field<D, T>& field,
-                      const Layout& layout, V* output) {
-  sum_channels(layout, output,
+                      const Layout& image, V* output) {
+  const Layout grid = image.with_pixels(field.pixels);
+  sum_channels(image, output,
                [&](int64_t n, int64_t first, int64_t last, const auto& sums,
                    auto stride) {
-                 add_nearest<padding, false, Index>(gradient, field, layout, n,
+                 add_nearest<padding, false, Index>(gradient, field, grid, n,
                                                     first, last, sums, stride);
                });
 }
@@ -204,14 +205,15 @@ void backward_nearest(const V* gradient, const Field<D, T>& field,
 template <Mode mode, Padding padding, typename Index, int D, typename V,
           typename S, typename T>
 void backward_interpolated(const V* gradient, const Field<D, T>& field,
-                           const Layout& layout, S* output) {
+                           const Layout& image, S* output) {
+  const Layout grid = image.with_pixels(field.pixels);
   using Taps = TileTaps<mode, D, SumOf<V>, Index>;
   sum_channels(
-      layout, output,
+      image, output,
       [&](int64_t n, int64_t first, int64_t last, const auto& sums,
           auto stride) {
         Taps& taps = scratch<Taps>();
-        const V* const source = gradient + layout.sample_offset(n);
+        const V* const source = gradient + grid.sample_offset(n);
         for (int64_t begin = 0; begin < field.pixels; begin += Taps::kTile) {
           const int64_t end = std::min(begin + Taps::kTile, field.pixels);
           fill_taps<padding>(field, n, begin, end, taps);
@@ -222,7 +224,7 @@ void backward_interpolated(const V* gradient, const Field<D, T>& field,
           }
           for (int64_t c = first; c < last; ++c) {
             in_type_of_sum(
-                source + c * layout.channel_stride + begin * stride, stride,
+                source + c * grid.channel_stride + begin * stride, stride,
                 end - begin, [&](const auto* values, auto from) {
                   scatter_weighted(values, from, taps, sums.channel(c),
                                    sums.pixel_stride, end - begin);
@@ -239,19 +241,20 @@ void backward_cubic(const V* all_gradients, const Field<D, T>& whole_field,
                     const Layout& layout, Tensor& output) {
   using S = SumOf<V>;
   constexpr bool in_place = std::is_same_v<V, S>;
+  const Layout grid = layout.with_pixels(whole_field.pixels);
   Tensor buffer = in_place ? output : coefficient_buffer<S>(layout);
   for_few_samples(layout, [&](const Layout& part, int64_t first_sample) {
     const int64_t offset = layout.sample_offset(first_sample);
-    const V* const gradient = all_gradients + offset;
+    const V* const gradient = all_gradients + grid.sample_offset(first_sample);
     const Field<D, T> field = whole_field.from(first_sample);
     S* const data = buffer.mutable_data_ptr<S>() + (in_place ? offset : 0);
     backward_interpolated<Mode::kCubic, padding, Index>(gradient, field, part,
                                                         data);
-    spline_filter(data, data, part, field.size, padding, true);
+    spline_filter(data, data, part, field.image_size, padding, true);
     parallel_over_channels(part, [&](int64_t n, int64_t first, int64_t last) {
       const Sums<S, int64_t> sums{data + part.sample_offset(n), 0,
                                   part.channel_stride, part.pixel_stride};
-      add_nearest<padding, true, Index>(gradient, field, part, n, first, last,
+      add_nearest<padding, true, Index>(gradient, field, grid, n, first, last,
                                         sums, part.pixel_stride);
     });
     if constexpr (!in_place) {
@@ -319,37 +322,46 @@ void store(const W* from, int64_t count, Tensor& to, int64_t at) {
                   AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);
 }
 
+// `output` is of samples from that of `field` on; a field that serves all
+// samples of the image sums over them.
 template <Mode mode, Padding padding, typename Index, int D, typename V,
           typename S, typename T>
 void backward_displacement(const V* gradient, const S* values,
-                           const Field<D, T>& field, const Layout& layout,
+                           const Field<D, T>& field, const Layout& image,
                            Tensor& output, int64_t first_sample = 0) {
   using Taps = TileTaps<mode, D, SumOf<V>, Index>;
   struct Tile {
     Taps taps;
     SumOf<V> sum[Taps::kTile];
   };
+  const Layout grid = image.with_pixels(field.pixels);
+  const int64_t together = field.is_shared() ? image.samples : 1;
+  Layout fields = grid;
+  fields.samples /= together;
   parallel_over_tiles(
-      layout, Taps::kTile, layout.channels * D * Taps::kCorners,
+      fields, Taps::kTile, together * image.channels * D * Taps::kCorners,
       [&](int64_t n, int64_t begin, int64_t end) {
         auto& [taps, sum] = scratch<Tile>();
         const int64_t count = end - begin;
-        const S* const source = values + layout.sample_offset(n);
-        const V* const from =
-            gradient + layout.sample_offset(n) + begin * layout.pixel_stride;
+        const auto add_sample = [&](int64_t m) {
+          const S* const source = values + image.sample_offset(m);
+          const V* const from =
+              gradient + grid.sample_offset(m) + begin * grid.pixel_stride;
+          if (grid.pixel_stride != 1) {
+            add_slope_pixels(from, source, grid.channels, taps, sum, count);
+            return;
+          }
+          for (int64_t c = 0; c < grid.channels; ++c) {
+            add_slope(from + c * grid.channel_stride,
+                      source + c * image.channel_stride, taps, sum, count);
+          }
+        };
         for (int axis = 0; axis < D; ++axis) {
           std::fill_n(sum, count, SumOf<V>(0));
           fill_slopes<padding>(field, n, begin, end, axis, taps);
-          if (layout.pixel_stride != 1) {
-            add_slope_pixels(from, source, layout.channels, taps, sum, count);
-          } else {
-            for (int64_t c = 0; c < layout.channels; ++c) {
-              const int64_t plane = c * layout.channel_stride;
-              add_slope(from + plane, source + plane, taps, sum, count);
-            }
-          }
+          for (int64_t m = n; m < n + together; ++m) add_sample(m);
           store(sum, count, output,
-                ((first_sample + n) * D + axis) * layout.pixels + begin);
+                ((first_sample + n) * D + axis) * grid.pixels + begin);
         }
       });
 }
@@ -357,19 +369,22 @@ void backward_displacement(const V* gradient, const S* values,
 }  // namespace
 
 Tensor warp_backward_input(const Tensor& gradient_, const Tensor& displacement_,
-                           int64_t mode, int64_t padding_mode, bool) {
+                           int64_t mode, int64_t padding_mode, bool,
+                           const std::optional<std::vector<int64_t>>& size) {
   const Tensor gradient = dense(gradient_);
   const Tensor displacement = torch::stable::contiguous(displacement_);
-  Tensor output = torch::stable::empty_like(gradient);
+  const auto image = size.value_or(spatial_size(gradient));
+  Tensor output = empty_on_grid(gradient, image);
   if (output.numel() == 0) return output;
+  if (gradient.numel() == 0) return torch::stable::zero_(output);
   prefer_huge_pages(output);
-  const Layout layout = layout_of(gradient);
+  const Layout layout = layout_of(gradient).with_pixels(pixels_of(output));
   THO_DISPATCH_V2(
       gradient.scalar_type(), "warp_backward_input", AT_WRAP([&] {
         const auto* const source = gradient.const_data_ptr<scalar_t>();
         auto* const target = output.mutable_data_ptr<scalar_t>();
         dispatch_warp(
-            displacement, layout, padding_mode,
+            displacement, image, layout.channels, padding_mode,
             [&](const auto& field, auto padding, auto index) {
               using Index = decltype(index);
               switch (static_cast<Mode>(mode)) {
@@ -399,13 +414,14 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
   const Tensor gradient = with_layout_of(gradient_, input);
   Tensor output = torch::stable::empty_like(displacement);
   if (output.numel() == 0) return output;
+  if (gradient.numel() == 0) return torch::stable::zero_(output);
   const Layout layout = layout_of(input);
   THO_DISPATCH_V2(
       input.scalar_type(), "warp_backward_displacement", AT_WRAP([&] {
         const auto* const source = input.const_data_ptr<scalar_t>();
         const auto* const from = gradient.const_data_ptr<scalar_t>();
         dispatch_warp(
-            displacement, layout, padding_mode,
+            displacement, spatial_size(input), layout.channels, padding_mode,
             [&](const auto& field, auto padding, auto index) {
               using Index = decltype(index);
               if (static_cast<Mode>(mode) == Mode::kLinear) {
@@ -413,16 +429,18 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
                     from, source, field, layout, output);
               }
               using S = SumOf<scalar_t>;
-              Tensor buffer = coefficient_buffer<S>(layout);
+              const bool all = field.is_shared();
+              const Layout grid = layout.with_pixels(field.pixels);
+              Tensor buffer = coefficient_buffer<S>(layout, all);
               S* const coefficients = buffer.mutable_data_ptr<S>();
-              for_few_samples(layout, [&](const Layout& part, int64_t n) {
-                const int64_t offset = layout.sample_offset(n);
-                spline_filter(source + offset, coefficients, part, field.size,
-                              padding(), false);
+              const auto add = [&](const Layout& part, int64_t n) {
+                spline_filter(source + layout.sample_offset(n), coefficients,
+                              part, field.image_size, padding(), false);
                 backward_displacement<Mode::kCubic, padding(), Index>(
-                    from + offset, coefficients, field.from(n), part, output,
-                    n);
-              });
+                    from + grid.sample_offset(n), coefficients, field.from(n),
+                    part, output, n);
+              };
+              for_few_samples(layout, add, all);
             });
       }),
       AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);

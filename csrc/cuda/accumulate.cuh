@@ -213,16 +213,17 @@ struct Chunk {
   Zeros<S> zeros;
 };
 
-// Adds to `target` what scatter(sums, chunk) adds up, chunk by chunk, with the
-// accumulator that was asked for. A fresh target is zeroed on the way.
+// Adds to `target`, laid out as `image`, what scatter(sums, chunk) adds up from
+// the gradient, laid out as `grid`, chunk by chunk, with the accumulator that
+// was asked for. A fresh target is zeroed on the way.
 template <typename V, typename Scatter>
-void accumulate(const Tensor& gradient, const Layout& layout,
+void accumulate(const Tensor& gradient, const Layout& grid, const Layout& image,
                 bool deterministic, bool fresh, SumOf<V>* target,
                 const Scatter& scatter) {
   using S = SumOf<V>;
   using Sums = Fixed<S>;
-  const int64_t samples = layout.samples;
-  const int64_t stride = layout.channels * layout.pixels;
+  const int64_t samples = image.samples;
+  const int64_t stride = image.channels * image.pixels;
   const int64_t limbs = deterministic ? Sums::kLimbs : 0;
   const int64_t bytes =
       stride * static_cast<int64_t>(sizeof(S) + limbs * sizeof(int64_t));
@@ -253,18 +254,15 @@ void accumulate(const Tensor& gradient, const Layout& layout,
   torch::stable::zero_(buffer);
   auto* const largest =
       static_cast<typename Sums::Limb*>(buffer.mutable_data_ptr());
+  const int64_t values = grid.channels * grid.pixels;
   launch(gradient,
-         blocks_for(std::min<int64_t>(stride, kEnough / 8), 1, samples),
-         kThreads, largest_kernel<V>, samples, stride,
+         blocks_for(std::min<int64_t>(values, kEnough / 8), 1, samples),
+         kThreads, largest_kernel<V>, samples, values,
          gradient.const_data_ptr<V>(), largest);
   each_chunk([&](const Chunk<S>& chunk) {
-    const Sums sums{target,
-                    largest + samples,
-                    count,
-                    stride,
-                    chunk.first,
-                    largest,
-                    Sums::bits_for(layout.pixels)};
+    const Sums sums{
+        target,  largest + samples,          count, stride, chunk.first,
+        largest, Sums::bits_for(grid.pixels)};
     scatter(sums, chunk);
     launch(gradient, blocks_for(stride, 1, chunk.last - chunk.first), kThreads,
            store_fixed_kernel<S>, sums, chunk.last);

@@ -137,32 +137,38 @@ struct WarpWork {
   using Index = I;
   static constexpr int kDimensions = D;
 
-  const T* displacement;  // (N, D, *size)
-  int32_t size[D];
+  const T* displacement;  // (N or 1, D, *size)
+  int32_t size[D], image_size[D];
   Divider<I> by_size[D], by_groups;
   int64_t first, samples;  // the samples from `first` on, `samples` the end
-  int64_t sample_stride;
+  int64_t sample_stride, image_sample_stride, field_sample_stride;
   I pixels;    // product of size
   I channels;  // packs of `pack` neighbouring channels
   I groups;    // a thread takes every groups-th of them
-  I pixel_stride, channel_stride;
+  I pixel_stride, channel_stride, image_channel_stride;
   Padding padding;
 
-  WarpWork(const Field<D, T>& field, const Layout& layout, int64_t padding_mode,
+  // `grid` is the layout of the values that stand where the displacement does.
+  WarpWork(const Field<D, T>& field, const Layout& grid, int64_t padding_mode,
            int64_t groups_, int64_t pack = 1)
       : displacement(field.data),
         by_groups(static_cast<I>(groups_)),
         first(0),
-        samples(layout.samples),
-        sample_stride(layout.channels * layout.pixels),
+        samples(grid.samples),
+        sample_stride(grid.channels * field.pixels),
+        image_sample_stride(grid.channels * field.image_pixels),
+        field_sample_stride(field.sample_stride),
         pixels(static_cast<I>(field.pixels)),
-        channels(static_cast<I>(layout.channels / pack)),
+        channels(static_cast<I>(grid.channels / pack)),
         groups(static_cast<I>(groups_)),
-        pixel_stride(static_cast<I>(layout.pixel_stride)),
-        channel_stride(static_cast<I>(layout.channel_stride * pack)),
+        pixel_stride(static_cast<I>(grid.pixel_stride)),
+        channel_stride(static_cast<I>(grid.channel_stride * pack)),
+        image_channel_stride(static_cast<I>(
+            grid.with_pixels(field.image_pixels).channel_stride * pack)),
         padding(static_cast<Padding>(padding_mode)) {
     for (int k = 0; k < D; ++k) {
       size[k] = field.size[k];
+      image_size[k] = field.image_size[k];
       by_size[k] = Divider<I>(field.size[k]);
     }
   }
@@ -200,9 +206,25 @@ __device__ void for_each_item(const Work& work, const Body& body) {
   }
 }
 
-// Calls body(count, plane) for the channels of one group, B at a time as long
-// as there are so many: their loads are in flight together. The first stands at
-// offset `plane`, the others follow by channel_step.
+// Offsets of channels that a thread takes one after the other, in a sample on
+// the grid of the displacement and in one of the image.
+template <typename I>
+struct Planes {
+  I first, step, image_first, image_step;
+
+  template <typename Work>
+  __device__ Planes(const Work& work, I channel)
+      : first(channel * work.channel_stride),
+        step(work.groups * work.channel_stride),
+        image_first(channel * work.image_channel_stride),
+        image_step(work.groups * work.image_channel_stride) {}
+
+  __device__ I operator[](int b) const { return first + b * step; }
+  __device__ I of_image(int b) const { return image_first + b * image_step; }
+};
+
+// Calls body(count, planes) for the channels of one group, B at a time as long
+// as there are so many: their loads are in flight together.
 template <int B, typename Work, typename Body>
 __device__ void for_each_batch(const Work& work, typename Work::Index group,
                                const Body& body) {
@@ -210,17 +232,12 @@ __device__ void for_each_batch(const Work& work, typename Work::Index group,
   I c = group;
   if constexpr (B > 1) {
     for (; c + (B - 1) * work.groups < work.channels; c += B * work.groups) {
-      body(std::integral_constant<int, B>{}, c * work.channel_stride);
+      body(std::integral_constant<int, B>{}, Planes<I>(work, c));
     }
   }
   for (; c < work.channels; c += work.groups) {
-    body(std::integral_constant<int, 1>{}, c * work.channel_stride);
+    body(std::integral_constant<int, 1>{}, Planes<I>(work, c));
   }
-}
-
-template <typename Work>
-__device__ auto channel_step(const Work& work) {
-  return work.groups * work.channel_stride;
 }
 
 template <int D, typename T, typename I>
@@ -246,7 +263,8 @@ struct PixelWork {
   template <typename I>
   __device__ PixelWork(const WarpWork<D, T, I>& work, int64_t n, I pixel) {
     position_of(work, pixel, position);
-    const T* const field = work.displacement + n * D * work.pixels + pixel;
+    const T* const field =
+        work.displacement + n * work.field_sample_stride + pixel;
 #pragma unroll
     for (int k = 0; k < D; ++k) displacement[k] = field[k * work.pixels];
   }
@@ -273,7 +291,7 @@ __device__ I source_of(const WarpWork<D, T, I>& work,
                        const T (&displacement)[D],
                        const int32_t (&position)[D]) {
   const I index =
-      nearest_source<D, padding, I>(displacement, position, work.size);
+      nearest_source<D, padding, I>(displacement, position, work.image_size);
   return index < 0 ? index : index * work.pixel_stride;
 }
 
@@ -327,13 +345,13 @@ struct Taps {
 #pragma unroll
       for (int k = D - 1; k >= 0; --k) {
         const AxisTaps<K, T> taps = axis_taps<mode, decltype(padding)::value>(
-            at.displacement[k], at.position[k], work.size[k], derivative);
+            at.displacement[k], at.position[k], work.image_size[k], derivative);
 #pragma unroll
         for (int t = 0; t < K; ++t) {
           offset[k][t] = taps.index[t] * step;
           weight[k][t] = taps.weight[t];
         }
-        step *= work.size[k];
+        step *= work.image_size[k];
       }
     });
   }

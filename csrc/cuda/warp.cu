@@ -8,7 +8,8 @@ namespace {
 template <int P, int D, typename T, typename I>
 __device__ void sources_of(const WarpWork<D, T, I>& work, int64_t n, I pixel,
                            I (&source)[P]) {
-  const T* const field = work.displacement + n * D * work.pixels + pixel;
+  const T* const field =
+      work.displacement + n * work.field_sample_stride + pixel;
   Pack<T, P> displacement[D];
 #pragma unroll
   for (int k = 0; k < D; ++k) {
@@ -41,15 +42,15 @@ __global__ void warp_nearest_kernel(WarpWork<D, T, I> work,
     if (pixel >= work.pixels) return;
     I index[P];
     sources_of(work, n, pixel, index);
-    const V* const source = input + n * work.sample_stride;
+    const V* const source = input + n * work.image_sample_stride;
     V* const target =
         output + n * work.sample_stride + pixel * work.pixel_stride;
-    for_each_batch<3>(work, group, [&](auto batch, I plane) {
+    for_each_batch<3>(work, group, [&](auto batch, const Planes<I>& plane) {
       constexpr int B = decltype(batch)::value;
       Pack<V, P> values[B];
 #pragma unroll
       for (int b = 0; b < B; ++b) {
-        const V* const from = source + plane + b * channel_step(work);
+        const V* const from = source + plane.of_image(b);
 #pragma unroll
         for (int p = 0; p < P; ++p) {
           values[b].value[p] = index[p] < 0 ? V{} : from[index[p]];
@@ -57,7 +58,7 @@ __global__ void warp_nearest_kernel(WarpWork<D, T, I> work,
       }
 #pragma unroll
       for (int b = 0; b < B; ++b) {
-        store(target + plane + b * channel_step(work), values[b]);
+        store(target + plane[b], values[b]);
       }
     });
   });
@@ -76,12 +77,14 @@ __global__ void warp_interpolated_kernel(
   for_each_item<1, 1>(work, [&](int64_t n, I group, I pixel) {
     if (pixel >= work.pixels) return;
     const PixelWork<D, T> at(work, n, pixel);
-    const int64_t sample = n * work.sample_stride;
-    V* const target = output + sample + pixel * work.pixel_stride;
+    const int64_t sample = n * work.image_sample_stride;
+    V* const target =
+        output + n * work.sample_stride + pixel * work.pixel_stride;
     if (mode == Mode::kCubic && is_whole(at.displacement)) {
       const I index = source_of(work, at);
-      for_each_batch<1>(work, group, [&](auto, I plane) {
-        target[plane] = index < 0 ? V(0) : input[sample + plane + index];
+      for_each_batch<1>(work, group, [&](auto, const Planes<I>& plane) {
+        target[plane[0]] =
+            index < 0 ? V(0) : input[sample + plane.of_image(0) + index];
       });
       return;
     }
@@ -94,12 +97,12 @@ __global__ void warp_interpolated_kernel(
     // Two channels: as many reads in flight as leave four blocks their
     // registers.
     for_each_batch<mode == Mode::kLinear ? 2 : 1>(
-        work, group, [&](auto batch, I plane) {
+        work, group, [&](auto batch, const Planes<I>& plane) {
           constexpr int B = decltype(batch)::value;
           Pack<V, W> written[B];
 #pragma unroll
           for (int b = 0; b < B; ++b) {
-            const S* const from = source + plane + b * channel_step(work);
+            const S* const from = source + plane.of_image(b);
             Sum sums[W];
 #pragma unroll
             for (int w = 0; w < W; ++w) sums[w] = initial;
@@ -119,7 +122,7 @@ __global__ void warp_interpolated_kernel(
           }
 #pragma unroll
           for (int b = 0; b < B; ++b) {
-            store(target + plane + b * channel_step(work), written[b]);
+            store(target + plane[b], written[b]);
           }
         });
   });
@@ -136,27 +139,30 @@ void run_nearest(const Tensor& input, const Tensor& displacement,
     using V = decltype(bits);
     const auto* const source = static_cast<const V*>(from);
     auto* const target = static_cast<V*>(to);
-    dispatch_indexed(displacement, layout, [&](const auto& field, auto index) {
-      constexpr int D = std::decay_t<decltype(field)>::kDimensions;
-      using T = typename std::decay_t<decltype(field)>::Scalar;
-      using I = decltype(index);
-      const auto run = [&](auto pixels) {
-        constexpr int P = decltype(pixels)::value;
-        const WarpWork<D, T, I> work(field, layout, padding_mode,
-                                     channel_groups(layout, 1, P));
-        launch(output, work.blocks(P), kThreads,
-               warp_nearest_kernel<P, D, V, T, I>, work, source, target);
-      };
-      constexpr int P = std::clamp<int>(16 / sizeof(V), 1, 4);
-      if constexpr (sizeof(I) == 4) {
-        if (fills_device(layout, P) && layout.pixels % P == 0 &&
-            is_aligned(field.data, P * sizeof(T)) &&
-            is_aligned(target, P * sizeof(V))) {
-          return run(std::integral_constant<int, P>{});
-        }
-      }
-      run(std::integral_constant<int, 1>{});
-    });
+    dispatch_indexed(
+        displacement, spatial_size(input), layout.channels,
+        [&](const auto& field, auto index) {
+          const Layout grid = layout.with_pixels(field.pixels);
+          constexpr int D = std::decay_t<decltype(field)>::kDimensions;
+          using T = typename std::decay_t<decltype(field)>::Scalar;
+          using I = decltype(index);
+          const auto run = [&](auto pixels) {
+            constexpr int P = decltype(pixels)::value;
+            const WarpWork<D, T, I> work(field, grid, padding_mode,
+                                         channel_groups(grid, 1, P));
+            launch(output, work.blocks(P), kThreads,
+                   warp_nearest_kernel<P, D, V, T, I>, work, source, target);
+          };
+          constexpr int P = std::clamp<int>(16 / sizeof(V), 1, 4);
+          if constexpr (sizeof(I) == 4) {
+            if (fills_device(grid, P) && grid.pixels % P == 0 &&
+                is_aligned(field.data, P * sizeof(T)) &&
+                is_aligned(target, P * sizeof(V))) {
+              return run(std::integral_constant<int, P>{});
+            }
+          }
+          run(std::integral_constant<int, 1>{});
+        });
   });
 }
 
@@ -167,30 +173,34 @@ void run_interpolated(const Tensor& input, const S* values,
   const Layout layout = layout_of(input);
   const V* const source = input.const_data_ptr<V>();
   V* const target = output.mutable_data_ptr<V>();
-  dispatch_indexed(displacement, layout, [&](const auto& field, auto index) {
-    constexpr int D = std::decay_t<decltype(field)>::kDimensions;
-    using T = typename std::decay_t<decltype(field)>::Scalar;
-    using I = decltype(index);
-    const auto run = [&](auto pack) {
-      constexpr int W = decltype(pack)::value;
-      const WarpWork<D, T, I> work(field, layout, padding_mode,
-                                   channel_groups(layout, W), W);
-      launch(output, work.blocks(), kThreads,
-             warp_interpolated_kernel<mode, D, W, V, S, T, I>, work, source,
-             values, target);
-    };
-    // Packs for the usual kinds only: each is a kernel of its own.
-    if constexpr (mode == Mode::kLinear && D == 2 && std::is_same_v<T, float> &&
-                  !std::is_same_v<V, double> && sizeof(I) == 4) {
-      switch (channel_pack(layout, source, target, sizeof(V))) {
-        case 4:
-          return run(std::integral_constant<int, 4>{});
-        case 2:
-          return run(std::integral_constant<int, 2>{});
-      }
-    }
-    run(std::integral_constant<int, 1>{});
-  });
+  dispatch_indexed(
+      displacement, spatial_size(input), layout.channels,
+      [&](const auto& field, auto index) {
+        const Layout grid = layout.with_pixels(field.pixels);
+        constexpr int D = std::decay_t<decltype(field)>::kDimensions;
+        using T = typename std::decay_t<decltype(field)>::Scalar;
+        using I = decltype(index);
+        const auto run = [&](auto pack) {
+          constexpr int W = decltype(pack)::value;
+          const WarpWork<D, T, I> work(field, grid, padding_mode,
+                                       channel_groups(grid, W), W);
+          launch(output, work.blocks(), kThreads,
+                 warp_interpolated_kernel<mode, D, W, V, S, T, I>, work, source,
+                 values, target);
+        };
+        // Packs for the usual kinds only: each is a kernel of its own.
+        if constexpr (mode == Mode::kLinear && D == 2 &&
+                      std::is_same_v<T, float> && !std::is_same_v<V, double> &&
+                      sizeof(I) == 4) {
+          switch (channel_pack(layout, source, target, sizeof(V))) {
+            case 4:
+              return run(std::integral_constant<int, 4>{});
+            case 2:
+              return run(std::integral_constant<int, 2>{});
+          }
+        }
+        run(std::integral_constant<int, 1>{});
+      });
 }
 
 template <typename V>
@@ -199,9 +209,9 @@ void run_cubic(const Tensor& input, const Tensor& displacement,
   using S = SumOf<V>;
   Tensor buffer = coefficient_buffer<S>(input);
   S* const coefficients = buffer.mutable_data_ptr<S>();
-  dispatch_field(displacement, [&](const auto& field) {
+  dispatch_field(displacement, spatial_size(input), [&](const auto& field) {
     spline_filter(output, input.const_data_ptr<V>(), coefficients,
-                  layout_of(input), field.size,
+                  layout_of(input), field.image_size,
                   static_cast<Padding>(padding_mode), false);
   });
   run_interpolated<Mode::kCubic, V, S>(input, coefficients, displacement,
@@ -215,7 +225,7 @@ Tensor warp(const Tensor& input_, const Tensor& displacement_, int64_t mode,
   const Tensor input = dense(input_);
   const Tensor displacement = as_float(displacement_);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  Tensor output = torch::stable::empty_like(input);
+  Tensor output = empty_on_grid(input, spatial_size(displacement));
   if (output.numel() == 0) return output;
   if (static_cast<Mode>(mode) == Mode::kNearest) {
     run_nearest(input, displacement, padding_mode, output);

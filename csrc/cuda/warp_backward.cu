@@ -15,7 +15,7 @@ template <int D, int P, int W, typename V, typename T, typename I,
 __global__ void backward_nearest_kernel(
     WarpWork<D, T, I> work,
     const V* __restrict__ gradient,  // (N, C, *size)
-    Sums sums,                       // (N, C, *size)
+    Sums sums,                       // (N, C, *image)
     Zeros<SumOf<V>> zeros, bool whole_only) {
   using S = SumOf<V>;
   zeros.write();
@@ -40,13 +40,12 @@ __global__ void backward_nearest_kernel(
       }
     });
     const auto sum = sums.of(n);
-    for_each_batch<3>(work, group, [&](auto batch, I plane) {
+    for_each_batch<3>(work, group, [&](auto batch, const Planes<I>& plane) {
       constexpr int B = decltype(batch)::value;
       Pack<V, W> read[B][P];
 #pragma unroll
       for (int b = 0; b < B; ++b) {
-        const V* const from =
-            gradient + n * work.sample_stride + plane + b * channel_step(work);
+        const V* const from = gradient + n * work.sample_stride + plane[b];
 #pragma unroll
         for (int p = 0; p < P; ++p) {
           if (index[p] >= 0) read[b][p] = load_once<W>(from + source[p]);
@@ -62,7 +61,7 @@ __global__ void backward_nearest_kernel(
           for (int w = 0; w < W; ++w) {
             values[w] = static_cast<S>(read[b][p].value[w]);
           }
-          sum.add(plane + b * channel_step(work) + index[p], values);
+          sum.add(plane.of_image(b) + index[p], values);
         }
       }
     });
@@ -146,26 +145,24 @@ __global__ void backward_interpolated_kernel(
           for (T& weight : taps.weight[0]) weight = 0;
         }
         const Handover<Taps> handover(taps);
-        for_each_batch<2>(work, group, [&](auto batch, I plane) {
+        for_each_batch<2>(work, group, [&](auto batch, const Planes<I>& plane) {
           constexpr int B = decltype(batch)::value;
           S value[B];
 #pragma unroll
           for (int b = 0; b < B; ++b) {
-            value[b] = static_cast<S>(
-                load_once<1>(source + plane + b * channel_step(work)).value[0]);
+            value[b] = static_cast<S>(load_once<1>(source + plane[b]).value[0]);
           }
 #pragma unroll
           for (int b = 0; b < B; ++b) {
-            handover.scatter(taps, value[b], plane + b * channel_step(work),
-                             sum);
+            handover.scatter(taps, value[b], plane.of_image(b), sum);
           }
         });
         return;
       }
     }
     if (!used) return;
-    for_each_batch<1>(work, group, [&](auto, I plane) {
-      const auto read = load_once<W>(source + plane);
+    for_each_batch<1>(work, group, [&](auto, const Planes<I>& plane) {
+      const auto read = load_once<W>(source + plane[0]);
       taps.for_each_corner([&](I offset, T weight) {
         if (weight == 0) return;
         S values[W];
@@ -173,7 +170,7 @@ __global__ void backward_interpolated_kernel(
         for (int w = 0; w < W; ++w) {
           values[w] = static_cast<S>(weight) * static_cast<S>(read.value[w]);
         }
-        sum.add(plane + offset, values);
+        sum.add(plane.of_image(0) + offset, values);
       });
     });
   });
@@ -213,40 +210,43 @@ struct Slopes {
   }
 };
 
-// One thread per pixel sums over all channels: no atomics, one order, and the
-// precision of the wider of image and displacement. Values are read once for
-// all axes.
+// One thread per pixel sums over all channels, and over the samples that share
+// a field: no atomics, one order, and the precision of the wider of image and
+// displacement. Values are read once for all axes.
 template <Mode mode, int D, typename V, typename S, typename T, typename I>
 __global__ void backward_displacement_kernel(
     WarpWork<D, T, I> work,
     const V* __restrict__ gradient,  // (N, C, *size)
-    const S* __restrict__ values,    // (N, C, *size)
-    T* __restrict__ output) {        // (N, D, *size)
+    const S* __restrict__ values,    // (N, C, *image)
+    T* __restrict__ output) {        // (N or 1, D, *size)
   using Sum = std::conditional_t<std::is_same_v<S, double>, double, T>;
   const I pixel = thread_index<I>();
   if (pixel >= work.pixels) return;
-  for (int64_t n = blockIdx.z; n < work.samples; n += gridDim.z) {
+  const int64_t together = work.field_sample_stride == 0 ? work.samples : 1;
+  for (int64_t n = blockIdx.z; n < work.samples / together; n += gridDim.z) {
     const Slopes<mode, D, T, I> slopes(work, PixelWork<D, T>(work, n, pixel));
-    const V* const from =
-        gradient + n * work.sample_stride + pixel * work.pixel_stride;
-    const S* const source = values + n * work.sample_stride;
     Sum sum[D] = {};
+    for (int64_t m = n; m < n + together; ++m) {
+      const V* const from =
+          gradient + m * work.sample_stride + pixel * work.pixel_stride;
+      const S* const source = values + m * work.image_sample_stride;
 #pragma unroll 2
-    for (I c = 0; c < work.channels; ++c) {
-      const I plane = c * work.channel_stride;
-      const auto factor = static_cast<Sum>(from[plane]);
-      Sum slope[D] = {};
-      slopes.for_each_corner([&](I offset, const T(&weight)[D]) {
-        const auto value = static_cast<Sum>(source[plane + offset]);
+      for (I c = 0; c < work.channels; ++c) {
+        const I plane = c * work.image_channel_stride;
+        const auto factor = static_cast<Sum>(from[c * work.channel_stride]);
+        Sum slope[D] = {};
+        slopes.for_each_corner([&](I offset, const T(&weight)[D]) {
+          const auto value = static_cast<Sum>(source[plane + offset]);
+#pragma unroll
+          for (int k = 0; k < D; ++k) {
+            const Sum more = slope[k] + static_cast<Sum>(weight[k]) * value;
+            slope[k] = weight[k] != 0 ? more : slope[k];
+          }
+        });
 #pragma unroll
         for (int k = 0; k < D; ++k) {
-          const Sum more = slope[k] + static_cast<Sum>(weight[k]) * value;
-          slope[k] = weight[k] != 0 ? more : slope[k];
+          sum[k] += slope[k] * factor;
         }
-      });
-#pragma unroll
-      for (int k = 0; k < D; ++k) {
-        sum[k] += slope[k] * factor;
       }
     }
 #pragma unroll
@@ -263,104 +263,111 @@ void run_backward_input(const Tensor& gradient, const Tensor& displacement,
   using S = SumOf<V>;
   constexpr bool in_place = std::is_same_v<V, S>;
   const Layout layout = layout_of(gradient);
+  const Layout image = layout.with_pixels(pixels_of(output));
   const V* const source = gradient.const_data_ptr<V>();
   // Half precision is summed in float32.
   Tensor buffer = in_place ? output : coefficient_buffer<S>(output);
   S* const target = buffer.mutable_data_ptr<S>();
   const int64_t pack = channel_pack(layout, source, target, sizeof(V));
-  dispatch_indexed(displacement, layout, [&](const auto& field, auto index) {
-    constexpr int D = std::decay_t<decltype(field)>::kDimensions;
-    using T = typename std::decay_t<decltype(field)>::Scalar;
-    // Calls body(index) with the type of offsets. Integers are slow enough for
-    // 64 bits everywhere: fewer kernels to compile.
-    const auto with_index = [&](const auto& sums, const auto& body) {
-      if constexpr (std::decay_t<decltype(sums)>::kMerges) {
-        body(index);
-      } else {
-        body(int64_t{});
-      }
-    };
-    const auto run = [&](auto i, auto kernel, int64_t P, int64_t W,
-                         const auto& sums, const Chunk<S>& chunk,
-                         auto... more) {
-      Layout part = layout;
-      part.samples = chunk.last - chunk.first;
-      WarpWork<D, T, decltype(i)> work(field, layout, padding_mode,
-                                       channel_groups(part, W, P), W);
-      work.first = chunk.first;
-      work.samples = chunk.last;
-      launch(output, work.blocks(P), kThreads, kernel, work, source, sums,
-             chunk.zeros, more...);
-    };
-    const auto nearest = [&](const auto& sums, const Chunk<S>& chunk,
-                             bool whole_only) {
-      using Sums = std::decay_t<decltype(sums)>;
-      with_index(sums, [&](auto i) {
-        using I = decltype(i);
-        if constexpr (std::is_same_v<V, float> && sizeof(I) == 4) {
-          if (pack == 4) {
-            return run(i, backward_nearest_kernel<D, 1, 4, V, T, I, Sums>, 1, 4,
-                       sums, chunk, whole_only);
-          } else if (pack == 2) {
-            return run(i, backward_nearest_kernel<D, 1, 2, V, T, I, Sums>, 1, 2,
-                       sums, chunk, whole_only);
+  dispatch_indexed(
+      displacement, spatial_size(output), layout.channels,
+      [&](const auto& field, auto index) {
+        constexpr int D = std::decay_t<decltype(field)>::kDimensions;
+        using T = typename std::decay_t<decltype(field)>::Scalar;
+        // Calls body(index) with the type of offsets. Integers are slow enough
+        // for 64 bits everywhere: fewer kernels to compile.
+        const auto with_index = [&](const auto& sums, const auto& body) {
+          if constexpr (std::decay_t<decltype(sums)>::kMerges) {
+            body(index);
+          } else {
+            body(int64_t{});
           }
-          if (sizeof(T) == 4 && !whole_only && fills_device(layout, 2)) {
-            return run(i, backward_nearest_kernel<D, 2, 1, V, T, I, Sums>, 2, 1,
-                       sums, chunk, whole_only);
-          }
+        };
+        const auto run = [&](auto i, auto kernel, int64_t P, int64_t W,
+                             const auto& sums, const Chunk<S>& chunk,
+                             auto... more) {
+          Layout part = layout;
+          part.samples = chunk.last - chunk.first;
+          WarpWork<D, T, decltype(i)> work(field, layout, padding_mode,
+                                           channel_groups(part, W, P), W);
+          work.first = chunk.first;
+          work.samples = chunk.last;
+          launch(output, work.blocks(P), kThreads, kernel, work, source, sums,
+                 chunk.zeros, more...);
+        };
+        const auto nearest = [&](const auto& sums, const Chunk<S>& chunk,
+                                 bool whole_only) {
+          using Sums = std::decay_t<decltype(sums)>;
+          with_index(sums, [&](auto i) {
+            using I = decltype(i);
+            if constexpr (std::is_same_v<V, float> && sizeof(I) == 4) {
+              if (pack == 4) {
+                return run(i, backward_nearest_kernel<D, 1, 4, V, T, I, Sums>,
+                           1, 4, sums, chunk, whole_only);
+              } else if (pack == 2) {
+                return run(i, backward_nearest_kernel<D, 1, 2, V, T, I, Sums>,
+                           1, 2, sums, chunk, whole_only);
+              }
+              if (sizeof(T) == 4 && !whole_only && fills_device(layout, 2)) {
+                return run(i, backward_nearest_kernel<D, 2, 1, V, T, I, Sums>,
+                           2, 1, sums, chunk, whole_only);
+              }
+            }
+            run(i, backward_nearest_kernel<D, 1, 1, V, T, I, Sums>, 1, 1, sums,
+                chunk, whole_only);
+          });
+        };
+        const auto interpolated = [&](auto constant, const auto& sums,
+                                      const Chunk<S>& chunk) {
+          using Sums = std::decay_t<decltype(sums)>;
+          constexpr Mode M = decltype(constant)::value;
+          with_index(sums, [&](auto i) {
+            using I = decltype(i);
+            if constexpr (M == Mode::kLinear && std::is_same_v<V, float> &&
+                          D == 2 && sizeof(I) == 4) {
+              if (pack == 4) {
+                return run(i,
+                           backward_interpolated_kernel<M, D, 4, V, T, I, Sums>,
+                           1, 4, sums, chunk);
+              } else if (pack == 2) {
+                return run(i,
+                           backward_interpolated_kernel<M, D, 2, V, T, I, Sums>,
+                           1, 2, sums, chunk);
+              }
+            }
+            run(i, backward_interpolated_kernel<M, D, 1, V, T, I, Sums>, 1, 1,
+                sums, chunk);
+          });
+        };
+        const auto with = [&](bool fresh, const auto& scatter) {
+          accumulate<V>(gradient, layout, image, deterministic, fresh, target,
+                        scatter);
+        };
+        using Linear = std::integral_constant<Mode, Mode::kLinear>;
+        using Cubic = std::integral_constant<Mode, Mode::kCubic>;
+        switch (mode) {
+          case Mode::kNearest:
+            return with(true, [&](const auto& sums, const Chunk<S>& chunk) {
+              nearest(sums, chunk, false);
+            });
+          case Mode::kLinear:
+            return with(true, [&](const auto& sums, const Chunk<S>& chunk) {
+              interpolated(Linear{}, sums, chunk);
+            });
+          case Mode::kCubic:
+            // The gradient by the coefficients, then through the filter that
+            // made them; what was copied goes straight back.
+            with(true, [&](const auto& sums, const Chunk<S>& chunk) {
+              interpolated(Cubic{}, sums, chunk);
+            });
+            spline_filter(output, static_cast<const S*>(target), target, image,
+                          field.image_size, static_cast<Padding>(padding_mode),
+                          true);
+            with(false, [&](const auto& sums, const Chunk<S>& chunk) {
+              nearest(sums, chunk, true);
+            });
         }
-        run(i, backward_nearest_kernel<D, 1, 1, V, T, I, Sums>, 1, 1, sums,
-            chunk, whole_only);
       });
-    };
-    const auto interpolated = [&](auto constant, const auto& sums,
-                                  const Chunk<S>& chunk) {
-      using Sums = std::decay_t<decltype(sums)>;
-      constexpr Mode M = decltype(constant)::value;
-      with_index(sums, [&](auto i) {
-        using I = decltype(i);
-        if constexpr (M == Mode::kLinear && std::is_same_v<V, float> &&
-                      D == 2 && sizeof(I) == 4) {
-          if (pack == 4) {
-            return run(i, backward_interpolated_kernel<M, D, 4, V, T, I, Sums>,
-                       1, 4, sums, chunk);
-          } else if (pack == 2) {
-            return run(i, backward_interpolated_kernel<M, D, 2, V, T, I, Sums>,
-                       1, 2, sums, chunk);
-          }
-        }
-        run(i, backward_interpolated_kernel<M, D, 1, V, T, I, Sums>, 1, 1, sums,
-            chunk);
-      });
-    };
-    const auto with = [&](bool fresh, const auto& scatter) {
-      accumulate<V>(gradient, layout, deterministic, fresh, target, scatter);
-    };
-    using Linear = std::integral_constant<Mode, Mode::kLinear>;
-    using Cubic = std::integral_constant<Mode, Mode::kCubic>;
-    switch (mode) {
-      case Mode::kNearest:
-        return with(true, [&](const auto& sums, const Chunk<S>& chunk) {
-          nearest(sums, chunk, false);
-        });
-      case Mode::kLinear:
-        return with(true, [&](const auto& sums, const Chunk<S>& chunk) {
-          interpolated(Linear{}, sums, chunk);
-        });
-      case Mode::kCubic:
-        // The gradient by the coefficients, then through the filter that made
-        // them; what was copied goes straight back.
-        with(true, [&](const auto& sums, const Chunk<S>& chunk) {
-          interpolated(Cubic{}, sums, chunk);
-        });
-        spline_filter(output, static_cast<const S*>(target), target, layout,
-                      field.size, static_cast<Padding>(padding_mode), true);
-        with(false, [&](const auto& sums, const Chunk<S>& chunk) {
-          nearest(sums, chunk, true);
-        });
-    }
-  });
   if constexpr (!in_place) {
     const int64_t count = output.numel();
     launch(output, blocks_for(count), kThreads, convert_kernel<S, V>, count,
@@ -374,28 +381,34 @@ void run_backward_displacement(const Tensor& gradient, const Tensor& input,
                                int64_t padding_mode, Tensor& output) {
   const Layout layout = layout_of(input);
   const V* const from = gradient.const_data_ptr<V>();
-  dispatch_indexed(displacement, layout, [&](const auto& field, auto index) {
-    constexpr int D = std::decay_t<decltype(field)>::kDimensions;
-    using T = typename std::decay_t<decltype(field)>::Scalar;
-    using I = decltype(index);
-    const WarpWork<D, T, I> work(field, layout, padding_mode, 1);
-    launch(output, blocks_for(work.pixels, 1, work.samples), kThreads,
-           backward_displacement_kernel<mode, D, V, S, T, I>, work, from,
-           values, output.mutable_data_ptr<T>());
-  });
+  dispatch_indexed(
+      displacement, spatial_size(input), layout.channels,
+      [&](const auto& field, auto index) {
+        constexpr int D = std::decay_t<decltype(field)>::kDimensions;
+        using T = typename std::decay_t<decltype(field)>::Scalar;
+        using I = decltype(index);
+        const WarpWork<D, T, I> work(field, layout.with_pixels(field.pixels),
+                                     padding_mode, 1);
+        launch(output, blocks_for(work.pixels, 1, displacement.size(0)),
+               kThreads, backward_displacement_kernel<mode, D, V, S, T, I>,
+               work, from, values, output.mutable_data_ptr<T>());
+      });
 }
 
 }  // namespace
 
 Tensor warp_backward_input(const Tensor& gradient_, const Tensor& displacement_,
                            int64_t mode, int64_t padding_mode,
-                           bool deterministic) {
+                           bool deterministic,
+                           const std::optional<std::vector<int64_t>>& image) {
   const Tensor gradient = dense(gradient_);
   const Tensor displacement = as_float(displacement_);
   const torch::stable::accelerator::DeviceGuard guard(
       gradient.get_device_index());
-  Tensor output = torch::stable::empty_like(gradient);
+  Tensor output =
+      empty_on_grid(gradient, image.value_or(spatial_size(gradient)));
   if (output.numel() == 0) return output;
+  if (gradient.numel() == 0) return torch::stable::zero_(output);
   THO_DISPATCH_V2(gradient.scalar_type(), "warp_backward_input", AT_WRAP(([&] {
                     run_backward_input<scalar_t>(
                         gradient, displacement, static_cast<Mode>(mode),
@@ -418,7 +431,7 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
   if (output.numel() == 0) {
     return torch::stable::to(output, displacement_.scalar_type());
   }
-  if (input.numel() == 0) {  // no channels: nothing to launch a kernel for
+  if (gradient.numel() == 0) {  // no channels: nothing to launch a kernel for
     torch::stable::zero_(output);
     return torch::stable::to(output, displacement_.scalar_type());
   }
@@ -432,10 +445,12 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
         using S = SumOf<scalar_t>;
         Tensor buffer = coefficient_buffer<S>(input);
         S* const coefficients = buffer.mutable_data_ptr<S>();
-        dispatch_field(displacement, [&](const auto& field) {
-          spline_filter(output, source, coefficients, layout_of(input),
-                        field.size, static_cast<Padding>(padding_mode), false);
-        });
+        dispatch_field(
+            displacement, spatial_size(input), [&](const auto& field) {
+              spline_filter(output, source, coefficients, layout_of(input),
+                            field.image_size,
+                            static_cast<Padding>(padding_mode), false);
+            });
         run_backward_displacement<Mode::kCubic, scalar_t>(
             gradient, input, static_cast<const S*>(coefficients), displacement,
             padding_mode, output);

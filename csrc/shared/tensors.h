@@ -33,6 +33,15 @@ struct Layout {
   int64_t pixel_stride, channel_stride;
 
   int64_t sample_offset(int64_t n) const { return n * channels * pixels; }
+
+  // Of a tensor that is laid out alike but has other pixels: an image is read
+  // at those of a displacement.
+  Layout with_pixels(int64_t count) const {
+    Layout other = *this;
+    other.pixels = count;
+    if (pixel_stride == 1) other.channel_stride = count;
+    return other;
+  }
 };
 
 // Whether the values stand pixel by pixel, all channels of one together.
@@ -58,9 +67,14 @@ inline Tensor dense(const Tensor& tensor) {
              : torch::stable::contiguous(tensor);
 }
 
+inline int64_t pixels_of(const Tensor& tensor) {
+  int64_t pixels = 1;
+  for (int64_t k = 2; k < tensor.dim(); ++k) pixels *= tensor.size(k);
+  return pixels;
+}
+
 inline Layout layout_of(const Tensor& tensor) {
-  Layout layout{tensor.size(0), tensor.size(1), 1, 1, 1};
-  for (int64_t k = 2; k < tensor.dim(); ++k) layout.pixels *= tensor.size(k);
+  Layout layout{tensor.size(0), tensor.size(1), pixels_of(tensor), 1, 1};
   if (!tensor.is_contiguous()) {  // channels last
     layout.pixel_stride = layout.channels;
   } else {
@@ -87,13 +101,35 @@ inline int64_t widen_channels(Layout& layout, int64_t width, const void* a,
   return width;
 }
 
-// A copy of `tensor` where its layout is not that of `like`, a dense tensor.
+// An uninitialised tensor laid out and typed as `like`, with the spatial size
+// of `grid`.
+inline Tensor empty_on_grid(const Tensor& like,
+                            const std::vector<int64_t>& grid) {
+  std::vector<int64_t> shape{like.size(0), like.size(1)};
+  shape.insert(shape.end(), grid.begin(), grid.end());
+  bool same = true;
+  for (int64_t k = 2; k < like.dim(); ++k) same &= like.size(k) == grid[k - 2];
+  if (same) return torch::stable::empty_like(like);
+  using torch::headeronly::MemoryFormat;
+  const auto last = like.dim() == 4 ? MemoryFormat::ChannelsLast
+                                    : MemoryFormat::ChannelsLast3d;
+  return torch::stable::empty(
+      shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+      like.is_contiguous() ? MemoryFormat::Contiguous : last);
+}
+
+inline std::vector<int64_t> spatial_size(const Tensor& tensor) {
+  std::vector<int64_t> size;
+  for (int64_t k = 2; k < tensor.dim(); ++k) size.push_back(tensor.size(k));
+  return size;
+}
+
+// A copy of `tensor` where it is not laid out as `like`, a dense tensor.
 inline Tensor with_layout_of(const Tensor& tensor, const Tensor& like) {
   const bool planes = tensor.is_contiguous() && like.is_contiguous();
-  const bool last = !like.is_contiguous() && !tensor.is_contiguous() &&
-                    is_channels_last(tensor);
+  const bool last = !like.is_contiguous() && is_channels_last(tensor);
   if (planes || last) return tensor;
-  Tensor copy = torch::stable::empty_like(like);
+  Tensor copy = empty_on_grid(like, spatial_size(tensor));
   torch::stable::copy_(copy, tensor);
   return copy;
 }
@@ -106,9 +142,10 @@ inline std::vector<int64_t> coefficient_shape(
   return shape;
 }
 
-// A displacement (N, D, *size), contiguous, as rows along the last axis. T is
-// what it is computed in; one of half precision is read through `half` or
-// `bfloat16` instead of `data`.
+// A displacement (N, D, *size), contiguous, as rows along the last axis, and
+// the size of the image that it reads. One of one sample serves all. T is what
+// it is computed in; one of half precision is read through `half` or `bfloat16`
+// instead of `data`.
 template <int D, typename T>
 struct Field {
   static constexpr int kDimensions = D;
@@ -117,20 +154,23 @@ struct Field {
   const T* data = nullptr;
   const Half* half = nullptr;
   const BFloat16* bfloat16 = nullptr;
-  int32_t size[D];
-  int64_t pixels = 1;
+  int32_t size[D], image_size[D];
+  int64_t pixels = 1, image_pixels = 1;
+  int64_t sample_stride = 0;
+
+  bool is_shared() const { return sample_stride == 0; }
 
   // The field of sample n and those after it.
   Field from(int64_t n) const {
     Field field = *this;
-    const int64_t skipped = n * D * pixels;
+    const int64_t skipped = n * sample_stride;
     if (data != nullptr) field.data += skipped;
     if (half != nullptr) field.half += skipped;
     if (bfloat16 != nullptr) field.bfloat16 += skipped;
     return field;
   }
 
-  explicit Field(const Tensor& displacement) {
+  Field(const Tensor& displacement, const std::vector<int64_t>& image) {
     switch (displacement.scalar_type()) {
       case ScalarType::Half:
         half = displacement.const_data_ptr<Half>();
@@ -141,14 +181,19 @@ struct Field {
       default:
         data = displacement.const_data_ptr<T>();
     }
-    for (int k = 0; k < D; ++k) {
-      // Checked in Python too, but not in what was exported or compiled.
-      const int64_t length = displacement.size(2 + k);
+    // Checked in Python too, but not in what was exported or compiled.
+    const auto checked = [](int64_t length) {
       STD_TORCH_CHECK(length <= kLongestAxis, "tcwarp: no axis may be longer ",
                       "than ", kLongestAxis, ", got ", length);
-      size[k] = static_cast<int32_t>(length);
+      return static_cast<int32_t>(length);
+    };
+    for (int k = 0; k < D; ++k) {
+      size[k] = checked(displacement.size(2 + k));
+      image_size[k] = checked(image[k]);
       pixels *= size[k];
+      image_pixels *= image_size[k];
     }
+    if (displacement.size(0) > 1) sample_stride = D * pixels;
   }
 };
 
@@ -190,15 +235,17 @@ void dispatch_width(int64_t width, const Body& body) {
                   " bytes are not supported");
 }
 
-// Calls body(field) with the Field<D, T> of a contiguous displacement.
+// Calls body(field) with the Field<D, T> of a contiguous displacement that
+// reads an image of that size.
 template <typename Body>
-void dispatch_field(const Tensor& displacement, const Body& body) {
+void dispatch_field(const Tensor& displacement,
+                    const std::vector<int64_t>& image, const Body& body) {
   const auto with_dimensions = [&](auto coordinate) {
     using T = decltype(coordinate);
     if (displacement.size(1) == 2) {
-      body(Field<2, T>(displacement));
+      body(Field<2, T>(displacement, image));
     } else {
-      body(Field<3, T>(displacement));
+      body(Field<3, T>(displacement, image));
     }
   };
   if (displacement.scalar_type() == ScalarType::Double) {
@@ -212,14 +259,16 @@ void dispatch_field(const Tensor& displacement, const Body& body) {
 // stored in as well.
 template <typename Body>
 void dispatch_stored(const Tensor& displacement, const Body& body) {
-  dispatch_field(displacement, [&](const auto& field) {
-    using T = typename std::decay_t<decltype(field)>::Scalar;
-    if constexpr (std::is_same_v<T, float>) {
-      if (field.half != nullptr) return body(field, Half{});
-      if (field.bfloat16 != nullptr) return body(field, BFloat16{});
-    }
-    body(field, T{});
-  });
+  dispatch_field(displacement, spatial_size(displacement),
+                 [&](const auto& field) {
+                   using T = typename std::decay_t<decltype(field)>::Scalar;
+                   if constexpr (std::is_same_v<T, float>) {
+                     if (field.half != nullptr) return body(field, Half{});
+                     if (field.bfloat16 != nullptr)
+                       return body(field, BFloat16{});
+                   }
+                   body(field, T{});
+                 });
 }
 
 // Most elements of a sample, of the image or the field, that 32 bits count:
@@ -232,12 +281,13 @@ void dispatch_stored(const Tensor& displacement, const Body& body) {
 // Calls body(field, index) with the type of offsets within a sample as well: 32
 // bits, where they fit, are twice as many to a register.
 template <typename Body>
-void dispatch_indexed(const Tensor& displacement, const Layout& layout,
+void dispatch_indexed(const Tensor& displacement,
+                      const std::vector<int64_t>& image, int64_t channels,
                       const Body& body) {
   constexpr int64_t most = TCWARP_MOST_32;
-  const int64_t elements =
-      std::max(layout.channels, displacement.size(1)) * layout.pixels;
-  dispatch_field(displacement, [&](const auto& field) {
+  dispatch_field(displacement, image, [&](const auto& field) {
+    const int64_t elements = std::max(channels, displacement.size(1)) *
+                             std::max(field.pixels, field.image_pixels);
     if (elements <= most) {
       body(field, int32_t{});
     } else {
@@ -248,12 +298,14 @@ void dispatch_indexed(const Tensor& displacement, const Layout& layout,
 
 // Calls body(field, padding, index) with a constant for the padding as well.
 template <typename Body>
-void dispatch_warp(const Tensor& displacement, const Layout& layout,
+void dispatch_warp(const Tensor& displacement,
+                   const std::vector<int64_t>& image, int64_t channels,
                    int64_t padding_mode, const Body& body) {
-  dispatch_indexed(displacement, layout, [&](const auto& field, auto index) {
-    dispatch_padding(padding_mode,
-                     [&](auto padding) { body(field, padding, index); });
-  });
+  dispatch_indexed(
+      displacement, image, channels, [&](const auto& field, auto index) {
+        dispatch_padding(padding_mode,
+                         [&](auto padding) { body(field, padding, index); });
+      });
 }
 
 }  // namespace tcwarp

@@ -94,10 +94,11 @@ def with_layout(tensor: torch.Tensor, layout: str) -> torch.Tensor:
 
 @dataclass
 class WarpCase:
-    """The arguments of one warp."""
+    """The arguments of one warp, and a gradient of its result."""
 
     input: torch.Tensor
     displacement: torch.Tensor
+    gradient: torch.Tensor
     mode: str
     padding_mode: str
     layout: str
@@ -110,14 +111,19 @@ class WarpCase:
 
     def to(self, device: str) -> "WarpCase":
         """Move to a device; strides are kept."""
-        input, displacement = self.input.to(device), self.displacement.to(device)
-        return WarpCase(input, displacement, self.mode, self.padding_mode, self.layout)
+        tensors = (t.to(device) for t in (self.input, self.displacement, self.gradient))
+        return WarpCase(*tensors, self.mode, self.padding_mode, self.layout)
+
+    @property
+    def image_size(self) -> tuple[int, ...]:
+        """The spatial size of the input."""
+        return tuple(self.input.shape[2:])
 
 
 @st.composite
-def spatial_sizes(draw: st.DrawFn) -> tuple[int, ...]:
+def spatial_sizes(draw: st.DrawFn, dimensions: int | None = None) -> tuple[int, ...]:
     """Draw 2-D and 3-D sizes with single pixels, odd lengths and now and then a long last axis."""
-    if draw(st.booleans()):
+    if (dimensions or draw(st.sampled_from((2, 3)))) == 2:
         return (draw(st.integers(1, 7)), draw(st.one_of(st.integers(1, 9), st.just(37))))
     return tuple(draw(st.integers(1, 4)) for _ in range(3))
 
@@ -130,19 +136,25 @@ def warp_cases(
     displacement_dtypes: tuple[torch.dtype, ...] = FLOATING_DTYPES,
     kinds: tuple[str, ...] = DISPLACEMENT_KINDS,
 ) -> WarpCase:
-    """Draw the arguments of a warp."""
+    """Draw the arguments of a warp; in part of them the image is of another size, or the
+    displacement one for all samples.
+    """
     size = draw(spatial_sizes())
+    image_size = draw(st.one_of(st.just(size), spatial_sizes(len(size))))
     batch, channels = draw(st.integers(0, 3)), draw(st.integers(0, 5))
+    fields = draw(st.sampled_from((batch, batch, 1)))
     seed = draw(st.integers(0, 2**32 - 1))
     kind = draw(st.sampled_from(kinds))
     layout = draw(st.sampled_from(LAYOUTS))
-    displacement = displacement_values(kind, (batch, len(size), *size), seed)
+    displacement = displacement_values(kind, (fields, len(size), *size), seed)
     displacement = displacement.to(draw(st.sampled_from(displacement_dtypes)))
-    input = image_values(draw(st.sampled_from(input_dtypes)), (batch, channels, *size), seed + 1)
+    shape = (batch, channels, *image_size)
+    input = image_values(draw(st.sampled_from(input_dtypes)), shape, seed + 1)
     return WarpCase(
         # Strides of the displacement vary too, save the expanded ones, which change its values.
         with_layout(input, layout),
         with_layout(displacement, draw(st.sampled_from(LAYOUTS[:4]))),
+        with_layout(image_values(input.dtype, (batch, channels, *size), seed + 2), layout),
         draw(st.sampled_from(MODES)) if mode is None else mode,
         draw(st.sampled_from(PADDING_MODES)),
         layout,

@@ -76,13 +76,13 @@ def test_interpolation(emulated, mode, data):
 @given(data=st.data())
 def test_backward_by_the_input(emulated, mode, deterministic, data):
     case = data.draw(warp_cases(mode))
-    arguments = case.input, case.displacement, *codes(case), deterministic
+    arguments = case.gradient, case.displacement, *codes(case), deterministic, case.image_size
     output = emulated.warp_backward_input(*arguments)
     expected = torch.ops.tcwarp.warp_backward_input(*arguments)
     assert output.stride() == expected.stride()
     if output.numel():
         # All pixels may meet in one.
-        atol = tolerance(case.displacement, expected, case.input.abs().sum(dim=(2, 3)))
+        atol = tolerance(case.displacement, expected, case.gradient.abs().sum(dim=(2, 3)))
         assert_close(output, expected, "gradient", atol=atol)
 
 
@@ -90,12 +90,12 @@ def test_backward_by_the_input(emulated, mode, deterministic, data):
 @given(data=st.data())
 def test_backward_by_the_displacement(emulated, mode, data):
     case = data.draw(warp_cases(mode))
-    gradient = case.input.flip(-1)
+    gradient = case.gradient
     arguments = gradient, case.input, case.displacement, *codes(case)
     output = emulated.warp_backward_displacement(*arguments)
     expected = torch.ops.tcwarp.warp_backward_displacement(*arguments)
     if case.input.numel():
-        atol = 10 * tolerance(case.displacement, expected, case.input, gradient * gradient)
+        atol = 30 * tolerance(case.displacement, expected, case.input, gradient * gradient)
         assert_close(output, expected, "gradient", atol=atol)
 
 

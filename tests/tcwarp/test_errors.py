@@ -39,12 +39,12 @@ FIELD = torch.zeros(2, 2, 4, 5)
             ("warp: displacement must have shape", "got (2, 3, 4, 5)"),
         ),
         (
-            *(IMAGE, torch.zeros(1, 2, 4, 5), ValueError),
-            ("warp: displacement must have shape (2, 2, 4, 5)", "got (1, 2, 4, 5)"),
+            *(IMAGE, torch.zeros(3, 2, 4, 5), ValueError),
+            ("warp: displacement must have as many samples as input", "got (3, 2, 4, 5)"),
         ),
         (
-            *(IMAGE, torch.zeros(2, 2, 5, 4), ValueError),
-            ("warp: displacement must have shape (2, 2, 4, 5)", "got (2, 2, 5, 4)"),
+            *(torch.zeros(2, 3, 0, 4), FIELD, ValueError),
+            ("warp: input must have pixels for displacement (2, 2, 4, 5)", "got (2, 3, 0, 4)"),
         ),
         (
             *(IMAGE[0], FIELD, ValueError),
