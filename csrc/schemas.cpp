@@ -31,10 +31,10 @@ STABLE_TORCH_LIBRARY(tcwarp, m) {
   m.def(
       "sum_modes(Tensor coefficients, Tensor rows, Tensor columns, "
       "float scale, ScalarType dtype) -> Tensor");
-  // first, second (N, D, *size) -> displacement of t2 o t1^-1 (N, D, *size);
-  // without second, of t1^-1. And a report (2) float64: the largest residual in
-  // pixels, and one minus the smallest determinant of the Jacobian, mirror
-  // images taken as positive
+  // first (N or 1, D, *image), second (N, D, *size) -> displacement of
+  // t2 o t1^-1 (N, D, *size); without second, of t1^-1. And a report (2)
+  // float64: the largest residual in pixels, and one minus the smallest
+  // determinant of the Jacobian, mirror images taken as positive
   m.def(
       "align(Tensor first, Tensor? second, float tolerance, int steps) "
       "-> (Tensor, Tensor)");

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING
 from ._native import Mode, PaddingMode, cuda_status
 from .algebra import (
     FoldingWarning,
+    affine_displacement,
     align,
     compose,
+    exponential,
     invert,
     jacobian_determinant,
     valid_mask,
 )
 from .fields import gaussian_smooth, random_displacement
 from .modules import RandomElastic, Warp
-from .warping import warp
+from .points import warp_boxes, warp_points
+from .warping import splat, warp
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -34,16 +37,21 @@ __all__ = [
     "PaddingMode",
     "RandomElastic",
     "Warp",
+    "affine_displacement",
     "align",
     "compose",
     "cuda_status",
+    "exponential",
     "gaussian_smooth",
     "invert",
     "jacobian_determinant",
     "random_displacement",
     "reference",
+    "splat",
     "valid_mask",
     "warp",
+    "warp_boxes",
+    "warp_points",
 ]
 
 

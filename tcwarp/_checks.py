@@ -119,9 +119,27 @@ def check_axes(function: str, name: str, size: tuple[int, ...]) -> None:
         )
 
 
-def check_same(function: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise unless two displacements agree in shape, dtype and device."""
-    if value.shape != other.shape:
+def check_same(
+    function: str,
+    name: str,
+    value: Tensor,
+    other_name: str,
+    other: Tensor,
+    *,
+    spatial: bool = True,
+) -> None:
+    """Raise unless two displacements agree in shape, dtype and device.
+
+    Without `spatial` their spatial sizes may differ, and one of them may have one sample.
+    """
+    if not spatial:
+        samples = value.shape[0], other.shape[0]
+        if value.dim() != other.dim() or (samples[0] != samples[1] and 1 not in samples):
+            raise ValueError(
+                f"{function}: {name} must have the axes of {other_name}, {tuple(other.shape)}, and "
+                f"as many samples, or one of them one, got {tuple(value.shape)}"
+            )
+    elif value.shape != other.shape:
         raise ValueError(
             f"{function}: {name} must have the shape of {other_name}, "
             f"{tuple(other.shape)}, got {tuple(value.shape)}"

@@ -244,79 +244,9 @@ def _(
 
 @torch.library.register_fake("tcwarp::align")
 def _(first: Tensor, second: Tensor | None, tolerance: float, steps: int) -> tuple[Tensor, Tensor]:
-    output = torch.empty_like(first, memory_format=torch.contiguous_format)
+    grid = first if second is None else second
+    output = torch.empty_like(grid, memory_format=torch.contiguous_format)
     return output, first.new_empty(2, dtype=torch.float64)
-
-
-def _save_for_warp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, displacement, ctx.mode, ctx.padding_mode = inputs[:4]
-    ctx.image = input.shape[2:]
-    # The image is needed for the gradient of the displacement only.
-    needs_image = ctx.needs_input_grad[1] and ctx.mode != NEAREST
-    ctx.save_for_backward(displacement, input if needs_image else None)
-
-
-def _is_wanted(ctx: Any, argument: int) -> bool:
-    """Whether the gradient by a tensor is used: `torch.autograd.grad(y, x)` uses that by x alone.
-
-    ``needs_input_grad`` says only what required one in the forward pass.
-    """
-    if not ctx.needs_input_grad[argument]:
-        return False
-    try:
-        return bool(torch._C._will_engine_execute_node(ctx.next_functions[argument][0]))
-    except (AttributeError, RuntimeError, TypeError):  # not known of leaves: see `warp`
-        return True
-
-
-def _backward_warp(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    displacement, input = ctx.saved_tensors
-    codes = ctx.mode, ctx.padding_mode
-    ops = torch.ops.tcwarp
-    grad_input = grad_displacement = None
-    if _is_wanted(ctx, 0):
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        grad_input = ops.warp_backward_input(
-            grad_output, displacement, *codes, deterministic, ctx.image
-        )
-    if _is_wanted(ctx, 1):
-        if input is None:  # nearest: a step function of the displacement
-            grad_displacement = torch.zeros_like(displacement)
-        else:
-            grad_displacement = ops.warp_backward_displacement(
-                grad_output, input, displacement, *codes
-            )
-    return grad_input, grad_displacement, None, None
-
-
-def _backward_scatter(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    # <grad, scatter(g, u)> = <warp(grad, u), g>: the gradient by g is the gather again, and the
-    # gradient by u is that of the warp.
-    displacement, grad_output = ctx.saved_tensors
-    codes = ctx.mode, ctx.padding_mode
-    ops = torch.ops.tcwarp
-    grad_grad = grad_displacement = None
-    if _is_wanted(ctx, 0):
-        grad_grad = ops.warp(grad, displacement, *codes)
-    if grad_output is not None and _is_wanted(ctx, 1):
-        grad_displacement = ops.warp_backward_displacement(grad_output, grad, displacement, *codes)
-    return grad_grad, grad_displacement, None, None, None, None
-
-
-def _backward_of_displacement_gradient(ctx: Any, grad: Tensor) -> None:
-    raise RuntimeError(
-        "warp: the gradient by the displacement cannot be differentiated again; only the one by "
-        "the input can"
-    )
-
-
-torch.library.register_autograd("tcwarp::warp", _backward_warp, setup_context=_save_for_warp)
-torch.library.register_autograd(
-    "tcwarp::warp_backward_input", _backward_scatter, setup_context=_save_for_warp
-)
-torch.library.register_autograd(
-    "tcwarp::warp_backward_displacement", _backward_of_displacement_gradient
-)
 
 
 def _vmap_over_samples(operator: Any) -> Any:
@@ -324,22 +254,22 @@ def _vmap_over_samples(operator: Any) -> Any:
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         size = info.batch_size
-        samples = 0  # of one of those that are merged
-
-        def merged(value: Any, dim: int | None) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            nonlocal samples
-            batched = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-            samples = batched.shape[1]
-            return batched.flatten(0, 1)
-
-        flat = [merged(value, dim) for value, dim in zip(arguments, in_dims, strict=True)]
-        output = operator(*flat)
-        # What `align` reports is of all samples together.
+        each = [
+            value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+            for value, dim in zip(arguments, in_dims, strict=True)
+            if isinstance(value, Tensor)
+        ]
+        # One displacement for all samples is one for those of each.
+        samples = next((value.shape[1] for value in each if value.shape[1] != 1), 1)
+        flat = iter([value.expand(size, samples, *value.shape[2:]).flatten(0, 1) for value in each])
+        output = operator(*(next(flat) if isinstance(x, Tensor) else x for x in arguments))
         first = output[0] if isinstance(output, tuple) else output
         split = first.reshape(size, samples, *first.shape[1:])
-        return ((split, output[1]), (0, None)) if isinstance(output, tuple) else (split, 0)
+        if isinstance(output, tuple):  # what `align` reports is of all samples together
+            return (split, output[1]), (0, None)
+        if operator is torch.ops.tcwarp.warp_backward_displacement and each[2].shape[1] < samples:
+            split = split.sum(dim=1, keepdim=True)
+        return split, 0
 
     return rule
 

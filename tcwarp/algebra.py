@@ -1,12 +1,21 @@
 """Composition and inversion of displacement fields. Write phi = id + u."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Literal, cast, overload
 
 import torch
-from torch import Tensor, ops
+from torch import Tensor
 
-from ._checks import check_displacement, check_same, lookup
+from ._checks import (
+    check_displacement,
+    check_floating,
+    check_same,
+    check_size,
+    check_tensor,
+    lookup,
+)
+from ._derivatives import is_transformed, solve
 from ._native import MODES, NEAREST, Mode
 from .warping import warp
 
@@ -25,25 +34,159 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
 
     ``warp(warp(I, first), second) = warp(I, compose(first, second))``, up to interpolation:
     ``second(x) + first(x + second(x))``, `first` interpolated linearly and continued at its
-    border.
+    border. So the images in between need not be made: cropping, resizing and deforming are one
+    reading.
 
     Parameters
     ----------
     first, second : Tensor, shape (N, D, *spatial)
-        Displacements in pixels; `first` is applied to the image first.
+        Displacements in pixels; `first` is applied to the image first. Their spatial sizes may
+        differ, and one of them may have one sample for all.
 
     Returns
     -------
     Tensor, shape (N, D, *spatial)
-        Differentiable by both.
+        Of the spatial size of `second`. Differentiable by both.
 
     Raises
     ------
     TypeError, ValueError
         Not displacements, or they do not agree in shape, dtype and device.
+
+    Examples
+    --------
+    Every second pixel of a deformed image, read once:
+
+    >>> field = tcwarp.random_displacement(1, (64, 64), sigma=8.0, displacement_std=2.0)
+    >>> half = tcwarp.affine_displacement(torch.diag(torch.tensor([2.0, 2.0, 1.0])), (32, 32))
+    >>> tcwarp.warp(torch.rand(1, 1, 64, 64), tcwarp.compose(field, half)).shape
+    torch.Size([1, 1, 32, 32])
     """
-    _check_pair("compose", "first", first, "second", second)
-    return warp(first, second, mode="linear", padding_mode="border").add_(second)
+    check_displacement("compose", "first", first)
+    check_displacement("compose", "second", second)
+    check_same("compose", "second", second, "first", first, spatial=False)
+    if 0 in first.shape[2:] and second.numel():
+        raise ValueError(
+            f"compose: first must have pixels for second to read, got {tuple(first.shape)}"
+        )
+    first = _of_samples(first, len(second))
+    moved = warp(first, second, mode="linear", padding_mode="border")
+    # In place, unless a transform of `torch.func` adds dimensions to one of them.
+    return moved + second if is_transformed() else moved.add_(second)
+
+
+def exponential(velocity: Tensor, *, steps: int = 7) -> Tensor:
+    """Return the displacement of flowing along a stationary velocity field for unit time.
+
+    A displacement that does not fold however strong the velocity is, if it is smooth; that of
+    ``-velocity`` is its inverse. Made by scaling and squaring: a small step, composed with itself
+    `steps` times.
+
+    Parameters
+    ----------
+    velocity : Tensor, shape (N, D, *spatial)
+        In pixels per unit of time.
+    steps : int
+        Squarings. The error falls by about 4 with each; a step should move less than a pixel.
+
+    Returns
+    -------
+    Tensor, shape (N, D, *spatial)
+        In pixels. Differentiable.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not a displacement, or `steps` is no integer from 0 to 30.
+
+    References
+    ----------
+    Arsigny, Commowick, Pennec, Ayache, "A log-Euclidean framework for statistics on
+    diffeomorphisms", MICCAI 2006.
+
+    Examples
+    --------
+    >>> velocity = tcwarp.random_displacement(1, (64, 64), sigma=8.0, displacement_std=4.0)
+    >>> there, back = tcwarp.exponential(velocity), tcwarp.exponential(-velocity)
+    >>> bool(tcwarp.compose(there, back)[..., 16:-16, 16:-16].abs().max() < 0.2)
+    True
+    """
+    check_displacement("exponential", "velocity", velocity)
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"exponential: steps must be an int, got {type(steps).__name__}")
+    if not 0 <= steps <= 30:
+        raise ValueError(f"exponential: steps must be from 0 to 30, got {steps}")
+    # The midpoint rule: the velocity half a step on.
+    half = velocity / 2 ** (steps + 1)
+    displacement = 2 * warp(half, half, mode="linear", padding_mode="border")
+    for _ in range(steps):
+        displacement = compose(displacement, displacement)
+    return displacement
+
+
+def affine_displacement(
+    matrix: Tensor, size: Sequence[int], *, center: Sequence[float] | None = None
+) -> Tensor:
+    """Return the displacement of an affine map: ``x + u(x) = A x + b``, as `matrix` is ``[A b]``.
+
+    Composed with others (`compose`), an image is read once for all of them.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (N, D, D + 1) or (N, D + 1, D + 1), or without N
+        Floating. From pixels of the result to pixels of the image, in array order, as in
+        `scipy.ndimage.affine_transform`. A last row, if there is one, must be 0 ... 0 1, and is
+        not looked at.
+    size : sequence of int
+        Spatial size of the result.
+    center : sequence of float, optional
+        The point, in pixels, that A leaves in place; the first pixel unless given. The middle of
+        an image is ``[(n - 1) / 2 for n in size]``.
+
+    Returns
+    -------
+    Tensor, shape (N, D, *size)
+        In the dtype and on the device of the matrix. Differentiable.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not such a matrix, size or center.
+
+    Examples
+    --------
+    >>> quarter = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]])
+    >>> turn = tcwarp.affine_displacement(quarter, (5, 5), center=(2, 2))
+    >>> tcwarp.warp(torch.eye(5)[None, None], turn)[0, 0, 0]
+    tensor([0., 0., 0., 0., 1.])
+    """
+    size = check_size("affine_displacement", size)
+    dimensions = len(size)
+    check_tensor("affine_displacement", "matrix", matrix)
+    check_floating("affine_displacement", "matrix", matrix)
+    rows, columns = matrix.shape[-2:] if matrix.dim() in (2, 3) else (0, 0)
+    if columns != dimensions + 1 or rows not in (dimensions, dimensions + 1):
+        raise ValueError(
+            f"affine_displacement: matrix must have shape (N, {dimensions}, {dimensions + 1}) or "
+            f"(N, {dimensions + 1}, {dimensions + 1}) for size {size}, got {tuple(matrix.shape)}"
+        )
+    middle = [0.0] * dimensions if center is None else list(center)
+    if len(middle) != dimensions:
+        raise ValueError(
+            f"affine_displacement: center must be {dimensions} numbers, got {len(middle)}"
+        )
+    each = matrix[None] if matrix.dim() == 2 else matrix
+    # Summed axis by axis, in double precision: positions are larger than displacements.
+    linear = each[:, :dimensions, :dimensions].double()
+    linear = linear - torch.eye(dimensions, dtype=torch.float64, device=matrix.device)
+    total = each[:, :dimensions, dimensions].double().reshape(-1, dimensions, *[1] * dimensions)
+    for k, length in enumerate(size):
+        x = torch.arange(length, dtype=torch.float64, device=matrix.device) - middle[k]
+        axis = [1] * dimensions
+        axis[k] = length
+        column = linear[:, :, k].reshape(-1, dimensions, *[1] * dimensions)
+        total = total + column * x.view(axis)
+    return total.to(matrix.dtype)
 
 
 @overload
@@ -60,7 +203,8 @@ def invert(
     """Return the inverse v of a displacement u: ``warp(warp(I, u), v) = I`` up to interpolation.
 
     Solves ``v(x) + u(x + v(x)) = 0`` for each pixel, u interpolated linearly and continued at
-    its border; where there are several solutions, for one inside the image. Not differentiable.
+    its border; where there are several solutions, for one inside the image. Differentiable, by
+    the implicit function theorem: one small system for each pixel, whatever it took to solve.
 
     Parameters
     ----------
@@ -115,16 +259,18 @@ def align(t1: Tensor, t2: Tensor) -> Tensor:
     ``warp(warp(I, t1), align(t1, t2)) = warp(I, t2)`` up to interpolation. One fixed point per
     pixel gives it without building the inverse: ``a(x) = y - x`` with
     ``y + t1(y) = x + t2(x)``. Exact, and fast, where a member of the batch is the identity.
-    Not differentiable.
+    Differentiable by both, as `invert`.
 
     Parameters
     ----------
     t1, t2 : Tensor, shape (N, D, *spatial)
-        Displacements in pixels. Where t1 folds there is no inverse: see `invert`.
+        Displacements in pixels. Where t1 folds there is no inverse: see `invert`. Their spatial
+        sizes may differ, and one of them may have one sample for all.
 
     Returns
     -------
     Tensor, shape (N, D, *spatial)
+        Of the spatial size of `t2`.
 
     Raises
     ------
@@ -140,8 +286,12 @@ def align(t1: Tensor, t2: Tensor) -> Tensor:
     ----------
     Equation 1 of Bortsova et al., MICCAI 2019, aligns the two branches by this field.
     """
-    _check_pair("align", "t1", t1, "t2", t2)
-    return _solve("align", "t1", t1, t2)
+    check_displacement("align", "t1", t1)
+    check_displacement("align", "t2", t2)
+    check_same("align", "t2", t2, "t1", t1, spatial=False)
+    if 0 in t1.shape[2:] and t2.numel():
+        raise ValueError(f"align: t1 must have pixels for t2 to read, got {tuple(t1.shape)}")
+    return _solve("align", "t1", t1, _of_samples(t2, len(t1)))
 
 
 def jacobian_determinant(displacement: Tensor) -> Tensor:
@@ -180,7 +330,9 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
     return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
-def valid_mask(displacement: Tensor, *, mode: Mode = "nearest") -> Tensor:
+def valid_mask(
+    displacement: Tensor, *, mode: Mode = "nearest", size: Sequence[int] | None = None
+) -> Tensor:
     """Return where a warp reads from inside the image only, so that no padding shows.
 
     Parameters
@@ -190,6 +342,8 @@ def valid_mask(displacement: Tensor, *, mode: Mode = "nearest") -> Tensor:
     mode : {"nearest", "linear", "cubic"}
         Nearest rounds: up to half a pixel beyond the centres of the border pixels is inside. For
         the others inside ends at those centres.
+    size : sequence of int, optional
+        Spatial size of the image, that of the displacement unless given.
 
     Returns
     -------
@@ -209,15 +363,18 @@ def valid_mask(displacement: Tensor, *, mode: Mode = "nearest") -> Tensor:
     tensor([[[ True,  True, False, False]]])
     """
     check_displacement("valid_mask", "displacement", displacement)
-    batch, dimensions, *size = displacement.shape
+    batch, dimensions, *grid = displacement.shape
+    image = tuple(grid) if size is None else check_size("valid_mask", size)
+    if len(image) != dimensions:
+        raise ValueError(f"valid_mask: size must be {dimensions} lengths, got {image}")
     if lookup("valid_mask", "mode", mode, MODES) == NEAREST:
-        inside = torch.ones((batch, 1, *size), dtype=torch.bool, device=displacement.device)
+        inside = torch.ones((batch, 1, *image), dtype=torch.bool, device=displacement.device)
         return warp(inside, displacement)[:, 0]
     valid: Tensor | None = None
-    for k, length in enumerate(size):
+    for k, (length, count) in enumerate(zip(image, grid, strict=True)):
         # The displacement is compared, never the position, and in double precision, which has
         # every position: exact for any image size.
-        x = torch.arange(length, device=displacement.device)
+        x = torch.arange(count, device=displacement.device)
         x = x.view(-1, *(1 for _ in range(dimensions - 1 - k)))
         component = displacement[:, k].double()
         inside = (component >= -x) & (component <= length - 1 - x)
@@ -231,18 +388,15 @@ def _difference(component: Tensor, axis: int) -> Tensor:
     return torch.gradient(component, dim=axis)[0]
 
 
-def _check_pair(function: str, name: str, first: Tensor, other_name: str, second: Tensor) -> None:
-    check_displacement(function, name, first)
-    check_displacement(function, other_name, second)
-    check_same(function, other_name, second, name, first)
+def _of_samples(displacement: Tensor, samples: int) -> Tensor:
+    more = displacement.shape[0] == 1 and samples != 1
+    return displacement.expand(samples, *displacement.shape[1:]) if more else displacement
 
 
 def _solve(function: str, name: str, first: Tensor, second: Tensor | None) -> Tensor:
     # Displacements are relative to their pixel, so precision does not depend on the image size.
     tolerance = 1e-10 if first.dtype == torch.float64 else 1e-5
-    target = None if second is None else second.detach()
-    offset: Tensor
-    offset, report = ops.tcwarp.align(first.detach(), target, tolerance, MAXIMUM_STEPS)
+    offset, report = solve(first, second, tolerance, MAXIMUM_STEPS)
     # Elsewhere a look at the report would wait for the device, or break a graph.
     if report.device.type == "cpu" and not torch.compiler.is_compiling():
         _warn_of_folds(function, name, first.detach(), report)

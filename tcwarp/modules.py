@@ -1,6 +1,7 @@
 """The operators as modules."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from ._checks import check_number, check_sigma, check_tensor, lookup
 from ._native import MODES, PADDING_MODES, Mode, PaddingMode
 from .fields import random_displacement
+from .points import warp_points
 from .warping import warp
 
 FIELD_ARGUMENTS = ("magnitude", "sigma", "displacement_std", "identity_probability")
@@ -22,6 +24,8 @@ class Warp(nn.Module):
     ----------
     mode, padding_mode : str
         As in `tcwarp.warp`.
+    padding_value : float or sequence of float
+        As in `tcwarp.warp`.
 
     Examples
     --------
@@ -30,12 +34,19 @@ class Warp(nn.Module):
     torch.Size([1, 3, 8, 8])
     """
 
-    def __init__(self, *, mode: Mode = "nearest", padding_mode: PaddingMode = "zeros") -> None:
+    def __init__(
+        self,
+        *,
+        mode: Mode = "nearest",
+        padding_mode: PaddingMode = "zeros",
+        padding_value: float | Sequence[float] = 0.0,
+    ) -> None:
         super().__init__()
         lookup("Warp", "mode", mode, MODES)
         lookup("Warp", "padding_mode", padding_mode, PADDING_MODES)
         self.mode = mode
         self.padding_mode = padding_mode
+        self.padding_value = padding_value
 
     if TYPE_CHECKING:
 
@@ -44,11 +55,18 @@ class Warp(nn.Module):
 
     def forward(self, input: Tensor, displacement: Tensor) -> Tensor:
         """Warp input (N, C, *spatial) by displacement (N, D, *spatial)."""
-        return warp(input, displacement, mode=self.mode, padding_mode=self.padding_mode)
+        return warp(
+            input,
+            displacement,
+            mode=self.mode,
+            padding_mode=self.padding_mode,
+            padding_value=self.padding_value,
+        )
 
     def extra_repr(self) -> str:
         """Show the settings."""
-        return f"mode={self.mode!r}, padding_mode={self.padding_mode!r}"
+        value = "" if self.padding_value == 0 else f", padding_value={self.padding_value}"
+        return f"mode={self.mode!r}, padding_mode={self.padding_mode!r}{value}"
 
 
 class RandomElastic(nn.Module):
@@ -70,6 +88,12 @@ class RandomElastic(nn.Module):
     >>> image, label = deform(torch.rand(2, 1, 32, 32), torch.ones(2, 1, 32, 32, dtype=torch.uint8))
     >>> label.dtype
     torch.uint8
+
+    Landmarks move with their image:
+
+    >>> image, points = deform(torch.rand(2, 1, 32, 32), points=torch.full((2, 3, 2), 16.0))
+    >>> points.shape
+    torch.Size([2, 3, 2])
     """
 
     def __init__(
@@ -114,15 +138,31 @@ class RandomElastic(nn.Module):
             *others: Tensor,
             generator: torch.Generator | None = None,
         ) -> tuple[Tensor, ...]: ...
+        @overload
         def __call__(
-            self, *tensors: Tensor, generator: torch.Generator | None = None
+            self,
+            *tensors: Tensor,
+            points: Tensor,
+            generator: torch.Generator | None = None,
+        ) -> tuple[Tensor, ...]: ...
+        def __call__(
+            self,
+            *tensors: Tensor,
+            points: Tensor | None = None,
+            generator: torch.Generator | None = None,
         ) -> Tensor | tuple[Tensor, ...]:
             """Do as `forward`; `nn.Module` would say Any."""
 
     def forward(
-        self, *tensors: Tensor, generator: torch.Generator | None = None
+        self,
+        *tensors: Tensor,
+        points: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Return the deformed tensors (N, C, *spatial), all by the same fields."""
+        """Return the deformed tensors (N, C, *spatial), all by the same fields.
+
+        With `points` (N, P, D), in pixels, also where those are then (`tcwarp.warp_points`), last.
+        """
         if not tensors:
             raise TypeError("RandomElastic: at least one tensor must be given, got none")
         for tensor in tensors:
@@ -156,6 +196,8 @@ class RandomElastic(nn.Module):
             )
             for tensor in tensors
         )
+        if points is not None:
+            return *warped, warp_points(points, displacement)
         return warped[0] if len(warped) == 1 else warped
 
     def extra_repr(self) -> str:

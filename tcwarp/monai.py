@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ._checks import lookup
 from ._native import MODES, PADDING_MODES, Mode, PaddingMode
 from .algebra import invert
 from .fields import random_displacement
+from .points import warp_points
 from .warping import warp
 
 try:
@@ -22,7 +23,7 @@ try:
     from monai.data.meta_obj import get_track_meta
     from monai.data.meta_tensor import MetaTensor
     from monai.transforms import InvertibleTransform, MapTransform, RandomizableTransform
-    from monai.utils import TransformBackends, convert_to_tensor, ensure_tuple_rep
+    from monai.utils import TransformBackends, convert_to_tensor, ensure_tuple, ensure_tuple_rep
     from monai.utils.enums import TraceKeys
 except ModuleNotFoundError as error:
     raise ImportError('MONAI is not installed; run `pip install "tcwarp[monai]"`') from error
@@ -51,6 +52,8 @@ class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
         ``"border"``, ``"zeros"`` or ``"reflection"``.
     allow_missing_keys : bool
         Whether a key may be absent.
+    point_keys : str or sequence of str
+        Of items that are landmarks (P, D), in pixels and array order: they move with the images.
 
     Notes
     -----
@@ -77,6 +80,7 @@ class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
         mode: Mode | Sequence[Mode] = "linear",
         padding_mode: PaddingMode = "border",
         allow_missing_keys: bool = False,
+        point_keys: KeysCollection = (),
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
@@ -85,6 +89,7 @@ class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
         for each in self.mode:
             lookup("RandElasticd", "mode", each, MODES)
         lookup("RandElasticd", "padding_mode", padding_mode, PADDING_MODES)
+        self.point_keys = ensure_tuple(point_keys)
         self._seed = 0
 
     def randomize(self, data: Any = None) -> None:
@@ -109,17 +114,30 @@ class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
             if get_track_meta():
                 self.push_transform(item, extra_info={"seed": self._seed, "mode": mode})
             items[key] = item
+        if self._do_transform and self.point_keys:
+            field = self._field(items[next(iter(sizes))], self._seed)
+            self._move_points(items, lambda points: warp_points(points, field))
         return items
+
+    def _move_points(self, items: dict[Hashable, Any], moved: Callable[[Tensor], Tensor]) -> None:
+        for key in self.point_keys:
+            if key in items or not self.allow_missing_keys:
+                points: Any = convert_to_tensor(items[key], track_meta=False)
+                items[key] = moved(points[None])[0]
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Undo the last deformation of the items of the keys."""
         items = dict(data)
+        field: Tensor | None = None
         for key in self.key_iterator(items):
             applied = self.pop_transform(items[key])
             if applied[TraceKeys.DO_TRANSFORM]:
                 extra = applied[TraceKeys.EXTRA_INFO]
-                back: Any = invert(self._field(items[key], int(extra["seed"])))
-                items[key] = self._warp(items[key], back, extra["mode"])
+                field = self._field(items[key], int(extra["seed"]))
+                items[key] = self._warp(items[key], invert(field), extra["mode"])
+        if field is not None and self.point_keys:
+            inverse = invert(field)
+            self._move_points(items, lambda points: warp_points(points, inverse))
         return items
 
     def _field(self, item: Tensor, seed: int) -> Tensor:

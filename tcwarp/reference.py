@@ -144,7 +144,8 @@ def warp(
 ) -> Array:
     """Read ``input`` (N, C, *image) at ``x + displacement(x)``; give (N, C, *spatial).
 
-    One displacement for all samples is (1, D, *spatial). Pixels whose displacement is NaN or infinite are 0 under every padding mode.
+    One displacement for all samples is (1, D, *spatial). Pixels whose displacement is NaN or
+    infinite are 0 under every padding mode.
     """
     displacement = _own_precision(displacement)
     size, grid = input.shape[2:], displacement.shape[2:]

@@ -1,16 +1,21 @@
 """The warp: values pulled from where the displacement points."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from torch import Tensor, ops
-from torch.autograd import forward_ad
+from torch import Tensor
 
 from ._checks import (
     check_displacement,
     check_floating,
     check_same_device,
+    check_size,
     check_tensor,
     lookup,
+    shown,
 )
+from ._derivatives import gather, scatter
 from ._native import MODES, NEAREST, PADDING_MODES, Mode, PaddingMode
 
 
@@ -20,6 +25,7 @@ def warp(
     *,
     mode: Mode = "nearest",
     padding_mode: PaddingMode = "zeros",
+    padding_value: float | Sequence[float] | Tensor = 0.0,
 ) -> Tensor:
     """Warp a batch of images or volumes by displacement fields: ``out(x) = input(x + u(x))``.
 
@@ -29,10 +35,13 @@ def warp(
         Any strides; channels-last stays channels-last. Mode ``"nearest"`` takes every dtype and
         copies values bit for bit; the others take floating ones and sum in float32, double
         precision in float64.
-    displacement : Tensor, shape (N, 2, H, W) or (N, 3, D, H, W)
-        Pixels, in array order: component k displaces along spatial axis k. Half precision is
-        converted to float32. Where a component is NaN or infinite the output is 0 under every
-        padding mode; finite ones are clamped to 2**30 pixels.
+    displacement : Tensor, shape (N, 2, H', W') or (N, 3, D', H', W')
+        Pixels, in array order: component k displaces along spatial axis k. Its spatial size is
+        that of the output, which need not be the input's: ``x`` counts the output's pixels, so
+        zeros crop the first ones. One sample, (1, 2, H', W'), serves the whole batch without
+        being copied. Half precision is converted to float32. Where a component is NaN or
+        infinite the output is 0 under every padding mode; finite ones are clamped to 2**30
+        pixels.
     mode : {"nearest", "linear", "cubic"}
         Nearest reads from ``x + floor(u + 1/2)``: the displacement is rounded, half up. Cubic is
         the B-spline through the pixels (SciPy's order 3): sharper than linear, with overshoot
@@ -41,11 +50,15 @@ def warp(
         for bit.
     padding_mode : {"zeros", "border", "reflection"}
         What stands outside the image. Reflection is half-sample symmetric, d c b a | a b c d.
+    padding_value : float, or sequence or Tensor of C of them
+        In padding mode ``"zeros"``: what stands outside instead of 0, in all channels or in each;
+        also the output of a displacement that is not finite. Costs a warp of one more channel.
 
     Returns
     -------
-    Tensor
-        Shape, dtype and memory format of the input. Differentiable by the input (its backward is
+    Tensor, shape (N, C, H', W') or (N, C, D', H', W')
+        Dtype and memory format of the input. Differentiable any number of times, backwards and
+        forwards, under `torch.func` too: by the input (its backward is
         the exact adjoint: values go back to where they came from) and, in modes ``"linear"`` and
         ``"cubic"``, by the displacement (that of nearest is 0). On CUDA the backward adds
         with atomics, which take subnormal numbers of float32 (below 1.2e-38) for zero; under
@@ -82,7 +95,7 @@ def warp(
         raise ValueError(
             f"warp: input must have shape {form} like its displacement, got {tuple(input.shape)}"
         )
-    if displacement.shape[0] not in (1, input.shape[0]):
+    if displacement.shape[0] != 1 and displacement.shape[0] != input.shape[0]:
         raise ValueError(
             f"warp: displacement must have as many samples as input {tuple(input.shape)}, or one "
             f"for all, got {tuple(displacement.shape)}"
@@ -93,15 +106,11 @@ def warp(
             f"got {tuple(input.shape)}"
         )
     check_same_device("warp", "displacement", displacement, "input", input)
+    value = _padding_value(padding_value, padding_mode, input)
     mode_code = lookup("warp", "mode", mode, MODES)
     padding_code = lookup("warp", "padding_mode", padding_mode, PADDING_MODES)
     if mode_code != NEAREST:
         check_floating("warp", f"input (in mode {mode!r}; 'nearest' takes any dtype)", input)
-    if not torch.compiler.is_compiling() and _has_tangent(input, displacement):
-        raise RuntimeError(
-            "warp: input and displacement must have no tangent, got forward-mode differentiation; "
-            "only the reverse mode (torch.autograd) knows the operator"
-        )
     if input.requires_grad and not input.is_complex():
         check_floating("warp", "input (that requires a gradient)", input)
     if input.is_complex() and input.requires_grad:
@@ -110,16 +119,142 @@ def warp(
         real, imag = (
             warp(part, displacement, mode=mode, padding_mode=padding_mode) for part in parts
         )
-        return torch.complex(real, imag)
+        return _padded(torch.complex(real, imag), input, displacement, mode, value)
     if input.requires_grad and displacement.requires_grad:
         # Of a leaf the backward could not tell whether its gradient is asked for.
         input, displacement = input.view_as(input), displacement.view_as(displacement)
-    output: Tensor = ops.tcwarp.warp(input, displacement, mode_code, padding_code)
-    return output
+    output = gather(input, displacement, mode_code, padding_code)
+    return _padded(output, input, displacement, mode, value)
 
 
-def _has_tangent(*tensors: Tensor) -> bool:
-    # Torch would give a tangent of zeros, without a word.
-    return forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+def _padding_value(value: Any, padding_mode: str, input: Tensor) -> Tensor | None:
+    """Return what stands outside in the dtype of the input, (1, C or 1, 1, ...); None for 0."""
+    if isinstance(value, (int, float)) and value == 0:
+        return None
+    name = "warp: padding_value"
+    if padding_mode != "zeros":
+        raise ValueError(f"{name} is for padding_mode 'zeros', got {padding_mode!r}")
+    try:
+        wide = torch.as_tensor(value, device=input.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be numbers, got {shown(value)}") from error
+    if wide.dim() > 1 or (wide.numel() != 1 and wide.numel() != input.shape[1]):
+        raise ValueError(
+            f"{name} must be one number or one for each of the {input.shape[1]} channels, got "
+            f"shape {tuple(wide.shape)}"
+        )
+    own = wide.to(input.dtype)
+    exact = input.is_floating_point() or input.is_complex() or torch.equal(own.to(wide.dtype), wide)
+    if wide.is_complex() > input.is_complex() or not exact:
+        raise ValueError(f"{name} must be a value of {input.dtype}, got {shown(wide.tolist())}")
+    return own.view(1, -1, *[1] * (input.dim() - 2))
+
+
+def _padded(
+    output: Tensor, input: Tensor, displacement: Tensor, mode: Mode, value: Tensor | None
+) -> Tensor:
+    """Add what stands outside, by linearity: ``warp(input - value) + value``."""
+    if value is None:
+        return output
+    shape = (displacement.shape[0], 1, *input.shape[2:])
+    if mode == "nearest":
+        inside = torch.ones(shape, dtype=torch.bool, device=input.device)
+        return torch.where(warp(inside, displacement), output, value)
+    dtype = torch.promote_types(torch.promote_types(input.dtype, displacement.dtype), torch.float32)
+    ones = torch.ones(shape, dtype=dtype, device=input.device)
+    outside = 1 - warp(ones, displacement, mode=mode)
+    # Weights that are rounded add up to a little more or less than 1.
+    some = outside.abs() > 8 * torch.finfo(dtype).eps
+    return torch.where(some, output + outside * value, output).to(output.dtype)
+
+
+def splat(
+    input: Tensor,
+    displacement: Tensor,
+    *,
+    weight: Tensor | None = None,
+    mode: Mode = "linear",
+    padding_mode: PaddingMode = "zeros",
+    size: Sequence[int] | None = None,
+    normalize: bool = False,
+) -> Tensor:
+    """Warp forwards: add every pixel to where its displacement points, the adjoint of `warp`.
+
+    ``sum(splat(a, u) * b) = sum(a * warp(b, u))``. Where pixels meet they add up, where none
+    arrives is 0; with `normalize`, the result is their weighted mean.
+
+    Parameters
+    ----------
+    input : Tensor, shape (N, C, *spatial)
+        Floating.
+    displacement : Tensor, shape (N, D, *spatial) or (1, D, *spatial)
+        Where pixels go, in pixels, as in `warp`.
+    weight : Tensor, shape (N, 1, *spatial), optional
+        Of each pixel, in the dtype of the input; 1 unless given. ``torch.exp`` of an importance
+        gives softmax splatting.
+    mode : {"linear", "nearest", "cubic"}
+        How a pixel is spread over those around; cubic is the adjoint of the interpolation, whose
+        weights are negative in part.
+    padding_mode : str
+        Where pixels go that leave the image: with ``"zeros"`` nowhere; see `warp`.
+    size : sequence of int, optional
+        Spatial size of the result, that of the input unless given.
+    normalize : bool
+        Whether to divide by the sum of the weights that arrive.
+
+    Returns
+    -------
+    Tensor, shape (N, C, *size)
+        Differentiable by input, displacement and weight. On CUDA it adds with atomics, see
+        `warp`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not such tensors, an unknown mode.
+
+    References
+    ----------
+    Niklaus, Liu, "Softmax splatting for video frame interpolation", CVPR 2020.
+
+    Examples
+    --------
+    >>> shift = torch.zeros(1, 2, 1, 4)
+    >>> shift[:, 1] = 1
+    >>> tcwarp.splat(torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]]), shift)
+    tensor([[[[0., 1., 2., 3.]]]])
+    """
+    check_tensor("splat", "input", input)
+    check_floating("splat", "input", input)
+    check_displacement("splat", "displacement", displacement)
+    expected = (displacement.dim(), *displacement.shape[2:])
+    samples_fit = input.dim() > 1 and displacement.shape[0] in (1, input.shape[0])
+    if (input.dim(), *input.shape[2:]) != expected or not samples_fit:
+        raise ValueError(
+            f"splat: input must have the samples and the spatial size of displacement "
+            f"{tuple(displacement.shape)}, got {tuple(input.shape)}"
+        )
+    check_same_device("splat", "displacement", displacement, "input", input)
+    codes = (
+        lookup("splat", "mode", mode, MODES),
+        lookup("splat", "padding_mode", padding_mode, PADDING_MODES),
     )
+    image = tuple(input.shape[2:]) if size is None else check_size("splat", size)
+    if len(image) != input.dim() - 2:
+        raise ValueError(f"splat: size must be {input.dim() - 2} lengths, got {image}")
+    if weight is not None:
+        check_tensor("splat", "weight", weight)
+        one = (input.shape[0], 1, *input.shape[2:])
+        if tuple(weight.shape) != one or weight.dtype != input.dtype:
+            raise ValueError(
+                f"splat: weight must have shape {one} and dtype {input.dtype}, got "
+                f"{tuple(weight.shape)} and {weight.dtype}"
+            )
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    weighted = input if weight is None else input * weight
+    total = scatter(weighted, displacement, *codes, deterministic, image)
+    if not normalize:
+        return total
+    weights = torch.ones_like(input[:, :1]) if weight is None else weight
+    arrived = scatter(weights, displacement, *codes, deterministic, image)
+    return torch.where(arrived == 0, 0, total / torch.where(arrived == 0, 1, arrived))

@@ -10,7 +10,8 @@ namespace {
 
 template <int D, typename V, typename T, typename I>
 __global__ void align_kernel(WarpWork<D, T, I> work,
-                             const V* __restrict__ first,   // (N, D, *size)
+                             const V* __restrict__ first,   // (N, D, *image)
+                             int64_t first_stride,          // 0: one for all
                              const V* __restrict__ second,  // (N, D, *size)
                              T tolerance, int steps,
                              V* __restrict__ output,       // (N, D, *size)
@@ -20,12 +21,12 @@ __global__ void align_kernel(WarpWork<D, T, I> work,
     if (pixel >= work.pixels) return;
     const int64_t sample = n * D * work.pixels;
     T offset[D];
-    const V* const field = first + sample;
-    Equation<D, V, T> equation{field, overall<D, T>(field, work.size)};
+    const V* const field = first + n * first_stride;
+    Equation<D, V, T> equation{field, overall<D, T>(field, work.image_size)};
     position_of(work, pixel, equation.at);
     for (int k = 0; k < D; ++k) {
       const int64_t place = sample + k * work.pixels + pixel;
-      equation.size[k] = work.size[k];
+      equation.size[k] = work.image_size[k];
       equation.target[k] =
           second == nullptr ? T(0) : static_cast<T>(second[place]);
     }
@@ -44,26 +45,28 @@ std::tuple<Tensor, Tensor> align(const Tensor& first_,
                                  const std::optional<Tensor>& second_,
                                  double tolerance, int64_t steps) {
   const Tensor first = torch::stable::contiguous(first_);
-  std::optional<Tensor> second;
-  if (second_) second = torch::stable::contiguous(*second_);
+  const Tensor grid = second_ ? torch::stable::contiguous(*second_) : first;
   const torch::stable::accelerator::DeviceGuard guard(first.get_device_index());
-  Tensor output = torch::stable::empty_like(first);
+  Tensor output = torch::stable::empty_like(grid);
   Tensor report = torch::stable::empty({2}, ScalarType::Double, std::nullopt,
                                        first.device());
   torch::stable::zero_(report);
   if (output.numel() == 0) return {output, report};
-  dispatch_stored(first, [&](const auto& field, auto value) {
-    constexpr int D = std::decay_t<decltype(field)>::kDimensions;
-    using T = typename std::decay_t<decltype(field)>::Scalar;
-    using V = decltype(value);
-    const WarpWork<D, T, int64_t> work(field, layout_of(first), 0, 1);
-    const V* const target = second ? second->const_data_ptr<V>() : nullptr;
-    launch(output, work.blocks(), kThreads, align_kernel<D, V, T, int64_t>,
-           work, first.const_data_ptr<V>(), target, static_cast<T>(tolerance),
-           static_cast<int>(steps), output.mutable_data_ptr<V>(),
-           reinterpret_cast<unsigned long long*>(
-               report.mutable_data_ptr<double>()));
-  });
+  dispatch_stored(
+      grid, spatial_size(first), [&](const auto& field, auto value) {
+        constexpr int D = std::decay_t<decltype(field)>::kDimensions;
+        using T = typename std::decay_t<decltype(field)>::Scalar;
+        using V = decltype(value);
+        const WarpWork<D, T, int64_t> work(field, layout_of(grid), 0, 1);
+        const V* const target = second_ ? grid.const_data_ptr<V>() : nullptr;
+        const int64_t stride = first.size(0) == 1 ? 0 : D * field.image_pixels;
+        launch(output, work.blocks(), kThreads, align_kernel<D, V, T, int64_t>,
+               work, first.const_data_ptr<V>(), stride, target,
+               static_cast<T>(tolerance), static_cast<int>(steps),
+               output.mutable_data_ptr<V>(),
+               reinterpret_cast<unsigned long long*>(
+                   report.mutable_data_ptr<double>()));
+      });
   return {output, report};
 }
 

@@ -326,6 +326,18 @@ TCWARP_HOST_DEVICE void follow(const Equation<D, V, T>& equation, T tolerance,
   }
 }
 
+// One minus the determinant of the map at the pixel itself, where it is one.
+template <int D, typename V, typename T>
+TCWARP_HOST_DEVICE T fold_at(const Equation<D, V, T>& equation) {
+  for (int k = 0; k < D; ++k) {
+    if (equation.at[k] >= equation.size[k]) return T(0);
+  }
+  const T determinant =
+      determinant_at<D, T>(equation.field, equation.size, equation.at);
+  const T fold = T(1) - equation.map.orientation * determinant;
+  return is_finite(fold) ? fold : T(0);
+}
+
 // Offset a with a + u(x + a) = target, i.e. where phi = id + u takes the pixel
 // x + target from: inside the image if there is such a root, else where the
 // field is continued. Everything is relative to x, so precision does not depend
@@ -348,10 +360,7 @@ TCWARP_HOST_DEVICE void solve_offset(const Equation<D, V, T>& equation,
       if (other.better_than(best, tolerance)) best = other;
     }
   }
-  const T determinant =
-      determinant_at<D, T>(equation.field, equation.size, equation.at);
-  const T fold = T(1) - equation.map.orientation * determinant;
-  report.add({found ? best.norm : T(0), is_finite(fold) ? fold : T(0)});
+  report.add({found ? best.norm : T(0), fold_at(equation)});
   // Where nothing is finite NaN is left: outside the image for every warp.
   for (int k = 0; k < D; ++k) offset[k] = found ? best.offset[k] : T(NAN);
 }

@@ -258,17 +258,16 @@ void dispatch_field(const Tensor& displacement,
 // Calls body(field, value) with a value of the type that the displacement is
 // stored in as well.
 template <typename Body>
-void dispatch_stored(const Tensor& displacement, const Body& body) {
-  dispatch_field(displacement, spatial_size(displacement),
-                 [&](const auto& field) {
-                   using T = typename std::decay_t<decltype(field)>::Scalar;
-                   if constexpr (std::is_same_v<T, float>) {
-                     if (field.half != nullptr) return body(field, Half{});
-                     if (field.bfloat16 != nullptr)
-                       return body(field, BFloat16{});
-                   }
-                   body(field, T{});
-                 });
+void dispatch_stored(const Tensor& displacement,
+                     const std::vector<int64_t>& image, const Body& body) {
+  dispatch_field(displacement, image, [&](const auto& field) {
+    using T = typename std::decay_t<decltype(field)>::Scalar;
+    if constexpr (std::is_same_v<T, float>) {
+      if (field.half != nullptr) return body(field, Half{});
+      if (field.bfloat16 != nullptr) return body(field, BFloat16{});
+    }
+    body(field, T{});
+  });
 }
 
 // Most elements of a sample, of the image or the field, that 32 bits count:

@@ -102,16 +102,6 @@ def test_quantized_tensors_are_refused():
         tcwarp.warp(quantized, FIELD)
 
 
-def test_forward_mode_is_refused_and_not_silently_zero():
-    image = torch.rand(1, 1, 4, 4)
-    for function in (
-        lambda x: tcwarp.warp(x, torch.zeros(1, 2, 4, 4)),
-        lambda x: tcwarp.warp(image, x.expand(1, 2, 4, 4), mode="linear"),
-    ):
-        with raises(RuntimeError, "warp: input and displacement", "got forward-mode"):
-            torch.func.jvp(function, (image,), (image,))
-
-
 def test_random_elastic_checks_early():
     with raises(TypeError, "RandomElastic: sigma must be a number", "got str"):
         tcwarp.RandomElastic(sigma="3")
@@ -171,8 +161,8 @@ def test_pairs_of_fields_must_agree(name, arguments):
         function(IMAGE, FIELD)
     with raises(TypeError, f"{second} must have a floating dtype", "got torch.int64"):
         function(FIELD, FIELD.long())
-    with raises(ValueError, f"{second} must have the shape of {arguments[0]}", "got (1, 2, 4, 5)"):
-        function(FIELD, FIELD[:1])
+    with raises(ValueError, f"{second} must have the axes of {arguments[0]}", "got (3, 2, 4, 5)"):
+        function(FIELD, torch.zeros(3, 2, 4, 5))
     with raises(TypeError, f"{second} must have the dtype of {arguments[0]}", "got torch.float64"):
         function(FIELD, FIELD.double())
     with raises(ValueError, f"{second} must be on the device of {arguments[0]}", "got meta"):

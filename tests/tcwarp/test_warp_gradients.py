@@ -194,16 +194,6 @@ def test_image_gradient_is_differentiable_by_the_displacement(device, mode, padd
     assert torch.autograd.gradcheck(scatter, (gradient, displacement))
 
 
-def test_second_derivative_by_the_displacement_is_an_error(device):
-    image = torch.rand(1, 1, 4, 4, device=device, requires_grad=True)
-    displacement = torch.rand(1, 2, 4, 4, device=device, requires_grad=True)
-    output = tcwarp.warp(image, displacement, mode="linear").square().sum()
-    (grad,) = torch.autograd.grad(output, displacement, create_graph=True)
-    # Not wrong zeros in silence.
-    with pytest.raises(RuntimeError):
-        torch.autograd.grad(grad.square().sum(), image, allow_unused=True)
-
-
 @pytest.mark.parametrize("image_too", [False, True])
 def test_the_gradient_of_nearest_by_the_displacement_is_zero(device, image_too):
     """As `grid_sample` has it: the output is a step function of the displacement."""

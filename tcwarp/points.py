@@ -1,0 +1,130 @@
+"""Points and boxes that move with their image."""
+
+import torch
+from torch import Tensor
+
+from ._checks import check_displacement, check_floating, check_same_device, check_tensor
+from .algebra import UNSOLVED, align
+from .warping import warp
+
+ALONG = 9  # points along each axis of a box
+
+
+def warp_points(points: Tensor, displacement: Tensor) -> Tensor:
+    """Return where points of an image are in ``warp(image, displacement)``.
+
+    The warp pulls, so points move by the inverse: ``y`` with ``y + u(y) = point``. A landmark
+    stays on its structure.
+
+    Parameters
+    ----------
+    points : Tensor, shape (N, P, D)
+        Floating, in pixels and array order, from 0 at the centre of the first pixel.
+    displacement : Tensor, shape (N, D, *spatial) or (1, D, *spatial)
+        In pixels; interpolated linearly and continued at its border.
+
+    Returns
+    -------
+    Tensor, shape (N, P, D)
+        In the dtype of the points. May lie outside the image. NaN where a point is not finite or
+        no solution was found to 0.01 px, as where the field folds. Differentiable by both.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not such tensors.
+
+    Warns
+    -----
+    FoldingWarning
+        As `align`.
+
+    Examples
+    --------
+    >>> shift = torch.zeros(1, 2, 8, 8)
+    >>> shift[:, 1] = 3  # reads three pixels to the right: what it shows moves to the left
+    >>> tcwarp.warp_points(torch.tensor([[[4.0, 5.0]]]), shift)
+    tensor([[[4., 2.]]])
+    """
+    check_displacement("warp_points", "displacement", displacement)
+    _check("warp_points", "points", points, displacement, displacement.shape[1])
+    if points.numel() == 0 or displacement.numel() == 0:
+        return torch.full_like(points, torch.nan)
+    # Points are the pixels of a grid of their own, (P, 1) or (P, 1, 1), far from what they read:
+    # in double precision.
+    row = (len(points), displacement.shape[1], points.shape[1], *[1] * (displacement.dim() - 3))
+    goal = points.double().movedim(2, 1).reshape(row)
+    here = torch.zeros_like(goal)
+    here[:, 0] += torch.arange(row[2], device=points.device).view(row[2:])
+    field = displacement.double()
+    target = goal - here
+    offset = align(field, target)
+    left = (
+        offset
+        + warp(
+            field.detach().expand(len(goal), *field.shape[1:]),
+            offset.detach(),
+            mode="linear",
+            padding_mode="border",
+        )
+        - target
+    ).abs()
+    solved = (left.detach() <= UNSOLVED).all(dim=1, keepdim=True)
+    moved = torch.where(solved, here + offset, torch.nan)
+    return moved.flatten(2).movedim(1, 2).to(points.dtype)
+
+
+def warp_boxes(boxes: Tensor, displacement: Tensor) -> Tensor:
+    """Return the boxes around what boxes of an image hold in ``warp(image, displacement)``.
+
+    The smallest that hold the points of a lattice in the box, 9 along each axis, corners and
+    edges among them, moved by `warp_points`.
+
+    Parameters
+    ----------
+    boxes : Tensor, shape (N, B, 2 D)
+        Floating, in pixels and array order: the first corner, then the last.
+    displacement : Tensor, shape (N, D, *spatial) or (1, D, *spatial)
+        In pixels.
+
+    Returns
+    -------
+    Tensor, shape (N, B, 2 D)
+        In the dtype of the boxes. Points without a solution have no say; NaN where none has one.
+        Differentiable by both.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not such tensors.
+
+    Examples
+    --------
+    >>> tcwarp.warp_boxes(torch.tensor([[[1.0, 2.0, 3.0, 5.0]]]), torch.zeros(1, 2, 8, 8))
+    tensor([[[1., 2., 3., 5.]]])
+    """
+    check_displacement("warp_boxes", "displacement", displacement)
+    _check("warp_boxes", "boxes", boxes, displacement, 2 * displacement.shape[1])
+    dimensions = displacement.shape[1]
+    low, high = boxes.unflatten(2, (2, dimensions)).unbind(2)
+    part = torch.linspace(0, 1, ALONG, dtype=torch.float64, device=boxes.device)
+    lattice = torch.cartesian_prod(*[part] * dimensions)
+    points = low[:, :, None] + (high - low)[:, :, None] * lattice
+    moved = warp_points(points.flatten(1, 2), displacement).unflatten(1, points.shape[1:3])
+    known = moved.isfinite().all(dim=3, keepdim=True)
+    first = torch.where(known, moved, torch.inf).amin(dim=2)
+    last = torch.where(known, moved, -torch.inf).amax(dim=2)
+    around = torch.cat([first, last], dim=2)
+    return torch.where(around.isfinite(), around, torch.nan).to(boxes.dtype)
+
+
+def _check(function: str, name: str, value: Tensor, displacement: Tensor, columns: int) -> None:
+    check_tensor(function, name, value)
+    check_floating(function, name, value)
+    fits = value.dim() == 3 and value.shape[2] == columns
+    if not fits or displacement.shape[0] not in (1, value.shape[0]):
+        raise ValueError(
+            f"{function}: {name} must have shape (N, number, {columns}) for displacement "
+            f"{tuple(displacement.shape)}, got {tuple(value.shape)}"
+        )
+    check_same_device(function, "displacement", displacement, name, value)
