@@ -1,6 +1,6 @@
 """Displacement fields of ITK and SimpleITK: physical vectors on a grid with spacing and direction.
 
-Needs SimpleITK: ``pip install SimpleITK``.
+`pip install "tcwarp[itk]"` installs SimpleITK, which it needs.
 """
 
 import math
@@ -101,5 +101,5 @@ def _simpleitk() -> Any:
     try:
         import SimpleITK
     except ModuleNotFoundError as error:
-        raise ImportError("SimpleITK is not installed; run `pip install SimpleITK`") from error
+        raise ImportError('SimpleITK is not installed; run `pip install "tcwarp[itk]"`') from error
     return SimpleITK

@@ -210,10 +210,11 @@ def test_align(emulated, dtype, size):
         for seed in (1, 2)
     )
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5
-    for other in (second, None):
+    other_grid = 0.3 * displacement_values("smooth", (2, len(size), *size[::-1]), 3).to(dtype)
+    for t1, t2 in ((first, second), (first, None), (first[:1], other_grid), (-2.9 * first, None)):
         pairs = zip(
-            emulated.align(first, other, tolerance, 32),
-            torch.ops.tcwarp.align(first, other, tolerance, 32),
+            emulated.align(t1, t2, tolerance, 32),
+            torch.ops.tcwarp.align(t1, t2, tolerance, 32),
             strict=True,
         )
         for output, expected in pairs:

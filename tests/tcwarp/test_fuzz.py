@@ -48,9 +48,11 @@ def tensors(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = FLOATING_DTYPES) 
 def fitting(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw an image of any dtype and a displacement that fits it, most often."""
     size = tuple(draw(st.lists(lengths, min_size=2, max_size=3)))
+    grid = draw(st.one_of(st.just(size), st.tuples(*[lengths] * len(size))))
     batch, seed = draw(st.integers(0, 3)), draw(st.integers(0, 2**32 - 1))
     kind = draw(st.sampled_from(DISPLACEMENT_KINDS))
-    field = displacement_values(kind, (batch, len(size), *size), seed)
+    fields = draw(st.sampled_from((batch, 1)))
+    field = displacement_values(kind, (fields, len(size), *grid), seed)
     field = field.to(draw(st.sampled_from(FLOATING_DTYPES)))
     dtype = draw(st.sampled_from(FLOATING_DTYPES + OTHER_DTYPES))
     image = image_values(dtype, (batch, draw(st.integers(0, 9)), *size), seed)
@@ -60,9 +62,11 @@ def fitting(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def keeps_shape(function, field, *others):
-    """Call with a field that fits, or does not; a result is a field like the first."""
+    """Call with a field that fits, or does not; a result is a field like the last."""
     result = survives(function, field, *others)
-    assert result is None or (result.shape, result.dtype) == (field.shape, field.dtype)
+    if result is not None:
+        shape = (max(len(field), len(others[-1])), *others[-1].shape[1:]) if others else field.shape
+        assert (result.shape, result.dtype) == (shape, field.dtype)
     return result
 
 
@@ -76,18 +80,56 @@ def survives(function, *arguments, **options):
         return None
 
 
-@given(st.one_of(fitting(), st.tuples(tensors(), tensors())), names, names)
-def test_warp_and_its_gradients(pair, mode, padding_mode):
+values = st.one_of(
+    *(st.just(0.0), st.floats(), st.integers(), st.lists(st.floats(), max_size=4)),
+    *(st.just("x"), st.none(), st.just(1j), st.just(torch.ones(1, 2)), st.just([[1.0]])),
+)
+
+
+@given(st.one_of(fitting(), st.tuples(tensors(), tensors())), names, names, values)
+def test_warp_and_its_gradients(pair, mode, padding_mode, value):
     image, field = pair
-    options = {"mode": mode, "padding_mode": padding_mode}
+    options = {"mode": mode, "padding_mode": padding_mode, "padding_value": value}
     output = survives(tcwarp.warp, image, field, **options)
     if output is None:
         return
-    assert output.shape == image.shape
+    assert output.shape == (*image.shape[:2], *field.shape[2:])
     if image.is_floating_point():
         leaves = image.detach().requires_grad_(), field.detach().requires_grad_(mode != "nearest")
         output = tcwarp.warp(*leaves, **options)
         torch.autograd.grad(output, [x for x in leaves if x.requires_grad], torch.ones_like(output))
+
+
+@given(
+    st.one_of(fitting(), st.tuples(tensors(), tensors())),
+    *(names, names, st.booleans()),
+    st.one_of(st.none(), st.lists(st.integers(-1, 9), max_size=4)),
+)
+def test_splat(pair, mode, padding_mode, normalize, size):
+    image, field = pair
+    options = {"mode": mode, "padding_mode": padding_mode, "normalize": normalize, "size": size}
+    output = survives(tcwarp.splat, image, field, **options)
+    if output is not None:
+        spatial = image.shape[2:] if size is None else size
+        assert tuple(output.shape) == (*image.shape[:2], *spatial)
+
+
+@given(fitting(), tensors(), st.integers(0, 4), st.booleans())
+def test_points_and_boxes(pair, odd, count, is_odd):
+    _, field = pair
+    for function, columns in ((tcwarp.warp_points, 1), (tcwarp.warp_boxes, 2)):
+        points = odd if is_odd else torch.rand(2, count, columns * field.shape[1]) * 8
+        moved = survives(function, points, field)
+        assert moved is None or (moved.shape, moved.dtype) == (points.shape, points.dtype)
+
+
+@given(tensors(), st.lists(st.integers(-1, 9), max_size=4), st.integers(-1, 6))
+def test_affine_maps_and_exponentials(tensor, size, steps):
+    survives(tcwarp.affine_displacement, tensor, size)
+    corner = tensor[..., :3, :4] if tensor.dim() > 1 else tensor
+    survives(tcwarp.affine_displacement, corner, size, center=size)
+    flow = survives(tcwarp.exponential, tensor, steps=steps)
+    assert flow is None or (flow.shape, flow.dtype) == (tensor.shape, tensor.dtype)
 
 
 @given(tensors(), tensors())

@@ -223,6 +223,16 @@ def operator_samples() -> list[tuple[str, tuple]]:
         ("warp", (torch.ones(2, 1, 3, 3, dtype=torch.uint8), torch.zeros(2, 2, 3, 3), 0, 0))
     )
     samples.append(("warp", (torch.ones(0, 1, 3, 3), torch.zeros(0, 2, 3, 3), 1, 0)))
+    image = image_values(torch.float32, (2, 3, 4, 5), 0)
+    shared = displacement_values("smooth", (1, 2, 3, 6), 1).float()
+    for mode in (0, 1, 2):  # another grid, one displacement for all samples
+        samples.append(("warp", (image, shared, mode, 0)))
+        gradient = image_values(torch.float32, (2, 3, 3, 6), 2)
+        samples.append(("warp_backward_input", (gradient, shared, mode, 0, False, (4, 5))))
+    samples.append(("warp_backward_displacement", (gradient, image, shared, 2, 0)))
+    samples.append(
+        ("align", (shared, displacement_values("smooth", (2, 2, 4, 5), 3).float(), 1e-5, 32))
+    )
     half = torch.zeros(2, 2, 4, 5, dtype=torch.float16)
     image = torch.ones(2, 3, 4, 5)
     samples.append(("warp", (image, half, 1, 0)))
