@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from scipy import ndimage
 from torch import Tensor
@@ -106,3 +107,41 @@ def test_smoothing_against_torch_convolution(compare: Compare) -> None:
         theirs,
         rounds=5,
     )
+
+
+@pytest.mark.parametrize("sigma", [3.0, 5.0, 10.0])
+def test_field_against_opencv(compare: Compare, sigma: float) -> None:
+    cv2 = pytest.importorskip("cv2", reason=peers.MISSING.format("cv2"))
+    cv2.setNumThreads(torch.get_num_threads())
+    rng, width = np.random.default_rng(0), 2 * int(4 * sigma) + 1
+
+    def ours() -> Tensor:
+        return tcwarp.random_displacement(1, (2048, 2048), sigma=sigma)
+
+    def theirs() -> list[Any]:
+        noise = rng.random((2, 2048, 2048), dtype=np.float32)
+        return [
+            cv2.GaussianBlur(
+                plane * 2000 - 1000, (width, width), sigma, borderType=cv2.BORDER_REFLECT
+            )
+            for plane in noise
+        ]
+
+    work = f"field, 2048 x 2048, sigma {sigma:g}"
+    compare(work, ours, "OpenCV GaussianBlur of noise", theirs, rounds=5)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 3.0, 5.0])
+def test_narrow_smoothing_against_scipy(compare: Compare, sigma: float) -> None:
+    image = torch.rand(1, 1, 1024, 1024, generator=torch.Generator().manual_seed(0))
+    plane = image[0, 0].numpy()
+
+    def ours() -> Tensor:
+        return tcwarp.gaussian_smooth(image, sigma)
+
+    def theirs() -> Any:
+        return ndimage.gaussian_filter(plane, sigma, truncate=8)
+
+    torch.testing.assert_close(ours()[0, 0], torch.from_numpy(theirs()), rtol=0, atol=1e-5)
+    work = f"gaussian_smooth, 1024 x 1024, sigma {sigma:g}"
+    compare(work, ours, "SciPy gaussian_filter, truncate=8", theirs, rounds=5)

@@ -137,3 +137,46 @@ def test_backward_against_grid_sample(
         theirs,
         at_least=2 if mode == "nearest" else None,
     )
+
+
+@pytest.mark.parametrize("grid", ["its grid ready", "and its grid"])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_small_against_grid_sample(
+    compare: Compare, mode: Literal["nearest", "linear"], grid: str
+) -> None:
+    small = torch.rand(1, 1, 64, 64)
+    field = tcwarp.random_displacement(1, (64, 64), sigma=8.0, displacement_std=3.0)
+    ready = peers.grid_from(field)
+    peer_mode = "nearest" if mode == "nearest" else "bilinear"
+
+    def ours() -> None:
+        for _ in range(100):
+            tcwarp.warp(small, field, mode=mode)
+
+    def theirs() -> None:
+        for _ in range(100):
+            built = ready if grid == "its grid ready" else peers.grid_from(field)
+            peers.grid_sample(small, built, peer_mode)
+
+    compare(f"{mode} warp, (1, 1, 64, 64), 100 times", ours, f"grid_sample, {grid}", theirs)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 512, 512), (1, 1, 128, 128, 128)])
+def test_both_gradients_against_grid_sample(compare: Compare, shape: tuple[int, ...]) -> None:
+    leaf = torch.rand(shape, requires_grad=True)
+    field = tcwarp.random_displacement(shape[0], shape[2:], sigma=20.0, displacement_std=4.0)
+    field.requires_grad_()
+    grid = peers.grid_from(field.detach()).contiguous().requires_grad_()
+    gradient = torch.rand(shape)
+    with torch.enable_grad():
+        own_output = tcwarp.warp(leaf, field, mode="linear")
+        peer_output = peers.grid_sample(leaf, grid, "bilinear")
+
+    def ours() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(own_output, (leaf, field), gradient, retain_graph=True)
+
+    def theirs() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(peer_output, (leaf, grid), gradient, retain_graph=True)
+
+    torch.testing.assert_close(ours()[0], theirs()[0], rtol=0, atol=1e-3)
+    compare(f"linear warp, both gradients, {shape}", ours, "grid_sample backward", theirs, rounds=7)

@@ -112,7 +112,7 @@ def _plain(number: Any) -> Any:
 def check_axes(function: str, name: str, size: tuple[int, ...]) -> None:
     """Raise ValueError where an axis is longer than positions can be counted."""
     # In an export, a comparison would ask for a largest length of every dynamic axis.
-    if not torch.compiler.is_compiling() and any(length > LONGEST_AXIS for length in size):
+    if not torch.compiler.is_compiling() and max(size, default=0) > LONGEST_AXIS:
         raise ValueError(
             f"{function}: no axis of {name} may be longer than {LONGEST_AXIS}, "
             f"got {shown(tuple(size))}"

@@ -360,8 +360,16 @@ def _sum(*terms: Any) -> Any:
 
 def _way(operator: Any, function: type[_Operator]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling() or not is_transformed():
+        if torch.compiler.is_compiling():
             return operator(*arguments)
+        if not is_transformed():
+            if torch.is_grad_enabled() and any(
+                isinstance(value, Tensor) and value.requires_grad for value in arguments
+            ):
+                return operator(*arguments)
+            # What was registered in Python is called for nothing: half of the cost of a small warp.
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator(*arguments)
         return function.apply(
             *(_Size(value) if isinstance(value, tuple) else value for value in arguments)
         )
@@ -382,7 +390,7 @@ def _deterministic() -> bool:
 
 #: The operators, differentiable every way: ``warp``, ``warp_backward_input``,
 #: ``warp_backward_displacement`` and ``align`` of ``csrc/schemas.cpp``, with their arguments.
-gather: Callable[..., Tensor] = _way(ops.warp, _Gather)
-scatter: Callable[..., Tensor] = _way(ops.warp_backward_input, _Scatter)
-slope: Callable[..., Tensor] = _way(ops.warp_backward_displacement, _Slope)
-solve: Callable[..., tuple[Tensor, Tensor]] = _way(ops.align, _Align)
+gather: Callable[..., Tensor] = _way(ops.warp.default, _Gather)
+scatter: Callable[..., Tensor] = _way(ops.warp_backward_input.default, _Scatter)
+slope: Callable[..., Tensor] = _way(ops.warp_backward_displacement.default, _Slope)
+solve: Callable[..., tuple[Tensor, Tensor]] = _way(ops.align.default, _Align)

@@ -60,8 +60,8 @@ Report<T> align_fields(const Field<D, T>& grid, const V* first, bool is_shared,
 std::tuple<Tensor, Tensor> align(const Tensor& first_,
                                  const std::optional<Tensor>& second_,
                                  double tolerance, int64_t steps) {
-  const Tensor first = torch::stable::contiguous(first_);
-  const Tensor grid = second_ ? torch::stable::contiguous(*second_) : first;
+  const Tensor first = as_contiguous(first_);
+  const Tensor grid = second_ ? as_contiguous(*second_) : first;
   Tensor output = torch::stable::empty_like(grid);
   Tensor report = torch::stable::empty({2}, ScalarType::Double);
   torch::stable::zero_(report);

@@ -347,7 +347,7 @@ void launch_interpolated(const Tensor& input, const Tensor& displacement,
 Tensor warp(const Tensor& input_, const Tensor& displacement_, int64_t mode,
             int64_t padding_mode) {
   const Tensor input = dense(input_);
-  const Tensor displacement = torch::stable::contiguous(displacement_);
+  const Tensor displacement = as_contiguous(displacement_);
   Tensor output = empty_on_grid(input, spatial_size(displacement));
   if (output.numel() == 0) return output;
   prefer_huge_pages(output);

@@ -372,7 +372,7 @@ Tensor warp_backward_input(const Tensor& gradient_, const Tensor& displacement_,
                            int64_t mode, int64_t padding_mode, bool,
                            const std::optional<std::vector<int64_t>>& size) {
   const Tensor gradient = dense(gradient_);
-  const Tensor displacement = torch::stable::contiguous(displacement_);
+  const Tensor displacement = as_contiguous(displacement_);
   const auto image = size.value_or(spatial_size(gradient));
   Tensor output = empty_on_grid(gradient, image);
   if (output.numel() == 0) return output;
@@ -410,7 +410,7 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
   STD_TORCH_CHECK(static_cast<Mode>(mode) != Mode::kNearest,
                   "warp_backward_displacement: mode nearest has no gradient");
   const Tensor input = dense(input_);
-  const Tensor displacement = torch::stable::contiguous(displacement_);
+  const Tensor displacement = as_contiguous(displacement_);
   const Tensor gradient = with_layout_of(gradient_, input);
   Tensor output = torch::stable::empty_like(displacement);
   if (output.numel() == 0) return output;

@@ -44,8 +44,8 @@ __global__ void align_kernel(WarpWork<D, T, I> work,
 std::tuple<Tensor, Tensor> align(const Tensor& first_,
                                  const std::optional<Tensor>& second_,
                                  double tolerance, int64_t steps) {
-  const Tensor first = torch::stable::contiguous(first_);
-  const Tensor grid = second_ ? torch::stable::contiguous(*second_) : first;
+  const Tensor first = as_contiguous(first_);
+  const Tensor grid = second_ ? as_contiguous(*second_) : first;
   const torch::stable::accelerator::DeviceGuard guard(first.get_device_index());
   Tensor output = torch::stable::empty_like(grid);
   Tensor report = torch::stable::empty({2}, ScalarType::Double, std::nullopt,

@@ -56,7 +56,7 @@ __device__ I thread_index() {
 
 // A displacement as the warp kernels read it: contiguous, float32 or float64.
 inline Tensor as_float(const Tensor& displacement) {
-  const Tensor dense = torch::stable::contiguous(displacement);
+  const Tensor dense = as_contiguous(displacement);
   return dense.element_size() >= 4
              ? dense
              : torch::stable::to(dense, ScalarType::Float);

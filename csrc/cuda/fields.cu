@@ -150,9 +150,9 @@ Tensor field_coefficients(const Tensor& seed, int64_t first, int64_t planes,
 // scale * rows @ coefficients @ columns, written once, as `dtype`.
 Tensor sum_modes(const Tensor& coefficients_, const Tensor& rows_,
                  const Tensor& columns_, double scale, ScalarType dtype) {
-  const Tensor coefficients = torch::stable::contiguous(coefficients_);
-  const Tensor rows = torch::stable::contiguous(rows_);
-  const Tensor columns = torch::stable::contiguous(columns_);
+  const Tensor coefficients = as_contiguous(coefficients_);
+  const Tensor rows = as_contiguous(rows_);
+  const Tensor columns = as_contiguous(columns_);
   const torch::stable::accelerator::DeviceGuard guard(rows.get_device_index());
   const int64_t planes = coefficients.size(0), height = rows.size(0);
   const int64_t width = columns.size(1);

@@ -60,6 +60,12 @@ inline bool is_channels_last(const Tensor& tensor) {
   return matches(0) && last;
 }
 
+// The tensor itself where it is contiguous: asking torch for that costs as much
+// as a small warp.
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 // The tensor itself where a kernel can walk it, otherwise a contiguous copy.
 inline Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() || is_channels_last(tensor)
