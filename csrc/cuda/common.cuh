@@ -210,17 +210,21 @@ __device__ void for_each_item(const Work& work, const Body& body) {
 // the grid of the displacement and in one of the image.
 template <typename I>
 struct Planes {
-  I first, step, image_first, image_step;
+  I channel, groups, stride, image_stride;
 
   template <typename Work>
-  __device__ Planes(const Work& work, I channel)
-      : first(channel * work.channel_stride),
-        step(work.groups * work.channel_stride),
-        image_first(channel * work.image_channel_stride),
-        image_step(work.groups * work.image_channel_stride) {}
+  __device__ Planes(const Work& work, I c)
+      : channel(c),
+        groups(work.groups),
+        stride(work.channel_stride),
+        image_stride(work.image_channel_stride) {}
 
-  __device__ I operator[](int b) const { return first + b * step; }
-  __device__ I of_image(int b) const { return image_first + b * image_step; }
+  __device__ I operator[](int b) const {
+    return (channel + b * groups) * stride;
+  }
+  __device__ I of_image(int b) const {
+    return (channel + b * groups) * image_stride;
+  }
 };
 
 // Calls body(count, planes) for the channels of one group, B at a time as long
