@@ -27,6 +27,9 @@ from .warping import splat, warp
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from . import itk as itk
+    from . import monai as monai
+    from . import onnx as onnx
     from . import reference
 
 __version__ = "0.1.0"
@@ -56,7 +59,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> "ModuleType":
-    # Late: only tests and the curious need the specification.
-    if name == "reference":
-        return importlib.import_module("tcwarp.reference")
+    # Late: they need more packages, or few need them.
+    if name in ("reference", "itk", "monai", "onnx"):
+        return importlib.import_module(f"tcwarp.{name}")
     raise AttributeError(f"module 'tcwarp' has no attribute {name!r}")

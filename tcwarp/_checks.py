@@ -60,7 +60,8 @@ def check_floating(function: str, name: str, value: Tensor) -> None:
     if value.dtype not in FLOATING:
         raise TypeError(
             f"{function}: {name} must have a floating dtype (float16, bfloat16, float32 or "
-            f"float64), got {value.dtype}; convert it with .float()"
+            f"float64), got {value.dtype}; "
+            + ("take .real and .imag" if value.is_complex() else "convert it with .float()")
         )
 
 
@@ -187,6 +188,12 @@ def check_number(
     if number > at_most:
         raise ValueError(f"{function}: {name} must be at most {at_most:g}, got {value}")
     return number
+
+
+def check_finite(function: str, name: str, value: Any) -> float:
+    """Return a finite number of either sign as float."""
+    sign = -1 if isinstance(value, Real) and value < 0 else 1
+    return sign * check_number(function, name, sign * value if sign < 0 else value)
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from ._native import NEAREST
 
 ops = torch.ops.tcwarp
+FORWARD = torch._C._functorch.TransformType.Jvp
 LINEAR = 1, 1  # the codes of how a displacement is read: mode linear, padding border
 NODES = {1: (0.0, 1.0), 2: (0.0, 1 / 3, 2 / 3, 1.0)}  # of a cell, by the code of the mode
 
@@ -29,7 +30,7 @@ def _save_for_warp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.image = input.shape[2:]
     # The image is needed for the gradient of the displacement only.
     needs_image = ctx.needs_input_grad[1] and ctx.mode != NEAREST
-    ctx.save_for_backward(displacement, input if needs_image else None)
+    ctx.save_for_backward(input if needs_image else None, displacement)
 
 
 def _is_wanted(ctx: Any, argument: int) -> bool:
@@ -46,13 +47,13 @@ def _is_wanted(ctx: Any, argument: int) -> bool:
 
 
 def _backward_warp(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    displacement, input = ctx.saved_tensors
+    input, displacement = ctx.saved_tensors
     codes = ctx.mode, ctx.padding_mode
     grad_input = grad_displacement = None
     if _is_wanted(ctx, 0):
         grad_input = scatter(grad_output, displacement, *codes, _deterministic(), ctx.image)
     if _is_wanted(ctx, 1):
-        if input is None:  # nearest: a step function of the displacement
+        if ctx.mode == NEAREST:  # a step function of the displacement
             grad_displacement = torch.zeros_like(displacement)
         else:
             grad_displacement = slope(grad_output, input, displacement, *codes)
@@ -63,19 +64,19 @@ def _save_for_scatter(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
     gradient, displacement, ctx.mode, ctx.padding_mode = inputs[:4]
     ctx.image = output.shape[2:]
     needs_gradient = ctx.needs_input_grad[1] and ctx.mode != NEAREST
-    ctx.save_for_backward(displacement, gradient if needs_gradient else None)
+    ctx.save_for_backward(gradient if needs_gradient else None, displacement)
 
 
 def _backward_scatter(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # <grad, scatter(g, u)> = <warp(grad, u), g>: the gradient by g is the gather again, and the
     # gradient by u is that of the warp.
-    displacement, gradient = ctx.saved_tensors
+    gradient, displacement = ctx.saved_tensors
     codes = ctx.mode, ctx.padding_mode
     grad_gradient = grad_displacement = None
     if _is_wanted(ctx, 0):
         grad_gradient = gather(grad, displacement, *codes)
     if _is_wanted(ctx, 1):
-        if gradient is None:
+        if ctx.mode == NEAREST:
             grad_displacement = torch.zeros_like(displacement)
         else:
             grad_displacement = slope(gradient, grad, displacement, *codes)
@@ -251,6 +252,12 @@ class _Operator(torch.autograd.Function):
     generate_vmap_rule = True
 
 
+def _save_both_ways(ctx: Any, *tensors: Tensor) -> None:
+    # The same tensors, in one order: `vmap` remembers one list of dimensions for both.
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+
+
 class _Gather(_Operator):
     backward = staticmethod(_backward_warp)
 
@@ -261,7 +268,7 @@ class _Gather(_Operator):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _save_for_warp(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:2])
+        _save_both_ways(ctx, *inputs[:2])
 
     @staticmethod
     def jvp(ctx: Any, by_input: Tensor | None, by_field: Tensor | None, *_: None) -> Any:
@@ -284,7 +291,7 @@ class _Scatter(_Operator):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _save_for_scatter(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:2])
+        _save_both_ways(ctx, *inputs[:2])
 
     @staticmethod
     def jvp(ctx: Any, by_gradient: Tensor | None, by_field: Tensor | None, *_: None) -> Any:
@@ -308,7 +315,7 @@ class _Slope(_Operator):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _save_for_slope(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:3])
+        _save_both_ways(ctx, *inputs[:3])
 
     @staticmethod
     def jvp(
@@ -333,7 +340,7 @@ class _Align(_Operator):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         _save_for_align(ctx, inputs, output)
-        ctx.save_for_forward(inputs[0], output[0])
+        _save_both_ways(ctx, inputs[0], output[0])
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
@@ -358,7 +365,7 @@ def _sum(*terms: Any) -> Any:
     return sum(term for term in terms if term is not False)
 
 
-def _way(operator: Any, function: type[_Operator]) -> Callable[..., Any]:
+def _way(name: str, operator: Any, function: type[_Operator]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return operator(*arguments)
@@ -370,6 +377,17 @@ def _way(operator: Any, function: type[_Operator]) -> Callable[..., Any]:
             # What was registered in Python is called for nothing: half of the cost of a small warp.
             with torch._C._AutoDispatchBelowAutograd():
                 return operator(*arguments)
+        if (
+            sum(
+                level.key() == FORWARD
+                for level in torch._C._functorch.get_interpreter_stack() or ()
+            )
+            > 1
+        ):
+            raise RuntimeError(
+                f"{name}: forward-mode differentiation within itself is not supported; use "
+                "torch.func.hessian or jacfwd(jacrev(...))"
+            )
         return function.apply(
             *(_Size(value) if isinstance(value, tuple) else value for value in arguments)
         )
@@ -390,7 +408,7 @@ def _deterministic() -> bool:
 
 #: The operators, differentiable every way: ``warp``, ``warp_backward_input``,
 #: ``warp_backward_displacement`` and ``align`` of ``csrc/schemas.cpp``, with their arguments.
-gather: Callable[..., Tensor] = _way(ops.warp.default, _Gather)
-scatter: Callable[..., Tensor] = _way(ops.warp_backward_input.default, _Scatter)
-slope: Callable[..., Tensor] = _way(ops.warp_backward_displacement.default, _Slope)
-solve: Callable[..., tuple[Tensor, Tensor]] = _way(ops.align.default, _Align)
+gather: Callable[..., Tensor] = _way("warp", ops.warp.default, _Gather)
+scatter: Callable[..., Tensor] = _way("splat", ops.warp_backward_input.default, _Scatter)
+slope: Callable[..., Tensor] = _way("warp", ops.warp_backward_displacement.default, _Slope)
+solve: Callable[..., tuple[Tensor, Tensor]] = _way("align", ops.align.default, _Align)

@@ -16,8 +16,9 @@ from ._checks import check_displacement
 def from_itk(field: Any) -> Tensor:
     """Return the displacement of a SimpleITK displacement field, in pixels.
 
-    ``SimpleITK.Resample(image, SimpleITK.DisplacementFieldTransform(field))`` on the grid of the
-    field is ``tcwarp.warp(image, from_itk(field))`` for an image on that grid.
+    For an image on the grid of the field, ``SimpleITK.Resample(image,
+    SimpleITK.DisplacementFieldTransform(field))`` is ``tcwarp.warp(image, from_itk(field),
+    mode="linear")`` wherever that reads from inside the image (`tcwarp.valid_mask`).
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from ._checks import check_number, check_sigma, check_tensor, lookup
 from ._native import MODES, PADDING_MODES, Mode, PaddingMode
 from .fields import random_displacement
 from .points import warp_points
-from .warping import warp
+from .warping import is_zero, warp
 
 FIELD_ARGUMENTS = ("magnitude", "sigma", "displacement_std", "identity_probability")
 
@@ -44,6 +44,10 @@ class Warp(nn.Module):
         super().__init__()
         lookup("Warp", "mode", mode, MODES)
         lookup("Warp", "padding_mode", padding_mode, PADDING_MODES)
+        if padding_mode != "zeros" and not is_zero(padding_value):
+            raise ValueError(
+                f"Warp: padding_value is for padding_mode 'zeros', got {padding_mode!r}"
+            )
         self.mode = mode
         self.padding_mode = padding_mode
         self.padding_value = padding_value
@@ -65,7 +69,7 @@ class Warp(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the settings."""
-        value = "" if self.padding_value == 0 else f", padding_value={self.padding_value}"
+        value = "" if is_zero(self.padding_value) else f", padding_value={self.padding_value}"
         return f"mode={self.mode!r}, padding_mode={self.padding_mode!r}{value}"
 
 

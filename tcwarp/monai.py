@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import lookup
+from ._checks import check_number, check_probability, check_sigma, lookup
 from ._native import MODES, PADDING_MODES, Mode, PaddingMode
 from .algebra import invert
 from .fields import random_displacement
-from .points import warp_points
+from .points import displaced, warp_points
 from .warping import warp
 
 try:
@@ -89,6 +89,10 @@ class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
         for each in self.mode:
             lookup("RandElasticd", "mode", each, MODES)
         lookup("RandElasticd", "padding_mode", padding_mode, PADDING_MODES)
+        several = isinstance(sigma, Sequence) and len(sigma) == 3
+        check_sigma("RandElasticd", sigma, 3 if several else 2)
+        check_number("RandElasticd", "displacement_std", displacement_std)
+        check_probability("RandElasticd", "prob", prob)
         self.point_keys = ensure_tuple(point_keys)
         self._seed = 0
 
@@ -114,16 +118,27 @@ class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
             if get_track_meta():
                 self.push_transform(item, extra_info={"seed": self._seed, "mode": mode})
             items[key] = item
-        if self._do_transform and self.point_keys:
+        if self._do_transform and self.point_keys and sizes:
             field = self._field(items[next(iter(sizes))], self._seed)
             self._move_points(items, lambda points: warp_points(points, field))
         return items
 
     def _move_points(self, items: dict[Hashable, Any], moved: Callable[[Tensor], Tensor]) -> None:
         for key in self.point_keys:
-            if key in items or not self.allow_missing_keys:
-                points: Any = convert_to_tensor(items[key], track_meta=False)
-                items[key] = moved(points[None])[0]
+            if key not in items:
+                if self.allow_missing_keys:
+                    continue
+                raise KeyError(
+                    f"RandElasticd: key {key!r} of point_keys is missing, got items of "
+                    f"{', '.join(map(repr, items))}; allow_missing_keys=True lets it be"
+                )
+            points: Any = convert_to_tensor(items[key], track_meta=False)
+            if points.dim() != 2 or not points.is_floating_point():
+                raise ValueError(
+                    f"RandElasticd: points of {key!r} must be a floating array (P, D), got "
+                    f"{tuple(points.shape)} of {points.dtype}"
+                )
+            items[key] = moved(points[None])[0]
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Undo the last deformation of the items of the keys."""
@@ -136,8 +151,8 @@ class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
                 field = self._field(items[key], int(extra["seed"]))
                 items[key] = self._warp(items[key], invert(field), extra["mode"])
         if field is not None and self.point_keys:
-            inverse = invert(field)
-            self._move_points(items, lambda points: warp_points(points, inverse))
+            there = field
+            self._move_points(items, lambda points: displaced(points, there))
         return items
 
     def _field(self, item: Tensor, seed: int) -> Tensor:

@@ -25,7 +25,8 @@ _PADDING = {code: name for name, code in PADDING_MODES.items()}
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return the table of `torch.onnx.export` that makes warps ``GridSample`` nodes.
 
-    Of opset 20, in two and three dimensions, modes ``"nearest"`` and ``"linear"``, every padding.
+    Of opset 20 or later, in two and three dimensions, modes ``"nearest"`` and ``"linear"``, every
+    padding.
     Nearest rounds half up before the node, as `tcwarp.warp` does. Values and coordinates go
     through the node in float32: integers beyond 2**24 are rounded, and linear agrees to about 1e-6
     of the length of an axis in pixels. A displacement that is not finite has no defined result.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_displacement, check_floating, check_same_device, check_tensor
-from .algebra import UNSOLVED, align
+from .algebra import UNSOLVED, solve_field
 from .warping import warp
 
 ALONG = 9  # points along each axis of a box
@@ -34,11 +34,6 @@ def warp_points(points: Tensor, displacement: Tensor) -> Tensor:
     TypeError, ValueError
         Not such tensors.
 
-    Warns
-    -----
-    FoldingWarning
-        As `align`.
-
     Examples
     --------
     >>> shift = torch.zeros(1, 2, 8, 8)
@@ -50,15 +45,10 @@ def warp_points(points: Tensor, displacement: Tensor) -> Tensor:
     _check("warp_points", "points", points, displacement, displacement.shape[1])
     if points.numel() == 0 or displacement.numel() == 0:
         return torch.full_like(points, torch.nan)
-    # Points are the pixels of a grid of their own, (P, 1) or (P, 1, 1), far from what they read:
-    # in double precision.
-    row = (len(points), displacement.shape[1], points.shape[1], *[1] * (displacement.dim() - 3))
-    goal = points.double().movedim(2, 1).reshape(row)
-    here = torch.zeros_like(goal)
-    here[:, 0] += torch.arange(row[2], device=points.device).view(row[2:])
+    goal, here = _as_grid(points, displacement)
     field = displacement.double()
     target = goal - here
-    offset = align(field, target)
+    offset = solve_field("warp_points", "displacement", field, target)
     left = (
         offset
         + warp(
@@ -74,11 +64,31 @@ def warp_points(points: Tensor, displacement: Tensor) -> Tensor:
     return moved.flatten(2).movedim(1, 2).to(points.dtype)
 
 
-def warp_boxes(boxes: Tensor, displacement: Tensor) -> Tensor:
-    """Return the boxes around what boxes of an image hold in ``warp(image, displacement)``.
+def displaced(points: Tensor, displacement: Tensor) -> Tensor:
+    """Return ``q + u(q)``: where the points of a warped image are in the image."""
+    grid, here = _as_grid(points, displacement)
+    field = displacement.double().expand(len(points), *displacement.shape[1:])
+    moved = grid + warp(field, grid - here, mode="linear", padding_mode="border")
+    return moved.flatten(2).movedim(1, 2).to(points.dtype)
 
-    The smallest that hold the points of a lattice in the box, 9 along each axis, corners and
-    edges among them, moved by `warp_points`.
+
+def _as_grid(points: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
+    """Return points as pixels of a grid of their own, (P, 1) or (P, 1, 1), and their place in it.
+
+    That is far from what they read: in double precision.
+    """
+    row = (len(points), displacement.shape[1], points.shape[1], *[1] * (displacement.dim() - 3))
+    grid = points.double().movedim(2, 1).reshape(row)
+    here = torch.zeros_like(grid)
+    here[:, 0] += torch.arange(row[2], device=points.device).view(row[2:])
+    return grid, here
+
+
+def warp_boxes(boxes: Tensor, displacement: Tensor) -> Tensor:
+    """Return boxes around what the boxes of an image hold, in ``warp(image, displacement)``.
+
+    Each is the smallest around a lattice of points of the box, 9 along each axis from edge to
+    edge, that `warp_points` has moved.
 
     Parameters
     ----------
@@ -90,7 +100,8 @@ def warp_boxes(boxes: Tensor, displacement: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (N, B, 2 D)
-        In the dtype of the boxes. Points without a solution have no say; NaN where none has one.
+        In the dtype of the boxes. Points of the lattice without a solution are left out; NaN where
+        there is no other.
         Differentiable by both.
 
     Raises
@@ -125,6 +136,6 @@ def _check(function: str, name: str, value: Tensor, displacement: Tensor, column
     if not fits or displacement.shape[0] not in (1, value.shape[0]):
         raise ValueError(
             f"{function}: {name} must have shape (N, number, {columns}) for displacement "
-            f"{tuple(displacement.shape)}, got {tuple(value.shape)}"
+            f"{tuple(displacement.shape)}, whose N is the same or 1, got {tuple(value.shape)}"
         )
     check_same_device(function, "displacement", displacement, name, value)

@@ -38,10 +38,10 @@ def warp(
     displacement : Tensor, shape (N, 2, H', W') or (N, 3, D', H', W')
         Pixels, in array order: component k displaces along spatial axis k. Its spatial size is
         that of the output, which need not be the input's: ``x`` counts the output's pixels, so
-        zeros crop the first ones. One sample, (1, 2, H', W'), serves the whole batch without
-        being copied. Half precision is converted to float32. Where a component is NaN or
-        infinite the output is 0 under every padding mode; finite ones are clamped to 2**30
-        pixels.
+        that a displacement of zeros keeps the first rows and columns. One sample, (1, 2, H', W'),
+        serves the whole batch without being copied. Half precision is converted to float32. Where
+        a component is NaN or infinite the output is 0 under every padding mode; finite ones are
+        clamped to 2**30 pixels.
     mode : {"nearest", "linear", "cubic"}
         Nearest reads from ``x + floor(u + 1/2)``: the displacement is rounded, half up. Cubic is
         the B-spline through the pixels (SciPy's order 3): sharper than linear, with overshoot
@@ -52,13 +52,14 @@ def warp(
         What stands outside the image. Reflection is half-sample symmetric, d c b a | a b c d.
     padding_value : float, or sequence or Tensor of C of them
         In padding mode ``"zeros"``: what stands outside instead of 0, in all channels or in each;
-        also the output of a displacement that is not finite. Costs a warp of one more channel.
+        also the output of a displacement that is not finite. It takes the time of one more
+        channel.
 
     Returns
     -------
     Tensor, shape (N, C, H', W') or (N, C, D', H', W')
         Dtype and memory format of the input. Differentiable any number of times, backwards and
-        forwards, under `torch.func` too: by the input (its backward is
+        once among them forwards, under `torch.func` too: by the input (its backward is
         the exact adjoint: values go back to where they came from) and, in modes ``"linear"`` and
         ``"cubic"``, by the displacement (that of nearest is 0). On CUDA the backward adds
         with atomics, which take subnormal numbers of float32 (below 1.2e-38) for zero; under
@@ -127,27 +128,43 @@ def warp(
     return _padded(output, input, displacement, mode, value)
 
 
+def is_zero(padding_value: Any) -> bool:
+    """Return whether it is the number that padding takes unless told otherwise."""
+    return isinstance(padding_value, (int, float)) and padding_value == 0
+
+
 def _padding_value(value: Any, padding_mode: str, input: Tensor) -> Tensor | None:
     """Return what stands outside in the dtype of the input, (1, C or 1, 1, ...); None for 0."""
-    if isinstance(value, (int, float)) and value == 0:
+    if is_zero(value):
         return None
     name = "warp: padding_value"
     if padding_mode != "zeros":
         raise ValueError(f"{name} is for padding_mode 'zeros', got {padding_mode!r}")
     try:
-        wide = torch.as_tensor(value, device=input.device)
+        wide = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be numbers, got {shown(value)}") from error
+        raise TypeError(
+            f"{name} must be a number of 64 bits, or one for each channel, got {shown(value)}"
+        ) from error
     if wide.dim() > 1 or (wide.numel() != 1 and wide.numel() != input.shape[1]):
         raise ValueError(
             f"{name} must be one number or one for each of the {input.shape[1]} channels, got "
             f"shape {tuple(wide.shape)}"
         )
-    own = wide.to(input.dtype)
-    exact = input.is_floating_point() or input.is_complex() or torch.equal(own.to(wide.dtype), wide)
-    if wide.is_complex() > input.is_complex() or not exact:
-        raise ValueError(f"{name} must be a value of {input.dtype}, got {shown(wide.tolist())}")
-    return own.view(1, -1, *[1] * (input.dim() - 2))
+    fits = not (wide.is_complex() and not input.is_complex())
+    own = wide.to(input.dtype) if fits else wide
+    # A tensor may be on a GPU, which would be waited for.
+    if fits and not isinstance(value, Tensor) and not torch.compiler.is_compiling():
+        if input.is_floating_point():
+            fits = torch.equal(own.isinf(), wide.isinf())
+        elif not input.is_complex():
+            fits = torch.equal(own.to(wide.dtype), wide)
+    if not fits:
+        raise ValueError(
+            f"{name} must be a value that {input.dtype} has, got {shown(wide.tolist())}; choose "
+            "another, or convert the input"
+        )
+    return own.to(input.device).view(1, -1, *[1] * (input.dim() - 2))
 
 
 def _padded(
@@ -190,8 +207,8 @@ def splat(
     displacement : Tensor, shape (N, D, *spatial) or (1, D, *spatial)
         Where pixels go, in pixels, as in `warp`.
     weight : Tensor, shape (N, 1, *spatial), optional
-        Of each pixel, in the dtype of the input; 1 unless given. ``torch.exp`` of an importance
-        gives softmax splatting.
+        Of each pixel, in the dtype of the input; 1 unless given. ``torch.exp`` of an importance,
+        less its maximum, gives softmax splatting.
     mode : {"linear", "nearest", "cubic"}
         How a pixel is spread over those around; cubic is the adjoint of the interpolation, whose
         weights are negative in part.
@@ -200,7 +217,8 @@ def splat(
     size : sequence of int, optional
         Spatial size of the result, that of the input unless given.
     normalize : bool
-        Whether to divide by the sum of the weights that arrive.
+        Whether to divide by the sum of the weights that arrive; not in mode ``"cubic"``, whose
+        sums may be near 0.
 
     Returns
     -------
@@ -231,8 +249,9 @@ def splat(
     samples_fit = input.dim() > 1 and displacement.shape[0] in (1, input.shape[0])
     if (input.dim(), *input.shape[2:]) != expected or not samples_fit:
         raise ValueError(
-            f"splat: input must have the samples and the spatial size of displacement "
-            f"{tuple(displacement.shape)}, got {tuple(input.shape)}"
+            f"splat: input must have the spatial size of displacement "
+            f"{tuple(displacement.shape)} and its samples, unless that has one for all, got "
+            f"{tuple(input.shape)}"
         )
     check_same_device("splat", "displacement", displacement, "input", input)
     codes = (
@@ -242,19 +261,30 @@ def splat(
     image = tuple(input.shape[2:]) if size is None else check_size("splat", size)
     if len(image) != input.dim() - 2:
         raise ValueError(f"splat: size must be {input.dim() - 2} lengths, got {image}")
+    if not isinstance(normalize, bool):
+        raise TypeError(f"splat: normalize must be a bool, got {type(normalize).__name__}")
+    if normalize and mode == "cubic":
+        raise ValueError(
+            "splat: normalize must be False in mode 'cubic', whose weights have sums near 0, got "
+            "True; use mode 'linear'"
+        )
     if weight is not None:
         check_tensor("splat", "weight", weight)
+        check_same_device("splat", "weight", weight, "input", input)
         one = (input.shape[0], 1, *input.shape[2:])
         if tuple(weight.shape) != one or weight.dtype != input.dtype:
             raise ValueError(
                 f"splat: weight must have shape {one} and dtype {input.dtype}, got "
                 f"{tuple(weight.shape)} and {weight.dtype}"
             )
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    weighted = input if weight is None else input * weight
-    total = scatter(weighted, displacement, *codes, deterministic, image)
+    rest = displacement, *codes, torch.are_deterministic_algorithms_enabled(), image
+    # A mean may fit half precision where the sums do not.
+    values = input.float() if normalize and input.element_size() < 4 else input
+    weighted = values if weight is None else values * weight
+    total = scatter(weighted, *rest)
     if not normalize:
         return total
-    weights = torch.ones_like(input[:, :1]) if weight is None else weight
-    arrived = scatter(weights, displacement, *codes, deterministic, image)
-    return torch.where(arrived == 0, 0, total / torch.where(arrived == 0, 1, arrived))
+    weights = torch.ones_like(values[:, :1]) if weight is None else weight.to(values.dtype)
+    arrived = scatter(weights, *rest)
+    mean = torch.where(arrived == 0, 0, total / torch.where(arrived == 0, 1, arrived))
+    return mean.to(input.dtype)

@@ -162,6 +162,33 @@ def test_torch_func_through_inverses(device):
     assert torch.equal(called, layer(image, field))
 
 
+SECOND = {
+    "image": lambda x: tcwarp.warp(x[:, :1], 0.3 + x.detach() * 0, mode="linear"),
+    "field": lambda x: tcwarp.warp(x.detach(), x, mode="cubic"),
+    "both": lambda x: tcwarp.warp(x, x, mode="linear"),
+    "invert": lambda x: tcwarp.invert(0.3 * x),
+    "exponential": lambda x: tcwarp.exponential(x, steps=2),
+    "splat": lambda x: tcwarp.splat(x, x),
+    "points": lambda x: tcwarp.warp_points(x[:, :, 0].mT + 1, 0.3 * x),
+}
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_second_derivatives_by_every_nesting(device, name):
+    """As `torch.autograd` has them; forward mode within itself is refused, not wrong."""
+    rng = np.random.default_rng(3)
+    x = torch.from_numpy(rng.uniform(0.1, 0.9, size=(2, 2, 3, 4))).to(device)
+
+    def loss(x):
+        return SECOND[name](x).pow(3).sum()
+
+    expected = torch.autograd.functional.hessian(loss, x)
+    for outer, inner in ((jacrev, jacrev), (jacfwd, jacrev), (jacrev, jacfwd)):
+        assert_close(outer(inner(loss))(x), expected, "second derivative", atol=1e-9)
+    with pytest.raises(RuntimeError, match="forward-mode differentiation within itself"):
+        jacfwd(jacfwd(loss))(x)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("mode", ["linear", "cubic"])
 def test_double_backward_in_other_precisions(device, mode, dtype):
@@ -329,13 +356,15 @@ def test_padding_value_may_mark_what_was_not_read(device):
 @pytest.mark.parametrize(
     "value, options, error, parts",
     [
-        ("x", {}, TypeError, ("must be numbers", "'x'")),
+        ("x", {}, TypeError, ("must be a number of 64 bits", "'x'")),
+        (2**70, {"dtype": torch.int64}, TypeError, ("must be a number of 64 bits", "118059")),
+        (1e10, {"dtype": torch.float16}, ValueError, ("a value that torch.float16 has", "1000000")),
         ([1.0, 2.0], {}, ValueError, ("one for each of the 3 channels", "(2,)")),
         (1.0, {"padding_mode": "border"}, ValueError, ("for padding_mode 'zeros'", "'border'")),
-        (300, {"dtype": torch.uint8}, ValueError, ("a value of torch.uint8", "300")),
-        (0.5, {"dtype": torch.int32}, ValueError, ("a value of torch.int32", "0.5")),
-        (-1, {"dtype": torch.bool}, ValueError, ("a value of torch.bool", "-1")),
-        (1j, {}, ValueError, ("a value of torch.float32",)),
+        (300, {"dtype": torch.uint8}, ValueError, ("a value that torch.uint8 has", "300")),
+        (0.5, {"dtype": torch.int32}, ValueError, ("a value that torch.int32 has", "0.5")),
+        (-1, {"dtype": torch.bool}, ValueError, ("a value that torch.bool has", "-1")),
+        (1j, {}, ValueError, ("a value that torch.float32 has",)),
     ],
 )
 def test_wrong_padding_values(value, options, error, parts):
@@ -365,6 +394,13 @@ def test_splat_is_the_adjoint_and_keeps_what_arrives(device, mode):
     assert_close(left, right, "adjoint", atol=1e-12)
 
 
+def test_a_mean_fits_half_precision_where_sums_do_not(device):
+    a = torch.arange(8.0, device=device)
+    field = torch.stack(torch.meshgrid(3 - a, 3 - a, indexing="ij"))[None]
+    image = torch.full((1, 1, 8, 8), 2000.0, dtype=torch.float16, device=device)
+    assert tcwarp.splat(image, field, weight=image, normalize=True).max() == 2000
+
+
 def test_splat_normalized(device):
     """Two pixels that meet are their weighted mean; nobody arrives at the others."""
     image = torch.tensor([[[[1.0, 5.0, 7.0]]]], device=device)
@@ -378,7 +414,10 @@ def test_splat_normalized(device):
 @pytest.mark.parametrize(
     "change, error, parts",
     [
-        ({"input": torch.zeros(2, 1, 5, 4)}, ValueError, ("input must have the samples", "5, 4")),
+        ({"input": torch.zeros(2, 1, 5, 4)}, ValueError, ("input must have the spatial", "5, 4")),
+        ({"normalize": "no"}, TypeError, ("normalize must be a bool", "str")),
+        ({"normalize": True, "mode": "cubic"}, ValueError, ("normalize must be False in mode",)),
+        ({"weight": torch.ones(2, 1, 4, 5, device="meta")}, ValueError, ("weight must be on",)),
         ({"input": torch.zeros(2, 1, 4, 5).int()}, TypeError, ("a floating dtype", "int32")),
         ({"weight": torch.ones(2, 4, 5)}, ValueError, ("weight must have shape (2, 1, 4, 5)",)),
         ({"size": (3,)}, ValueError, ("size must be", "(3,)")),

@@ -76,7 +76,12 @@ def test_one_reading_for_crop_zoom_and_deformation(device):
         (np.eye(3), {}, TypeError, ("matrix must be a torch.Tensor", "ndarray")),
         (torch.eye(3, dtype=torch.int64), {}, TypeError, ("matrix must have a floating dtype",)),
         (torch.eye(4), {}, ValueError, ("(N, 2, 3) or (N, 3, 3) for size (4, 5)", "(4, 4)")),
-        (torch.eye(3), {"center": (1.0,)}, ValueError, ("center must be 2 numbers, got 1",)),
+        (torch.eye(3), {"center": (1.0,)}, ValueError, ("center must be 2 numbers, got (1.0,)",)),
+        (torch.eye(3), {"center": 1.0}, ValueError, ("center must be 2 numbers, got 1.0",)),
+        (torch.eye(3), {"center": "ab"}, ValueError, ("center must be 2 numbers, got 'ab'",)),
+        (torch.eye(3), {"center": (None, 0)}, TypeError, ("center must be a number", "NoneType")),
+        (torch.eye(3), {"center": (np.nan, 0)}, ValueError, ("center must be finite", "nan")),
+        (torch.ones(3, 3), {}, ValueError, ("matrix must have the last row 0 ... 0 1", "1.0")),
     ],
 )
 def test_affine_displacement_refuses(matrix, options, error, parts):
@@ -156,6 +161,31 @@ def test_wrong_points(function, columns):
     for shape in ((2, 3, 3), (3, 4, columns), (2, columns)):
         with raises(ValueError, f"{name}: ", f"(N, number, {columns})", str(shape)):
             function(torch.zeros(shape), field)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (20, 18, 22)])
+def test_points_of_monai_go_there_and_back(size):
+    """Back by the field itself, exactly."""
+    pytest.importorskip("monai")
+    transform = tcwarp.monai.RandElasticd(
+        ["image"], sigma=8.0, displacement_std=2.0, prob=1.0, point_keys=["points", "more"]
+    ).set_random_state(3)
+    generator = torch.Generator().manual_seed(4)
+    points = 4 + 10 * torch.rand(50, len(size), generator=generator, dtype=torch.float64)
+    with raises(KeyError, "RandElasticd: key 'more' of point_keys is missing", "'points'"):
+        transform({"image": torch.rand(1, *size), "points": points})
+    moved = transform({"image": torch.rand(1, *size), "points": points, "more": points[:0]})
+    assert (moved["points"] - points).abs().max() > 0.5
+    assert_close(transform.inverse(moved)["points"], points, "points", atol=1e-8)
+    with raises(ValueError, "RandElasticd: points of 'points' must be a floating array", "int64"):
+        transform({"image": torch.rand(1, *size), "points": points.long(), "more": points})
+    for wrong in ({"sigma": -1}, {"prob": 2}, {"displacement_std": "a"}):
+        with raises((TypeError, ValueError), f"RandElasticd: {next(iter(wrong))} must be"):
+            tcwarp.monai.RandElasticd(["image"], **wrong)
+    only_points = tcwarp.monai.RandElasticd(
+        ["image"], prob=1.0, allow_missing_keys=True, point_keys=["points"]
+    )
+    assert torch.equal(only_points({"points": points})["points"], points)
 
 
 def test_random_elastic_moves_points(device):
