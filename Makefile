@@ -84,7 +84,7 @@ docs: $(VENV)/stamp.test  ## build the guides into build/site
 
 # The library is built apart from the usual one. Leaks are Python's own; the runtimes of both sanitizers come first.
 SANITIZED := $(CURDIR)/build/sanitize/lib
-SANITIZE_TESTS := sanitized warp warp_gradients algebra fields fuzz native_header cuda_emulated
+SANITIZE_TESTS := sanitized warp warp_gradients algebra inverse derivatives points fields fuzz native_header cuda_emulated
 sanitize: $(VENV)/stamp.test  ## run the tests of the operators with AddressSanitizer and UndefinedBehaviorSanitizer
 	TCWARP_SANITIZE=1 $(BIN)/python setup.py build --build-lib $(SANITIZED) --build-temp build/sanitize/temp
 	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \

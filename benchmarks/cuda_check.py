@@ -37,7 +37,17 @@ LIMITS = {
 NEEDED = ("torch", "numpy", "scipy", "pytest", "hypothesis", "ninja", "pybind11", "setuptools")
 OPERATOR_TESTS = tuple(
     f"tests/tcwarp/test_{name}.py"
-    for name in ("cuda_only", "warp", "warp_gradients", "algebra", "fields", "citizen")
+    for name in (
+        "cuda_only",
+        "warp",
+        "warp_gradients",
+        "algebra",
+        "fields",
+        "citizen",
+        "derivatives",
+        "inverse",
+        "points",
+    )
 )
 # ninja may lie beside this python, nvcc and compute-sanitizer in a toolkit that is on no path.
 PATH = os.pathsep.join(

@@ -236,7 +236,8 @@ def test_compiled(device, dynamic):
         return read.square().sum() + back.square().sum() + tcwarp.warp_points(points, first).sum()
 
     results = []
-    for function in everything, torch.compile(everything, fullgraph=True, dynamic=dynamic):
+    compiled = torch.compile(everything, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for function in everything, compiled:
         leaves = [t.detach().clone().requires_grad_() for t in (image, first, second, points)]
         value = function(*leaves)
         results.append((value.detach(), *torch.autograd.grad(value, leaves)))
