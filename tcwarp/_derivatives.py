@@ -131,10 +131,11 @@ def _jacobian(first: Tensor, offset: Tensor) -> list[Tensor]:
     """Return the rows of the Jacobian of ``x + u(x)`` at ``x + a``, each (N, D, *spatial)."""
     wide = first.float() if first.element_size() < 4 else first
     wide = wide.expand(len(offset), *wide.shape[1:])
+    ones = torch.ones_like(offset[:, :1], dtype=wide.dtype)
+    offset = offset.to(wide.dtype)
     rows = []
     for c, component in enumerate(wide.split(1, dim=1)):
-        ones = torch.ones_like(offset[:, :1], dtype=wide.dtype)
-        row = slope(ones, component, offset.to(wide.dtype), *LINEAR)
+        row = slope(ones, component, offset, *LINEAR)
         unit = torch.arange(first.shape[1], device=first.device) == c
         rows.append(row + unit.view(-1, *[1] * (first.dim() - 2)))
     return rows

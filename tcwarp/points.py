@@ -41,8 +41,7 @@ def warp_points(points: Tensor, displacement: Tensor) -> Tensor:
     >>> tcwarp.warp_points(torch.tensor([[[4.0, 5.0]]]), shift)
     tensor([[[4., 2.]]])
     """
-    check_displacement("warp_points", "displacement", displacement)
-    _check("warp_points", "points", points, displacement, displacement.shape[1])
+    _check("warp_points", "points", points, displacement, 1)
     if points.numel() == 0 or displacement.numel() == 0:
         return torch.full_like(points, torch.nan)
     goal, here = _as_grid(points, displacement)
@@ -114,8 +113,7 @@ def warp_boxes(boxes: Tensor, displacement: Tensor) -> Tensor:
     >>> tcwarp.warp_boxes(torch.tensor([[[1.0, 2.0, 3.0, 5.0]]]), torch.zeros(1, 2, 8, 8))
     tensor([[[1., 2., 3., 5.]]])
     """
-    check_displacement("warp_boxes", "displacement", displacement)
-    _check("warp_boxes", "boxes", boxes, displacement, 2 * displacement.shape[1])
+    _check("warp_boxes", "boxes", boxes, displacement, 2)
     dimensions = displacement.shape[1]
     low, high = boxes.unflatten(2, (2, dimensions)).unbind(2)
     part = torch.linspace(0, 1, ALONG, dtype=torch.float64, device=boxes.device)
@@ -129,7 +127,9 @@ def warp_boxes(boxes: Tensor, displacement: Tensor) -> Tensor:
     return torch.where(around.isfinite(), around, torch.nan).to(boxes.dtype)
 
 
-def _check(function: str, name: str, value: Tensor, displacement: Tensor, columns: int) -> None:
+def _check(function: str, name: str, value: Tensor, displacement: Tensor, corners: int) -> None:
+    check_displacement(function, "displacement", displacement)
+    columns = corners * displacement.shape[1]
     check_tensor(function, name, value)
     check_floating(function, name, value)
     fits = value.dim() == 3 and value.shape[2] == columns
