@@ -2,7 +2,8 @@
 
 With reflecting borders a Gaussian is diagonal in the basis of the DCT-II, and a wide one leaves
 few modes: smoothing and drawing are products with thin matrices instead of wide convolutions. Where
-modes are many, fast cosine transforms take the place of the matrices.
+modes are many, fast cosine transforms take the place of the matrices; on a CPU, a narrow Gaussian
+smooths as a convolution, block by block.
 """
 
 import functools
@@ -42,6 +43,10 @@ LARGEST = 1e30  # pixels: far beyond any image, far below what single precision 
 # numbers than that, 16 MiB in single precision. Below, matrices are faster (one core).
 MOST_IN_A_MATRIX = 256
 LARGEST_BASIS = 2**22
+# On a CPU, matrices of half as many rows, folded by symmetry, are faster up to so many modes.
+MOST_FOLDED = 2048
+# Pixels that one product of a convolution makes, and how many such products are worth it.
+BLOCK, MOST_BLOCKS = 64, 256
 TRUNCATE = 8.0  # the kernel ends at this many sigma; SciPy's default of 4 moves results by 4e-4
 
 
@@ -50,10 +55,13 @@ def _count(length: int) -> Tensor:
     return torch.arange(length, dtype=torch.float64, device="cpu")
 
 
+def _reach(sigma: float) -> int:
+    return int(TRUNCATE * sigma + 0.5)
+
+
 def _kernel(sigma: float) -> Tensor:
     """Return the sampled Gaussian, float64, from its centre to its last tap (one side)."""
-    radius = int(TRUNCATE * sigma + 0.5)
-    taps = torch.exp(-0.5 * (_count(radius + 1) / sigma) ** 2)
+    taps = torch.exp(-0.5 * (_count(_reach(sigma) + 1) / sigma) ** 2)
     return taps / (2 * taps.sum() - 1)
 
 
@@ -62,6 +70,44 @@ def _mode_count(length: int, sigma: float, dtype: torch.dtype) -> int:
     negligible = 1e-17 if dtype == torch.float64 else 1e-9
     last = length / (math.pi * sigma) * math.sqrt(-2 * math.log(negligible))
     return length if last >= length else min(length, int(last) + 2)
+
+
+def _is_narrow(planes: Tensor, axis: int, sigma: float) -> bool:
+    """Whether a Gaussian is so narrow that a convolution is the fastest way to smooth."""
+    length, reach = planes.shape[axis], _reach(sigma)
+    # Of more modes fast transforms make the sums.
+    modes = min(MOST_IN_A_MATRIX, _mode_count(length, sigma, planes.dtype))
+    return (
+        planes.device.type == "cpu"
+        and not torch.compiler.is_compiling()  # a product for each block is too much to compile
+        and BLOCK < length <= BLOCK * MOST_BLOCKS
+        and reach <= length
+        and BLOCK + 2 * reach < 2 * modes
+    )
+
+
+def _toeplitz(sigma: float, dtype: torch.dtype) -> tuple[Tensor]:
+    """Return the matrix that makes a block of smoothed pixels of those within reach of it."""
+    kernel = functional.pad(_kernel(sigma), (0, 1))  # 0 beyond its reach
+    reach = len(kernel) - 2
+    from_, to = _count(BLOCK + 2 * reach), _count(BLOCK) + reach
+    distance = (from_ - to[:, None]).abs().clamp(max=reach + 1)
+    return (kernel[distance.long()].to(dtype),)
+
+
+def _smooth_blocks(planes: Tensor, sigma: float, boundary: str, axis: int) -> Tensor:
+    (toeplitz,) = _factors.get(_toeplitz, sigma, planes.dtype)
+    length, reach = planes.shape[axis], _reach(sigma)
+    ends = [planes.narrow(axis, at, reach).flip(axis) for at in (0, length - reach)]
+    if boundary == "constant":
+        ends = [torch.zeros_like(end) for end in ends]
+    padded = torch.cat([ends[0], planes, ends[1]], axis)
+    blocks = []
+    for first in range(0, length, BLOCK):
+        count = min(BLOCK, length - first)
+        within_reach = padded.narrow(axis, first, count + 2 * reach)
+        blocks.append(_along(within_reach, toeplitz[:count, : count + 2 * reach], axis))
+    return torch.cat(blocks, axis)
 
 
 def _eigenvalues(length: int, sigma: float, count: int) -> Tensor:
@@ -91,10 +137,16 @@ def _are_many(length: int, whole: int, count: int) -> bool:
     return many and whole <= 4 * length
 
 
+def _is_folded(length: int, count: int, device: torch.device) -> bool:
+    """Whether modes are summed by half a matrix: they are even or odd about the middle."""
+    few = count <= MOST_FOLDED and length * count <= 2 * LARGEST_BASIS
+    return device.type == "cpu" and count > MOST_IN_A_MATRIX and few
+
+
 def _margin(sigma: float, boundary: str) -> int:
     # Zeros outside are a mirror too far away to matter: padded on both sides by half the kernel,
     # the data never meets its mirror image.
-    return 0 if boundary == "reflect" else (int(TRUNCATE * sigma + 0.5) + 1) // 2
+    return 0 if boundary == "reflect" else (_reach(sigma) + 1) // 2
 
 
 def _smoothing_factor(
@@ -130,6 +182,9 @@ def _field_factor(
     count = _mode_count(length, sigma, dtype)
     eigenvalues = _eigenvalues(length, sigma, count)
     variance = eigenvalues.square().sum() / length
+    if _is_folded(length, count, device):
+        half = _basis(length, count, 0, (length + 1) // 2) * eigenvalues
+        return half.to(device, dtype), variance
     if _are_many(length, length, count):
         return _complex(_turns(length, eigenvalues)[1], device, dtype), variance
     factor = (_basis(length, count, 0, length) * eigenvalues).to(device, dtype)
@@ -183,13 +238,11 @@ class _Cache:
 
     def __init__(self, most: int) -> None:
         self.most, self.bytes = most, 0
-        self.kept: OrderedDict[tuple[Any, ...], tuple[Tensor, Tensor]] = OrderedDict()
-        self.captured: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        self.kept: OrderedDict[tuple[Any, ...], tuple[Tensor, ...]] = OrderedDict()
+        self.captured: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
         self.lock = threading.Lock()
 
-    def get(
-        self, factor: Callable[..., tuple[Tensor, Tensor]], *arguments: Any
-    ) -> tuple[Tensor, Tensor]:
+    def get(self, factor: Callable[..., tuple[Tensor, ...]], *arguments: Any) -> tuple[Tensor, ...]:
         """Return factor(*arguments)."""
         # A compiler traces into the function; in a fake mode tensors have no values to keep.
         if torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor:
@@ -208,7 +261,7 @@ class _Cache:
             self._guard(key, value)
         return value
 
-    def _guard(self, key: tuple[Any, ...], value: tuple[Tensor, Tensor]) -> None:
+    def _guard(self, key: tuple[Any, ...], value: tuple[Tensor, ...]) -> None:
         """Keep what is dropped from the cache while the GPU may still read it."""
         if _is_capturing(value[0].device):
             self.captured.setdefault(key, value)  # the graph holds its address for good
@@ -217,7 +270,7 @@ class _Cache:
             if tensor.is_cuda:  # the stream that reads it need not be the one it was made on
                 tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
-    def _keep(self, key: tuple[Any, ...], value: tuple[Tensor, Tensor]) -> None:
+    def _keep(self, key: tuple[Any, ...], value: tuple[Tensor, ...]) -> None:
         size = _bytes_of(value)
         if 4 * size > self.most:
             return  # it would drive out all others
@@ -233,7 +286,7 @@ class _Cache:
 _factors = _Cache(64 * 2**20)
 
 
-def _bytes_of(tensors: tuple[Tensor, Tensor]) -> int:
+def _bytes_of(tensors: tuple[Tensor, ...]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
@@ -259,6 +312,14 @@ def _along(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
     working = torch.float64 if _is_rounded(tensor) else tensor.dtype
     product = tensor.movedim(axis, -1).to(working) @ matrix.mT.to(working)
     return product.movedim(-1, axis).to(tensor.dtype)
+
+
+def _along_folded(modes: Tensor, half: Tensor, axis: int, length: int) -> Tensor:
+    """Multiply the matrix (out, in) into one axis, given its first half of rows."""
+    lines = modes.movedim(axis, -1)
+    even, odd = (lines[..., k::2] @ half[:, k::2].mT for k in (0, 1))
+    mirrored = (even - odd)[..., : length // 2].flip(-1)
+    return torch.cat([even + odd, mirrored], -1).movedim(-1, axis)
 
 
 def gaussian_smooth(
@@ -312,7 +373,7 @@ def gaussian_smooth(
         return input.clone()
     dtype = input.dtype if input.element_size() >= 4 else torch.float32
 
-    reach = [int(TRUNCATE * axis_sigma + 0.5) for axis_sigma in sigmas]
+    reach = [_reach(axis_sigma) for axis_sigma in sigmas]
 
     def smooth(planes: Tensor) -> Tensor:
         beyond = None if _is_finite(planes) else _infinities(planes, reach)
@@ -333,6 +394,8 @@ def gaussian_smooth(
 
 
 def _smooth_axis(planes: Tensor, sigma: float, boundary: str, axis: int) -> Tensor:
+    if _is_narrow(planes, axis, sigma):
+        return _smooth_blocks(planes, sigma, boundary, axis)
     length = planes.shape[axis]
     basis, scaled = _factors.get(
         _smoothing_factor, length, sigma, boundary, planes.dtype, planes.device
@@ -512,7 +575,9 @@ def random_displacement(
             return pixels
         planes = planes.mul_(scale).to(working)
         for axis, (factor, length) in enumerate(zip(factors, size, strict=True), start=1):
-            if factor.dim() == 2:
+            if factor.dim() == 2 and len(factor) < length:
+                planes = _along_folded(planes, factor, axis, length)
+            elif factor.dim() == 2:
                 planes = _along(planes, factor, axis)
             else:
                 total = functools.partial(_sum_modes, turns=factor, length=length)

@@ -29,7 +29,7 @@ namespace tcwarp::cpu {
 // several channels do not evict each other line by line, short enough that
 // indices (nearest) or taps (linear) stay in the second cache.
 constexpr int64_t kNearestTile = 1 << 15;
-constexpr int64_t kLinearTile = 1 << 13;
+constexpr int64_t kLinearTile = 1 << 12;
 constexpr int64_t kCubicTile = 1 << 10;
 
 #if defined(__GNUC__)
@@ -61,6 +61,9 @@ T& scratch() {
   return *static_cast<T*>(area.data);
 }
 
+// How many pixels ahead memory is asked for.
+constexpr int64_t kAhead = 1024;
+
 // Calls body(i) for i in [0, count) and asks ahead for the memory at
 // address(i): a warp reads nearly a stream, but not nearly enough for the
 // processor to see it. (Nearest, (8, 6, 512, 512) float, one core: 16 ms
@@ -69,11 +72,11 @@ template <typename Address, typename Body>
 TCWARP_HOST_DEVICE void for_each_prefetched(int64_t count,
                                             const Address& address,
                                             const Body& body) {
-  constexpr int64_t ahead = 1024, every = 8;
+  constexpr int64_t every = 8;
   int64_t i = 0;
 #if defined(__GNUC__)
-  for (; i + ahead + every <= count; i += every) {
-    __builtin_prefetch(address(i + ahead));
+  for (; i + kAhead + every <= count; i += every) {
+    __builtin_prefetch(address(i + kAhead));
     for (int64_t j = i; j < i + every; ++j) body(j);
   }
 #endif

@@ -46,37 +46,50 @@ void nearest_sources(const Field<D, T>& field, int64_t n, int64_t begin,
   });
 }
 
-// The taps of consecutive pixels along one axis. W is what is summed in.
-template <Mode mode, typename W, typename Index>
-struct AxisTileTaps {
+// The taps of consecutive pixels along one axis, with the derivatives of their
+// weights where a gradient by the displacement asks for them. W is what is
+// summed in.
+template <Mode mode, typename W, typename Index, bool slopes>
+struct alignas(64) AxisTileTaps {
   static constexpr int kTaps = tap_count(mode);
   static constexpr int64_t kTile =
       mode == Mode::kLinear ? kLinearTile : kCubicTile;
+  // One cache line longer, so that the rows do not meet in the same sets.
+  static constexpr int64_t kRoom = kTile + 64 / sizeof(W);
 
-  Index index[kTaps][kTile];  // times the pixels of one step of the axis
-  W weight[kTaps][kTile];
+  Index index[kTaps][kRoom];  // times the pixels of one step of the axis
+  W weight[kTaps][kRoom];
+  W slope[slopes ? kTaps : 1][slopes ? kRoom : 1];
 
-  template <typename T>
-  TCWARP_HOST_DEVICE void set(int64_t i, const AxisTaps<kTaps, T>& taps,
-                              Index step) {
+  // `make(derivative)` gives the taps of pixel i.
+  template <typename Make>
+  TCWARP_HOST_DEVICE void set(int64_t i, Index step, const Make& make) {
+    const auto taps = make(false);
     TCWARP_UNROLL
     for (int t = 0; t < kTaps; ++t) {
       index[t][i] = taps.index[t] * step;
       weight[t][i] = static_cast<W>(taps.weight[t]);
+    }
+    if constexpr (slopes) {
+      const auto derivatives = make(true);
+      TCWARP_UNROLL
+      for (int t = 0; t < kTaps; ++t) {
+        slope[t][i] = static_cast<W>(derivatives.weight[t]);
+      }
     }
   }
 };
 
 // Of all axes: the weight of a corner is the product of those of its taps, its
 // flat index their sum.
-template <Mode mode, int D, typename W, typename Index>
+template <Mode mode, int D, typename W, typename Index, bool slopes = false>
 struct TileTaps {
   static constexpr int kTaps = tap_count(mode);
-  static constexpr int kCorners =
-      D == 2 ? kTaps * kTaps : kTaps * kTaps * kTaps;
-  static constexpr int64_t kTile = AxisTileTaps<mode, W, Index>::kTile;
+  static constexpr int kRows = D == 2 ? kTaps : kTaps * kTaps;
+  static constexpr int kCorners = kRows * kTaps;
+  static constexpr int64_t kTile = AxisTileTaps<mode, W, Index, slopes>::kTile;
 
-  AxisTileTaps<mode, W, Index> axis[D];
+  AxisTileTaps<mode, W, Index, slopes> axis[D];
 
   TCWARP_HOST_DEVICE Index corner_index(int corner, int64_t i) const {
     Index flat = 0;
@@ -93,43 +106,56 @@ struct TileTaps {
     }
     return product;
   }
+
+  // The derivative of a corner's weight along one axis.
+  TCWARP_HOST_DEVICE W corner_slope(int corner, int64_t i, int along) const {
+    W product = 1;
+    for (int k = D - 1; k >= 0; --k, corner /= kTaps) {
+      product *=
+          (k == along ? axis[k].slope : axis[k].weight)[corner % kTaps][i];
+    }
+    return product;
+  }
 };
 
-// One axis of a run: the taps of `displacement` at `position`, which changes by
-// `advance` from pixel to pixel.
-template <Padding padding, bool derivative, Mode mode, typename T, typename W,
-          typename Index>
-TCWARP_MULTIVERSION void taps_of_run(const T* displacement, int32_t position,
-                                     int32_t advance, int32_t size, Index step,
-                                     int64_t at, int64_t count,
-                                     AxisTileTaps<mode, W, Index>& taps) {
+// One axis of a run: the taps of `displacement` from `position` on, which all
+// pixels of a run share but along the last axis.
+template <Padding padding, Mode mode, typename T, typename W, typename Index,
+          bool slopes>
+TCWARP_MULTIVERSION void taps_of_run(
+    const T* displacement, int32_t position, bool last_axis, int32_t size,
+    Index step, int64_t at, int32_t count,
+    AxisTileTaps<mode, W, Index, slopes>& taps) {
+  const int32_t moves = last_axis ? -1 : 0;  // a mask: no product in the loop
+  const auto set = [&](int32_t i, const auto& make)
+                       TCWARP_INLINE { taps.set(at + i, step, make); };
   if constexpr (mode == Mode::kLinear) {
-    for (int64_t i = 0; i < count; ++i) {
-      const int32_t x = position + advance * static_cast<int32_t>(i);
-      taps.set(at + i,
-               linear_taps<padding>(displacement[i], x, size, derivative),
-               step);
+    for (int32_t i = 0; i < count; ++i) {
+      const LinearCell<padding, T> cell(displacement[i], position + (i & moves),
+                                        size);
+      set(i,
+          [&](bool derivative) TCWARP_INLINE { return cell.taps(derivative); });
     }
   } else {
     // A few pixels side by side; once more, with more work, near the border.
-    constexpr int64_t kFew = 32;
-    for (int64_t begin = 0; begin < count; begin += kFew) {
-      const int64_t end = std::min(begin + kFew, count);
+    constexpr int32_t kFew = 32;
+    for (int32_t begin = 0; begin < count; begin += kFew) {
+      const int32_t end = std::min(begin + kFew, count);
       int32_t near_border = 0;
-      for (int64_t i = begin; i < end; ++i) {
-        const int32_t x = position + advance * static_cast<int32_t>(i);
+      for (int32_t i = begin; i < end; ++i) {
         bool inside;
-        taps.set(at + i,
-                 inner_cubic_taps(displacement[i], x, size, derivative, inside),
-                 step);
+        set(i, [&](bool derivative) TCWARP_INLINE {
+          return inner_cubic_taps(displacement[i], position + (i & moves), size,
+                                  derivative, inside);
+        });
         near_border |= static_cast<int32_t>(!inside);
       }
       if (near_border == 0) continue;
-      for (int64_t i = begin; i < end; ++i) {
-        const int32_t x = position + advance * static_cast<int32_t>(i);
-        taps.set(at + i,
-                 cubic_taps<padding>(displacement[i], x, size, derivative),
-                 step);
+      for (int32_t i = begin; i < end; ++i) {
+        set(i, [&](bool derivative) TCWARP_INLINE {
+          return cubic_taps<padding>(displacement[i], position + (i & moves),
+                                     size, derivative);
+        });
       }
     }
   }
@@ -150,44 +176,21 @@ TCWARP_MULTIVERSION void drop_whole(const Run<D, T>& run, int64_t at,
   }
 }
 
-template <Padding padding, bool slopes, Mode mode, int D, typename T,
-          typename W, typename Index>
-void fill_run(const Run<D, T>& run, int slope_axis, int64_t at,
-              TileTaps<mode, D, W, Index>& taps) {
-  Index step = 1;
-  for (int k = D - 1; k >= 0; --k) {
-    const auto fill = [&](auto derivative) {
-      taps_of_run<padding, derivative()>(run.displacement[k], run.position[k],
-                                         k == D - 1 ? 1 : 0, run.image_size[k],
-                                         step, at, run.count, taps.axis[k]);
-    };
-    if (slopes && k == slope_axis) {
-      fill(std::bool_constant<slopes>{});
-    } else {
-      fill(std::false_type{});
-    }
-    step *= run.image_size[k];
-  }
-  if constexpr (mode == Mode::kCubic && !slopes) drop_whole(run, at, taps);
-}
-
-// The taps of pixels [begin, end) of sample n.
+// The taps of pixels [begin, end) of sample n. Slopes are of copied pixels too.
 template <Padding padding, Mode mode, int D, typename T, typename W,
-          typename Index>
+          typename Index, bool slopes>
 void fill_taps(const Field<D, T>& field, int64_t n, int64_t begin, int64_t end,
-               TileTaps<mode, D, W, Index>& taps) {
+               TileTaps<mode, D, W, Index, slopes>& taps) {
   for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
-    fill_run<padding, false>(run, -1, run.first - begin, taps);
-  });
-}
-
-// The same with the derivative of the weights along one axis.
-template <Padding padding, Mode mode, int D, typename T, typename W,
-          typename Index>
-void fill_slopes(const Field<D, T>& field, int64_t n, int64_t begin,
-                 int64_t end, int axis, TileTaps<mode, D, W, Index>& taps) {
-  for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
-    fill_run<padding, true>(run, axis, run.first - begin, taps);
+    const int64_t at = run.first - begin;
+    Index step = 1;
+    for (int k = D - 1; k >= 0; --k) {
+      taps_of_run<padding>(run.displacement[k], run.position[k], k == D - 1,
+                           run.image_size[k], step, at,
+                           static_cast<int32_t>(run.count), taps.axis[k]);
+      step *= run.image_size[k];
+    }
+    if constexpr (mode == Mode::kCubic && !slopes) drop_whole(run, at, taps);
   });
 }
 

@@ -82,21 +82,40 @@ TCWARP_MULTIVERSION void scatter_pixels(const V* gradient, int64_t channels,
   });
 }
 
-template <Mode mode, int D, typename V, typename S, typename W, typename Index>
-void scatter_weighted(const V* gradient, int64_t from,
-                      const TileTaps<mode, D, W, Index>& taps, S* target,
-                      int64_t to, int64_t count) {
-  const auto at = [&](int64_t i, int c) TCWARP_INLINE {
-    return target + taps.corner_index(c, i) * to;
-  };
-  const auto first = [&](int64_t i) TCWARP_INLINE { return at(i, 0); };
-  for_each_prefetched(count, first, [&](int64_t i) TCWARP_INLINE {
-    const S value = static_cast<S>(gradient[i * from]);
-    for (int c = 0; c < taps.kCorners; ++c) {
-      const S weight = static_cast<S>(taps.corner_weight(c, i));
-      if (weight != 0) *at(i, c) += weight * value;
+// target[corner] += weight * gradient[i] for one channel of a tile. The
+// products of a few pixels are made side by side; sums keep the order of the
+// pixels.
+template <Mode mode, int D, typename S, typename Index>
+TCWARP_MULTIVERSION void scatter_weighted(
+    const S* __restrict gradient, const TileTaps<mode, D, S, Index>& taps,
+    S* __restrict target, int64_t count) {
+  constexpr int64_t kFew = 16;
+  constexpr int kCorners = TileTaps<mode, D, S, Index>::kCorners;
+  const auto add = [&](int64_t begin, auto few) TCWARP_INLINE {
+    Index at[kCorners][kFew];
+    S share[kCorners][kFew];
+    for (int c = 0; c < kCorners; ++c) {
+      for (int64_t j = 0; j < few; ++j) {
+        const S weight = taps.corner_weight(c, begin + j);
+        const S product = weight * gradient[begin + j];
+        at[c][j] = taps.corner_index(c, begin + j);
+        share[c][j] = weight != 0 ? product : S(0);
+      }
     }
-  });
+    for (int64_t j = 0; j < few; ++j) {
+      for (int c = 0; c < kCorners; ++c) target[at[c][j]] += share[c][j];
+    }
+  };
+  int64_t begin = 0;
+  for (; begin + kFew <= count; begin += kFew) {
+#if defined(__GNUC__)
+    for (int64_t i = begin + kAhead; i < begin + kAhead + kFew; i += kFew / 2) {
+      if (i < count) __builtin_prefetch(target + taps.corner_index(0, i));
+    }
+#endif
+    add(begin, std::integral_constant<int64_t, kFew>{});
+  }
+  add(begin, count - begin);
 }
 
 // Channels [first, last) of a tile, channels last.
@@ -223,12 +242,11 @@ void backward_interpolated(const V* gradient, const Field<D, T>& field,
             continue;
           }
           for (int64_t c = first; c < last; ++c) {
-            in_type_of_sum(
-                source + c * grid.channel_stride + begin * stride, stride,
-                end - begin, [&](const auto* values, auto from) {
-                  scatter_weighted(values, from, taps, sums.channel(c),
-                                   sums.pixel_stride, end - begin);
-                });
+            in_type_of_sum(source + c * grid.channel_stride + begin * stride,
+                           stride, end - begin, [&](const auto* values, auto) {
+                             scatter_weighted(values, taps, sums.channel(c),
+                                              end - begin);
+                           });
           }
         }
       });
@@ -268,44 +286,79 @@ void backward_cubic(const V* all_gradients, const Field<D, T>& whole_field,
   });
 }
 
-// sum[i] += gradient * derivative of the interpolated value, one channel.
-template <Mode mode, int D, typename V, typename S, typename W, typename Index>
-TCWARP_MULTIVERSION void add_slope(const V* __restrict gradient,
-                                   const S* __restrict values,
-                                   const TileTaps<mode, D, W, Index>& taps,
-                                   W* __restrict sum, int64_t count) {
-  const auto at = [&](int64_t i, int c) TCWARP_INLINE {
-    return values + taps.corner_index(c, i);
+// sum[axis][i] += gradient * derivative of the interpolated value along that
+// axis, one channel. Row by row of the taps: what the last axis makes of a row
+// serves all derivatives.
+template <Mode mode, int D, typename V, typename S, typename W, typename Index,
+          int64_t tile>
+TCWARP_MULTIVERSION void add_slopes(
+    const V* __restrict gradient, const S* __restrict values,
+    const TileTaps<mode, D, W, Index, true>& taps, W (&__restrict sum)[D][tile],
+    int64_t count) {
+  constexpr int kTaps = taps.kTaps;
+  const auto first = [&](int64_t i) TCWARP_INLINE {
+    return values + taps.corner_index(0, i);
   };
-  const auto first = [&](int64_t i) TCWARP_INLINE { return at(i, 0); };
+  const auto add = [](W sum, W weight, W value) TCWARP_INLINE {
+    return weight != 0 ? sum + weight * value : sum;
+  };
   for_each_prefetched(count, first, [&](int64_t i) TCWARP_INLINE {
-    W slope = 0;
-#pragma GCC unroll 16
-    for (int c = 0; c < taps.kCorners; ++c) {
-      const W weight = taps.corner_weight(c, i);
-      const W value = static_cast<W>(*at(i, c));
-      slope = weight != 0 ? slope + weight * value : slope;
+    W slope[D] = {};
+#pragma GCC unroll 4
+    for (int row = 0; row < taps.kRows; ++row) {
+      Index flat = 0;
+      W weight = 1, tilted[D];  // with the slope of one axis in its place
+      for (int k = 0; k < D - 1; ++k) tilted[k] = 1;
+      for (int k = D - 2, r = row; k >= 0; --k, r /= kTaps) {
+        const auto& axis = taps.axis[k];
+        flat += axis.index[r % kTaps][i];
+        weight *= axis.weight[r % kTaps][i];
+        for (int j = 0; j < D - 1; ++j) {
+          tilted[j] *= (j == k ? axis.slope : axis.weight)[r % kTaps][i];
+        }
+      }
+      W level = 0, along = 0;
+      TCWARP_UNROLL
+      for (int t = 0; t < kTaps; ++t) {
+        const auto& axis = taps.axis[D - 1];
+        const W value = static_cast<W>(values[flat + axis.index[t][i]]);
+        level = add(level, axis.weight[t][i], value);
+        along = add(along, axis.slope[t][i], value);
+      }
+      for (int k = 0; k < D - 1; ++k)
+        slope[k] = add(slope[k], tilted[k], level);
+      slope[D - 1] = add(slope[D - 1], weight, along);
     }
-    sum[i] += slope * static_cast<W>(gradient[i]);
+    for (int k = 0; k < D; ++k) {
+      sum[k][i] += slope[k] * static_cast<W>(gradient[i]);
+    }
   });
 }
 
 // The same for all channels of a tile, channels last.
-template <Mode mode, int D, typename V, typename S, typename W, typename Index>
-void add_slope_pixels(const V* gradient, const S* values, int64_t channels,
-                      const TileTaps<mode, D, W, Index>& taps, W* sum,
-                      int64_t count) {
+template <Mode mode, int D, typename V, typename S, typename W, typename Index,
+          int64_t tile>
+void add_slopes_of_pixels(const V* gradient, const S* values, int64_t channels,
+                          const TileTaps<mode, D, W, Index, true>& taps,
+                          W (&sum)[D][tile], int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const V* const from = gradient + i * channels;
     for (int c = 0; c < taps.kCorners; ++c) {
-      const W weight = taps.corner_weight(c, i);
-      if (weight == 0) continue;
+      W weight[D];
+      bool used = false;
+      for (int axis = 0; axis < D; ++axis) {
+        weight[axis] = taps.corner_slope(c, i, axis);
+        used |= weight[axis] != 0;
+      }
+      if (!used) continue;
       const S* const pixel = values + taps.corner_index(c, i) * channels;
       W product = 0;
       for (int64_t k = 0; k < channels; ++k) {
         product += static_cast<W>(pixel[k]) * static_cast<W>(from[k]);
       }
-      sum[i] += weight * product;
+      for (int axis = 0; axis < D; ++axis) {
+        if (weight[axis] != 0) sum[axis][i] += weight[axis] * product;
+      }
     }
   }
 }
@@ -329,17 +382,17 @@ template <Mode mode, Padding padding, typename Index, int D, typename V,
 void backward_displacement(const V* gradient, const S* values,
                            const Field<D, T>& field, const Layout& image,
                            Tensor& output, int64_t first_sample = 0) {
-  using Taps = TileTaps<mode, D, SumOf<V>, Index>;
+  using Taps = TileTaps<mode, D, SumOf<V>, Index, true>;
   struct Tile {
     Taps taps;
-    SumOf<V> sum[Taps::kTile];
+    SumOf<V> sum[D][Taps::kTile];
   };
   const Layout grid = image.with_pixels(field.pixels);
   const int64_t together = field.is_shared() ? image.samples : 1;
   Layout fields = grid;
   fields.samples /= together;
   parallel_over_tiles(
-      fields, Taps::kTile, together * image.channels * D * Taps::kCorners,
+      fields, Taps::kTile, together * image.channels * Taps::kCorners,
       [&](int64_t n, int64_t begin, int64_t end) {
         auto& [taps, sum] = scratch<Tile>();
         const int64_t count = end - begin;
@@ -348,19 +401,19 @@ void backward_displacement(const V* gradient, const S* values,
           const V* const from =
               gradient + grid.sample_offset(m) + begin * grid.pixel_stride;
           if (grid.pixel_stride != 1) {
-            add_slope_pixels(from, source, grid.channels, taps, sum, count);
+            add_slopes_of_pixels(from, source, grid.channels, taps, sum, count);
             return;
           }
           for (int64_t c = 0; c < grid.channels; ++c) {
-            add_slope(from + c * grid.channel_stride,
-                      source + c * image.channel_stride, taps, sum, count);
+            add_slopes(from + c * grid.channel_stride,
+                       source + c * image.channel_stride, taps, sum, count);
           }
         };
+        for (auto& component : sum) std::fill_n(component, count, SumOf<V>(0));
+        fill_taps<padding>(field, n, begin, end, taps);
+        for (int64_t m = n; m < n + together; ++m) add_sample(m);
         for (int axis = 0; axis < D; ++axis) {
-          std::fill_n(sum, count, SumOf<V>(0));
-          fill_slopes<padding>(field, n, begin, end, axis, taps);
-          for (int64_t m = n; m < n + together; ++m) add_sample(m);
-          store(sum, count, output,
+          store(sum[axis], count, output,
                 ((first_sample + n) * D + axis) * grid.pixels + begin);
         }
       });
@@ -415,6 +468,7 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
   Tensor output = torch::stable::empty_like(displacement);
   if (output.numel() == 0) return output;
   if (gradient.numel() == 0) return torch::stable::zero_(output);
+  prefer_huge_pages(output);
   const Layout layout = layout_of(input);
   THO_DISPATCH_V2(
       input.scalar_type(), "warp_backward_displacement", AT_WRAP([&] {

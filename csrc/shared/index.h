@@ -43,14 +43,14 @@ TCWARP_HOST_DEVICE bool is_finite(T value) {
   return value - value == T(0);
 }
 
-// The displacement in range, 0 where it is NaN or infinite (those pixels are
-// masked by the callers through is_finite).
+// The displacement in range; NaN too, whose pixels callers mask by is_finite.
+// (Clamped to constants, GCC carries these through all that follows, as vectors
+// of their own.)
 template <typename T>
 TCWARP_HOST_DEVICE T bounded(T displacement) {
   constexpr T limit = static_cast<T>(kLargestDisplacement);
-  T value = is_finite(displacement) ? displacement : T(0);
-  value = value > limit ? limit : value;
-  return value < -limit ? -limit : value;
+  const T end = std::copysign(limit, displacement);
+  return std::abs(displacement) < limit ? displacement : end;
 }
 
 // Floor of a bounded value. The CPU truncates and corrects: unlike std::floor,
@@ -66,7 +66,8 @@ TCWARP_HOST_DEVICE int32_t floor_to_int(T value) {
 
 // A displacement along one axis as whole pixels and the fraction of a pixel
 // beyond them, 0 to 1. It is always the displacement that is split, never the
-// position: that is exact for any image size. NaN and infinities count as 0.
+// position: that is exact for any image size. NaN and infinities become whole
+// pixels beyond any image.
 template <typename T>
 struct SplitDisplacement {
   int32_t whole;
@@ -120,23 +121,38 @@ struct AxisTaps {
   T weight[K];
 };
 
+// The two pixels that a linear interpolation lies between.
 template <Padding padding, typename T>
-TCWARP_HOST_DEVICE AxisTaps<2, T> linear_taps(T displacement, int32_t position,
-                                              int32_t size, bool derivative) {
-  const bool finite = is_finite(displacement);
-  const SplitDisplacement<T> u = split(displacement);
-  const int32_t first = position + u.whole;
-  AxisTaps<2, T> taps;
-  for (int t = 0; t < 2; ++t) {
-    const int32_t index = pad_index<padding>(first + t, size);
-    const bool used = finite & (index >= 0);
-    const T weight = t == 0 ? T(1) - u.fraction : u.fraction;
-    const T slope = t == 0 ? T(-1) : T(1);
-    taps.index[t] = used ? index : 0;
-    taps.weight[t] = used ? (derivative ? slope : weight) : T(0);
+struct LinearCell {
+  int32_t index[2];  // always valid
+  T used[2];         // 1, or 0 where there is no pixel: no branches
+  T fraction;
+
+  TCWARP_HOST_DEVICE LinearCell(T displacement, int32_t position,
+                                int32_t size) {
+    // Zeros begin where NaN and infinities are taken to.
+    const bool led = padding == Padding::kZeros || is_finite(displacement);
+    const SplitDisplacement<T> u = split(displacement);
+    fraction = u.fraction;
+    for (int t = 0; t < 2; ++t) {
+      const int32_t source = pad_index<padding>(position + u.whole + t, size);
+      const int32_t is_used = led & (source >= 0);
+      index[t] = source & -is_used;
+      used[t] = static_cast<T>(is_used);
+    }
   }
-  return taps;
-}
+
+  TCWARP_HOST_DEVICE AxisTaps<2, T> taps(bool derivative) const {
+    AxisTaps<2, T> taps;
+    for (int t = 0; t < 2; ++t) {
+      const T weight = t == 0 ? T(1) - fraction : fraction;
+      const T slope = t == 0 ? T(-1) : T(1);
+      taps.index[t] = index[t];
+      taps.weight[t] = used[t] * (derivative ? slope : weight);
+    }
+    return taps;
+  }
+};
 
 // Flat index of the pixel that the nearest warp reads from, or kOutside.
 template <int D, Padding padding, typename Index, typename T>
@@ -148,7 +164,8 @@ TCWARP_HOST_DEVICE Index nearest_source(const T (&displacement)[D],
   for (int k = 0; k < D; ++k) {
     const int32_t offset = nearest_offset(displacement[k]);
     const int32_t source = pad_index<padding>(position[k] + offset, size[k]);
-    outside |= is_finite(displacement[k]) ? source : kOutside;
+    const bool led = padding == Padding::kZeros || is_finite(displacement[k]);
+    outside |= led ? source : kOutside;
     flat = flat * size[k] + source;
   }
   return outside < 0 ? kOutside : flat;

@@ -203,7 +203,8 @@ TCWARP_HOST_DEVICE AxisTaps<tap_count(mode), T> axis_taps(T displacement,
                                                           int32_t size,
                                                           bool derivative) {
   if constexpr (mode == Mode::kLinear) {
-    return linear_taps<padding>(displacement, position, size, derivative);
+    return LinearCell<padding, T>(displacement, position, size)
+        .taps(derivative);
   } else {
     return cubic_taps<padding>(displacement, position, size, derivative);
   }

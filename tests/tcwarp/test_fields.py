@@ -26,12 +26,20 @@ def seed_drawn_from(seed: int) -> int:
     return int(torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator(seed)))
 
 
-@pytest.fixture(params=["matrices", "fast transforms"])
+WAYS = {
+    "matrices": {"MOST_BLOCKS": 0},
+    "folded matrices": {"MOST_BLOCKS": 0, "MOST_IN_A_MATRIX": 0},
+    "fast transforms": {"MOST_BLOCKS": 0, "LARGEST_BASIS": 0},
+    "blocks": {"BLOCK": 3},
+}
+
+
+@pytest.fixture(params=WAYS)
 def modes_by(request, monkeypatch):
-    """How modes are summed: few of them, and many."""
+    """How fields are drawn and images smoothed, by the size and the width of the Gaussian."""
     monkeypatch.setattr(fields, "_factors", fields._Cache(2**20))
-    if request.param == "fast transforms":
-        monkeypatch.setattr(fields, "LARGEST_BASIS", 0)
+    for name, value in WAYS[request.param].items():
+        monkeypatch.setattr(fields, name, value)
 
 
 # ------------------------------------------------------------------------------------ values
