@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -107,6 +108,6 @@ def _line(cells: Sequence[str]) -> str:
 
 def plus_minus(mean: float | None, deviation: float | None, digits: int = 1) -> str:
     """Return "mean ± deviation"; the mean alone, or "-", where there is no more."""
-    if mean is None:
+    if mean is None or math.isnan(mean):
         return "-"
     return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from tcseg.errors import RunError, RunFinished, RunStopped
 from tcseg.extras import MissingPackageError, needs
+from tcseg.method.names import OWN_NETWORKS
 from tcseg.runs.config import Config
 
 
@@ -104,7 +105,20 @@ def read_config(
     default = Config() if default is None else default
     config = dataclasses.replace(default if file is None else Config.load(file), **given)
     config.validate()
+    of_file = "network" in options and "network" not in given
+    if of_file and config.network not in OWN_NETWORKS:
+        raise click.UsageError(
+            f"{file} names the network {config.network!r}, code that would be run; if you trust "
+            f"it, add --network {config.network}"
+        )
     return config
+
+
+network_option = click.option(
+    "--network",
+    metavar="NAME",
+    help="Dotted path of the run's network, if it is not tcseg's own and you trust its code.",
+)
 
 
 def grid_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -17,10 +17,12 @@ from tcseg.cli.options import (
     config_options,
     examples,
     grid_options,
+    network_option,
     read_config,
 )
 from tcseg.errors import RunStopped
 from tcseg.io.files import write_json
+from tcseg.method.names import OWN_NETWORKS
 from tcseg.method.variants import METHODS
 from tcseg.runs.config import Config
 from tcseg.runs.folder import RunFolder
@@ -76,6 +78,8 @@ def train(
         if (out / "config.toml").exists() and not RunFolder(out).finished:
             where = "" if isinstance(error, RunStopped) else " from the last checkpoint"
             command = f"tcseg train --out {shlex.quote(str(out))} --resume"
+            if config.network not in OWN_NETWORKS:
+                command += f" --network {config.network}"
             click.echo(f"\nStopped. To continue{where}: {command}", err=True)
             if isinstance(error, KeyboardInterrupt):
                 ctx.exit(130)
@@ -100,7 +104,10 @@ def train(
 )
 @click.option("--root", help="Folder of the data set, where it is not the one trained with.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: str) -> None:
+@network_option
+def evaluate(
+    run: Path, on: str, postprocess: bool, root: str | None, device: str, network: str | None
+) -> None:
     """Measure the network of the folder RUN; print a table, write RUN/evaluation-....json."""
     config = RunFolder(run).config()
     config = dataclasses.replace(config, device=device, root=root or config.root)
@@ -112,7 +119,7 @@ def evaluate(run: Path, on: str, postprocess: bool, root: str | None, device: st
     from tcseg.evaluation import evaluate as evaluation
     from tcseg.use.segmenter import load_with_data
 
-    segmenter, dataset, split = load_with_data(run, config.device, config.root)
+    segmenter, dataset, split = load_with_data(run, config.device, config.root, network)
     validation = validation_subset(split, config.validation_images)
     indices = split.test if on == "test" else validation
     results = evaluation.evaluate(segmenter.network, dataset, indices, postprocess=postprocess)

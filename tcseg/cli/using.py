@@ -11,6 +11,7 @@ from tcseg.cli.options import (
     FileToWrite,
     config_file_option,
     examples,
+    network_option,
     preview_options,
     read_config,
     with_options,
@@ -85,6 +86,7 @@ def preview(
     help="Height and width of a pixel in mm, of images whose files do not say.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@network_option
 @click.pass_context
 def predict(
     ctx: click.Context,
@@ -96,6 +98,7 @@ def predict(
     overlays: bool,
     spacing: float | None,
     device: str,
+    network: str | None,
 ) -> None:
     """Segment INPUTS, files or folders, with the network of the folder RUN.
 
@@ -115,7 +118,7 @@ def predict(
 
     console = Console(highlight=False, soft_wrap=True)
     problems = predict_files(
-        load(run, device),
+        load(run, device, network=network),
         inputs,
         out,
         postprocess=postprocess,
@@ -147,7 +150,8 @@ def predict(
     help="Form of the file: ONNX, or that of torch.export.",
 )
 @click.option("--out", required=True, type=FileToWrite(), help="File to write.")
-def export(run: Path, form: Any, out: Path) -> None:
+@network_option
+def export(run: Path, form: Any, out: Path, network: str | None) -> None:
     """Write the network of the folder RUN for other programs; run it there and compare.
 
     ONNX needs the packages onnx, onnxscript and onnxruntime: pip install "tcwarp[export]".
@@ -155,7 +159,7 @@ def export(run: Path, form: Any, out: Path) -> None:
     from tcseg.use.export import export as write
     from tcseg.use.segmenter import load
 
-    segmenter = load(run, "cpu")
+    segmenter = load(run, "cpu", network=network)
     difference = write(segmenter, out, form)
     size, channels = segmenter.model.size, segmenter.model.channels
     click.echo(
@@ -174,14 +178,17 @@ def export(run: Path, form: Any, out: Path) -> None:
 @click.option("--out", required=True, type=FileToWrite(), help="HTML file.")
 @click.option("--root", help="Folder of the data set, where it is not the one trained with.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-def report(runs: tuple[Path, ...], out: Path, root: str | None, device: str) -> None:
+@network_option
+def report(
+    runs: tuple[Path, ...], out: Path, root: str | None, device: str, network: str | None
+) -> None:
     """Write finished RUNS as one HTML page: curves, tables, best and worst cases."""
     for run in runs:
         RunFolder(run).summary()  # or an error, before the slow imports
 
     from tcseg.use.report import report as write
 
-    notes = write(runs, out, root=root, device=device)
+    notes = write(runs, out, root=root, device=device, network=network)
     click.echo(f"Written: {out}")
     for note in notes:
         click.echo(f"Note: {with_options(note)}", err=True)

@@ -114,6 +114,15 @@ class Dataset:
         """Return the size of a pixel of one image in mm, None if it is not known."""
         return self.spacing if self.spacings is None else self.spacings[index]
 
+    def volume_of(self, index: int) -> str | None:
+        """Return the name of the volume that an image is a plane of, None if it is none."""
+        return self.ids[index].rpartition("/")[0] or None
+
+    def absent_from(self, indices: Sequence[int]) -> list[str]:
+        """Return the classes that none of these images shows."""
+        masks = self.masks[list(indices)]
+        return [name for c, name in enumerate(self.classes) if not (masks >> c & 1).any()]
+
     def to(self, device: torch.device | str) -> Dataset:
         """Return the data set for work on `device`: moved there if it fits, else streamed."""
         device = torch.device(device)

@@ -105,7 +105,7 @@ def _folder_split(dataset: Dataset, split: int) -> Split:
     # Planes of one file stay together: they are too alike to be tested on each other.
     files: dict[str, list[int]] = {}
     for index in _annotated(dataset):
-        files.setdefault(dataset.ids[index].rsplit("/", 1)[0], []).append(index)
+        files.setdefault(dataset.volume_of(index) or dataset.ids[index], []).append(index)
     if len(files) < 2:
         raise DataError(
             f"folder: {len(files)} image file with masks; two are needed at least, one to train "

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tcseg.data import Dataset
@@ -23,10 +24,15 @@ JOINED = {
 # Of the columns of `results_table`.
 EXPLANATIONS = (
     "IOU: overlap of prediction and truth, intersection over union; mean ± standard deviation over "
-    "images. The mean over the structures is the mIOU.",
+    "images, without those where a structure is in neither. The mean over the structures is the "
+    "mIOU.",
+    "3-D IOU: that of the planes of a volume taken together; mean ± standard deviation over "
+    "volumes.",
     "MACD: mean absolute distance of the contours of prediction and truth.",
     "Missed: images in which only one of prediction and truth is empty.",
 )
+
+Masks = NDArray[np.bool_]
 
 __all__ = ["evaluate", "predict", "results_table", "validation_miou"]
 
@@ -65,12 +71,14 @@ def validation_miou(
 ) -> float:
     """Mean IOU over images and structures, computed on the device: the quick form of `evaluate`.
 
-    Parameters are those of `predict`; the background does not count.
+    Planes of one volume count as one image. Parameters are those of `predict`; the background does
+    not count.
 
     Returns
     -------
     float
-        Between 0 and 1; a structure absent from prediction and truth counts 1.
+        Between 0 and 1: the mean over structures of the mean over the images where prediction or
+        truth has it. nan if there is no structure anywhere.
 
     Raises
     ------
@@ -80,15 +88,20 @@ def validation_miou(
     if len(indices) == 0:
         raise ValueError("validation_miou: indices must name at least one image, got none")
     classes = len(dataset.classes)
-    total = torch.zeros((), dtype=torch.float64, device=dataset.device)
+    numbers: dict[str, int] = {}
+    for index in indices:
+        numbers.setdefault(dataset.volume_of(index) or dataset.ids[index], len(numbers))
+    # Exact: below 2**53 every count of pixels is a double.
+    pixels = torch.zeros(2, len(numbers), classes, dtype=torch.float64, device=dataset.device)
     for batch, masks in _predictions(network, dataset, indices, batch_size):
         predicted = masks[:, :classes]
         truth = dataset.target_batch(batch)[:, :classes].bool()
-        # Exact: below 2**53 every count of pixels is a double.
-        intersection = (predicted & truth).sum(dim=(-2, -1), dtype=torch.float64)
-        union = (predicted | truth).sum(dim=(-2, -1), dtype=torch.float64)
-        total += torch.where(union == 0, 1.0, intersection / union).sum()
-    return total.item() / (len(indices) * classes)
+        names = [dataset.volume_of(index) or dataset.ids[index] for index in batch]
+        image = torch.tensor([numbers[name] for name in names], device=dataset.device)
+        for total, mask in zip(pixels, (predicted & truth, predicted | truth), strict=True):
+            total.index_add_(0, image, mask.sum(dim=(-2, -1), dtype=torch.float64))
+    intersection, union = pixels
+    return float((intersection / union).nanmean(0).nanmean())
 
 
 def evaluate(
@@ -111,14 +124,16 @@ def evaluate(
     Returns
     -------
     dict
-        ``"miou"``, the mean over images and structures without background, and ``"miou_std"``,
-        its standard deviation over images; by structure ``"iou"``, ``"dice"`` and ``"macd_mm"``
-        (mean absolute contour distance in mm), means over images, of the distance over those
-        where it is defined (nan if there are none), ``"iou_std"``, ``"dice_std"`` and
+        ``"miou"``, the mean over structures without background, and ``"miou_std"``, the standard
+        deviation over images of their means; by structure ``"iou"``, ``"dice"`` and ``"macd_mm"``
+        (mean absolute contour distance in mm), means over the images where they are defined (nan
+        if there are none): overlaps where prediction or truth has the structure, the distance
+        where both have it and the size of a pixel is known; ``"iou_std"``, ``"dice_std"`` and
         ``"macd_mm_std"``, and ``"missed"`` (number of images where only one of prediction and truth
-        is empty, so that the distance is not defined; nor is it where the size of a pixel is not
-        known); ``"joined"``: the same by name for structures
-        taken as one (lungs, clavicles); ``"cardiothoracic_ratio"``, where there are heart and
+        is empty); ``"joined"``: the same by name for structures
+        taken as one (lungs, clavicles); ``"volumes"``, where images are planes of volumes:
+        ``"miou"``, ``"iou"``, ``"dice"`` and their deviations over volumes, the planes of each
+        taken together in three dimensions; ``"cardiothoracic_ratio"``, where there are heart and
         lungs: ``"error"`` (mean absolute difference from that of the true masks), ``"bias"``
         (mean difference) and ``"missed"``; ``"images"``: a list of rows
         ``{"id", "miou", "iou": {structure: ...}, "dice": {...}, "macd_mm": {...}}``, joined
@@ -133,26 +148,26 @@ def evaluate(
     if len(indices) == 0:
         raise ValueError("evaluate: indices must name at least one image, got none")
     images: list[dict[str, Any]] = []
+    volumes: dict[str, dict[str, NDArray[np.int64]]] = {}
     for batch, masks in _predictions(network, dataset, indices, batch_size):
         truth = dataset.target_batch(batch).cpu().numpy().astype(bool)
         for index, predicted, true in zip(batch, masks.cpu().numpy(), truth, strict=True):
-            spacing = dataset.spacing_of(index)
-            row = _measure(dataset.classes, predicted, true, spacing, postprocess)
-            images.append({"id": dataset.ids[index], **row})
-    mious = np.array([image["miou"] for image in images])
+            pairs = _pairs(dataset.classes, predicted, true, postprocess)
+            images.append({"id": dataset.ids[index], **_measure(pairs, dataset.spacing_of(index))})
+            if (volume := dataset.volume_of(index)) is not None:
+                total = volumes.setdefault(volume, {})
+                for name, pixels in _counts(pairs).items():
+                    total[name] = total.get(name, 0) + pixels
     joined = [name for name in images[0]["iou"] if name not in dataset.classes]
-    results = {
-        "miou": float(mious.mean()),
-        "miou_std": float(mious.std()),
-        **_over_images(images, dataset.classes),
-        "joined": _over_images(images, joined),
-    }
+    results = {**_all(images, dataset.classes), "joined": _over_images(images, joined)}
+    if volumes:
+        results["volumes"] = _all(list(map(_overlaps, volumes.values())), dataset.classes)
     if "cardiothoracic_ratio" in images[0]:
         ratios = np.array([list(image["cardiothoracic_ratio"].values()) for image in images])
-        known = (differences := ratios[:, 0] - ratios[:, 1])[np.isfinite(differences)]
+        differences = ratios[:, 0] - ratios[:, 1]
         results["cardiothoracic_ratio"] = {
-            "error": _mean(np.abs(known)),
-            "bias": _mean(known),
+            "error": _mean(np.abs(differences)),
+            "bias": _mean(differences),
             "missed": int(np.isnan(differences).sum()),
         }
     return {**results, "images": images}
@@ -178,8 +193,12 @@ def results_table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> 
     structures = list(next(iter(results.values()))["iou"])
     blocks = [_columns(structures, result) for result in results.values()]
     # What no result has is left out of all.
-    kept = [c for c in range(3) if any(set(block[c]) - {"-", "0"} for block in blocks)]
-    headings = ("IOU %", "MACD mm", "missed")
+    headings = ("IOU %", "3-D IOU %", "MACD mm", "missed")
+    kept = [
+        c
+        for c in range(len(headings))
+        if c == 0 or any(set(block[c]) - {"-", "0"} for block in blocks)
+    ]
     columns = [f"{name}\n{headings[c]}" for c in kept for name in results]
     rows = [
         [name, *(block[c][i] for c in kept for block in blocks)]
@@ -192,19 +211,24 @@ def results_table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> 
 
 
 def _columns(structures: Sequence[str], result: Mapping[str, Any]) -> list[list[str]]:
-    """Return IOU, distance and number of missed ones as text, by structure and over all."""
+    """Return IOU, that of volumes, distance and number of missed ones as text, and over all."""
+
     # None is what nan becomes in a file of JSON.
-    distances = [math.nan if (d := result["macd_mm"][name]) is None else d for name in structures]
+    def number(value: float | None) -> float:
+        return math.nan if value is None else value
+
+    def overlaps(result: Mapping[str, Any]) -> list[str]:
+        figures = [(result["iou"][name], result["iou_std"][name]) for name in structures]
+        figures.append((result["miou"], result["miou_std"]))
+        return [plus_minus(100 * number(mean), 100 * number(std)) for mean, std in figures]
+
+    distances = [number(result["macd_mm"][name]) for name in structures]
     known = [d for d in distances if math.isfinite(d)]
     missed = [result["missed"][name] for name in structures]
+    volumes = result.get("volumes")
     return [
-        [
-            *(
-                plus_minus(100 * result["iou"][name], 100 * result["iou_std"][name])
-                for name in structures
-            ),
-            plus_minus(100 * result["miou"], 100 * result["miou_std"]),
-        ],
+        overlaps(result),
+        overlaps(volumes) if volumes else ["-"] * (len(structures) + 1),
         [
             f"{d:.2f}" if math.isfinite(d) else "-"
             for d in (*distances, sum(known) / len(known) if known else math.nan)
@@ -229,14 +253,10 @@ def _predictions(
         network.train(training)
 
 
-def _measure(
-    classes: Sequence[str],
-    predicted: np.ndarray,
-    true: np.ndarray,
-    spacing: float | tuple[float, float] | None,
-    postprocess: bool,
-) -> dict[str, Any]:
-    """Measure one image: masks (C + 1, H, W)."""
+def _pairs(
+    classes: Sequence[str], predicted: Masks, true: Masks, postprocess: bool
+) -> dict[str, tuple[Masks, Masks]]:
+    """Return prediction and truth of one image by structure; masks are (C + 1, H, W)."""
     pairs = {
         name: (metrics.postprocess(a) if postprocess else a, b)
         for name, a, b in zip(classes, predicted[:-1], true[:-1], strict=True)
@@ -245,13 +265,33 @@ def _measure(
         if set(parts) <= set(classes) and name not in classes:
             left, right = (pairs[part] for part in parts)
             pairs[name] = (left[0] | right[0], left[1] | right[1])
-    overlaps = {name: metrics.iou(a, b) for name, (a, b) in pairs.items()}
+    return pairs
+
+
+def _counts(pairs: Mapping[str, tuple[Masks, Masks]]) -> dict[str, NDArray[np.int64]]:
+    """Count the pixels of intersection and union by structure."""
+    return {
+        name: np.array([np.count_nonzero(a & b), np.count_nonzero(a | b)])
+        for name, (a, b) in pairs.items()
+    }
+
+
+def _overlaps(counts: Mapping[str, NDArray[np.int64]]) -> dict[str, dict[str, float]]:
+    """Return IOU and Dice by structure, nan where there is nothing to agree on."""
+    return {
+        "iou": {name: i / u if u else math.nan for name, (i, u) in counts.items()},
+        "dice": {name: 2 * i / (i + u) if u else math.nan for name, (i, u) in counts.items()},
+    }
+
+
+def _measure(
+    pairs: Mapping[str, tuple[Masks, Masks]], spacing: float | tuple[float, float] | None
+) -> dict[str, Any]:
+    """Measure one image but for its mean."""
     row: dict[str, Any] = {
-        "miou": float(np.mean([overlaps[name] for name in classes])),
-        "iou": overlaps,
-        "dice": {name: metrics.dice(a, b) for name, (a, b) in pairs.items()},
+        **_overlaps(_counts(pairs)),
         "macd_mm": {
-            name: float("nan") if spacing is None else metrics.contour_distance(a, b, spacing)
+            name: math.nan if spacing is None else metrics.contour_distance(a, b, spacing)
             for name, (a, b) in pairs.items()
         },
         "missed": {name: bool(a.any() != b.any()) for name, (a, b) in pairs.items()},
@@ -262,22 +302,39 @@ def _measure(
     return row
 
 
+def _all(images: Sequence[dict[str, Any]], classes: Sequence[str]) -> dict[str, Any]:
+    """Add the mean over structures to every row, and return those over rows."""
+    for image in images:
+        image["miou"] = _mean(np.array([image["iou"][name] for name in classes]))
+    results = _over_images(images, classes)
+    mious = np.array([image["miou"] for image in images])
+    return {
+        "miou": _mean(np.array(list(results["iou"].values()))),
+        "miou_std": _deviation(mious),
+        **results,
+    }
+
+
 def _over_images(
     images: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Means and standard deviations by structure, where they are defined."""
     results: dict[str, dict[str, Any]] = {}
     for figure in ("iou", "dice", "macd_mm"):
-        means, deviations = {}, {}
-        for name in names:
-            values = np.array([image[figure][name] for image in images])
-            known = values[np.isfinite(values)]
-            means[name] = _mean(known)
-            deviations[name] = float(known.std()) if known.size else float("nan")
-        results |= {figure: means, f"{figure}_std": deviations}
-    results["missed"] = {name: sum(image["missed"][name] for image in images) for name in names}
+        if figure in images[0]:
+            values = {name: np.array([image[figure][name] for image in images]) for name in names}
+            results[figure] = {name: _mean(values[name]) for name in names}
+            results[f"{figure}_std"] = {name: _deviation(values[name]) for name in names}
+    if "missed" in images[0]:
+        results["missed"] = {name: sum(image["missed"][name] for image in images) for name in names}
     return results
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if values.size else float("nan")
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _deviation(values: NDArray[np.float64]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.std()) if known.size else math.nan

@@ -28,7 +28,7 @@ def iou(a: Mask, b: Mask) -> float:
     Returns
     -------
     float
-        Between 0 and 1; 1 if both masks are empty.
+        Between 0 and 1; nan if both masks are empty, as there is nothing to agree on.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def iou(a: Mask, b: Mask) -> float:
     """
     first, second = _masks("iou", a, b)
     union = np.count_nonzero(first | second)
-    return np.count_nonzero(first & second) / union if union else 1.0
+    return np.count_nonzero(first & second) / union if union else float("nan")
 
 
 def dice(a: Mask, b: Mask) -> float:
@@ -57,7 +57,7 @@ def dice(a: Mask, b: Mask) -> float:
     """
     first, second = _masks("dice", a, b)
     total = np.count_nonzero(first) + np.count_nonzero(second)
-    return 2 * np.count_nonzero(first & second) / total if total else 1.0
+    return 2 * np.count_nonzero(first & second) / total if total else float("nan")
 
 
 def cardiothoracic_ratio(heart: Mask, lungs: Mask) -> float:
@@ -115,8 +115,8 @@ def contour_distance(a: Mask, b: Mask, spacing: float | Sequence[float] = 1.0) -
     Returns
     -------
     float
-        In mm. 0 if both masks are empty; nan if one of them is, since there is no contour to
-        measure to (count such cases, as `evaluate` does, lest they vanish).
+        In mm; nan if a mask is empty, since there is no contour to measure to (count the cases
+        where only one is, as `evaluate` does, lest they vanish).
 
     Raises
     ------
@@ -133,7 +133,7 @@ def contour_distance(a: Mask, b: Mask, spacing: float | Sequence[float] = 1.0) -
     if not (np.isfinite(sampling).all() and (sampling > 0).all()):
         raise ValueError(f"contour_distance: spacing must be positive and finite, got {spacing}")
     if not (first.any() and second.any()):
-        return 0.0 if first.any() == second.any() else float("nan")
+        return float("nan")
     # The smallest box around both masks holds all contours; the distance transforms of the rest
     # of the image would be thrown away.
     box = ndimage.find_objects((first | second).astype(np.uint8))[0]

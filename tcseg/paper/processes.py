@@ -139,6 +139,7 @@ class _Trainings:
         config.save(run.path.with_suffix(".toml"))
         command = [*self.launcher, sys.executable, "-m", "tcseg", "train"]
         command += ["--config", str(run.path.with_suffix(".toml").absolute())]
+        command += ["--network", config.network]  # ours, not only the file's
         command += ["--out", str(run.path.absolute()), *(["--resume"] if resume else [])]
         with open(run.path.with_suffix(".log"), "wb") as log:
             # In a group of its own: Ctrl-C reaches this process alone, which passes it on.

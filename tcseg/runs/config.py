@@ -171,7 +171,7 @@ class Config:
         )
         dotted = all(part.isidentifier() for part in self.network.split("."))
         expect(
-            self.network == "unet" or (dotted and "." in self.network),
+            self.network in names.OWN_NETWORKS or (dotted and "." in self.network),
             "network",
             "'unet' or a dotted path such as 'package.module.function'",
         )

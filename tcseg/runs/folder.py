@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -123,7 +124,13 @@ class RunFolder:
             import fcntl
         except ImportError:  # not on every system; then nothing is locked
             return
-        self._lock_file = open(self.path / ".lock", "w")  # noqa: SIM115 (held open)
+        try:  # a link could lead to any file
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            self._lock_file = os.fdopen(os.open(self.path / ".lock", flags, 0o666), "r+")
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise RunError(f"{self.path / '.lock'} is a link to another file; remove it") from error
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

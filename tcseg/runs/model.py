@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from tcseg.data import Dataset
 from tcseg.errors import RunError
 from tcseg.io.files import write_json
 from tcseg.io.label_maps import LARGEST_LABEL
+from tcseg.method.names import OWN_NETWORKS
 from tcseg.method.network import build_network
 from tcseg.runs.folder import RunFolder
 
@@ -114,11 +116,36 @@ class Model:
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path}: broken ({error!r}); train the run again") from error
 
-    def build(self) -> nn.Module:
-        """Return the network, its weights not loaded."""
+    def build(self, run: Path, trusted: str | None = None) -> nn.Module:
+        """Return the network of a run, its weights not loaded.
+
+        Raises
+        ------
+        RunError
+            If it is code that does not come with the package, and not `trusted`, or lies in the
+            folder of the run.
+        """
+        if self.network not in OWN_NETWORKS:
+            self._check_trusted(run, trusted)
         return build_network(
             self.network, len(self.classes), self.precision, channels=self.channels
         )
+
+    def _check_trusted(self, run: Path, trusted: str | None) -> None:
+        if self.network != trusted:
+            given = "" if trusted is None else f", not {trusted!r}"
+            raise RunError(
+                f"{run}: its network is {self.network!r}{given}, code that would be run to load "
+                f"it; if you trust that code, say so: `network` {self.network}"
+            )
+        # Found, not imported.
+        spec = importlib.util.find_spec(self.network.partition(".")[0])
+        places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
+        if any(place and Path(place).resolve().is_relative_to(run.resolve()) for place in places):
+            raise RunError(
+                f"{run}: its network {self.network!r} is code in the folder of the run itself, "
+                "which is never run; install it elsewhere"
+            )
 
 
 def _median_spacing(dataset: Dataset) -> tuple[float, float] | None:
@@ -134,6 +161,9 @@ def load_weights(
     network: nn.Module, weights: Mapping[str, Tensor], run: Path | str, name: str
 ) -> None:
     """Put weights into a network; a RunError names the run if they do not fit."""
+    for key, value in weights.items():
+        if not value.isfinite().all():
+            raise RunError(f"{run}: its weights hold numbers that are not finite ({key})")
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

@@ -78,7 +78,7 @@ def preview(
         for i, index in enumerate(indices)
     ]
     save_grid(path, rows, HEADINGS, title, dataset.classes)
-    return float(np.mean([iou(aligned[i], second[i]) for i in range(len(indices))]))
+    return float(np.nanmean([iou(aligned[i], second[i]) for i in range(len(indices))]))
 
 
 def deformed_mesh(displacement: Tensor) -> np.ndarray:

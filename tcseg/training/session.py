@@ -27,7 +27,7 @@ from tcseg.extras import is_installed
 from tcseg.method.variants import Method
 from tcseg.runs.config import Config, resolve_device
 from tcseg.runs.folder import RunFolder
-from tcseg.runs.model import Model
+from tcseg.runs.model import Model, load_weights
 from tcseg.training import distributed
 from tcseg.training.trainer import SUPERVISED, Trainer, picture_cases
 
@@ -196,6 +196,15 @@ def _describe(trainer: Trainer, console: Console) -> None:
         soft_wrap=True,
         markup=False,
     )
+    parts = {
+        "labelled": trainer.labelled,
+        "validation": trainer.validation,
+        "test": trainer.split.test,
+    }
+    for part, indices in parts.items():
+        if absent := trainer.dataset.absent_from(indices):
+            message = f"No {part} image shows {', '.join(absent)}."
+            console.print(message, highlight=False, soft_wrap=True, markup=False)
     if not is_installed("tensorboard"):
         message = 'No TensorBoard events: run `pip install "tcwarp[tensorboard]"` for them.'
         console.print(message, highlight=False, soft_wrap=True, markup=False)
@@ -207,7 +216,7 @@ def _finish(trainer: Trainer, console: Console, show_results: bool) -> dict[str,
     network, dataset, split = trainer.network, trainer.dataset, trainer.split
     network.load_state_dict(state.pretrained)
     pretrained = evaluate(network, dataset, split.test)
-    network.load_state_dict(state.best)
+    load_weights(network, state.best, run.path, config.network)
     run.save_weights(network.state_dict())
     Model.of(config, dataset).save(run.path)
     test = evaluate(network, dataset, split.test)

@@ -1,6 +1,7 @@
 """One training: supervised pre-training, then a method from that same network."""
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -232,6 +233,7 @@ class Trainer:
         network = self.network if self.teacher is None else self.teacher.module
         miou = validation_miou(network, self.dataset, self.validation)
         self._log({"step": state.step, "validation_miou": miou})
+        miou = 0.0 if math.isnan(miou) else miou  # nothing to choose by: keep the first
         if miou > state.best_miou:
             state.best_miou, state.best_step = miou, state.step
             state.best = copy.deepcopy(network.state_dict())

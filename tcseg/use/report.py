@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
+from tcseg.data import Dataset, Split
 from tcseg.errors import DataError, RunError
 from tcseg.evaluation.evaluate import evaluate, predict
 from tcseg.evaluation.pictures import images_and_truths, side_by_side
@@ -23,7 +25,7 @@ from tcseg.io.images import png
 from tcseg.io.label_maps import COLOURS
 from tcseg.runs.folder import RunFolder
 from tcseg.sheet import plus_minus
-from tcseg.use.segmenter import load_with_data
+from tcseg.use.segmenter import Segmenter, load_with_data
 
 __all__ = ["report"]
 
@@ -52,6 +54,7 @@ def report(
     *,
     root: str | None = None,
     device: str = "auto",
+    network: str | None = None,
 ) -> list[str]:
     """Write runs as one HTML page that needs no other file.
 
@@ -68,6 +71,8 @@ def report(
         there are no cases, and the page says so.
     device
         Where the networks run.
+    network
+        Dotted path of a network of the runs that is none of the package's, and that you trust.
 
     Returns
     -------
@@ -91,7 +96,7 @@ def report(
                 "version; delete it, and write it again with tcseg train --resume"
             )
         try:
-            _add_cases(run, folder, root, device)
+            _add_cases(run, *load_with_data(folder.path, device, root, network))
         except (DataError, RunError, ValueError) as error:
             run.why_no_cases = f"No cases can be shown: {error}"
         shown.append(run)
@@ -124,11 +129,11 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _add_cases(run: _Run, folder: RunFolder, root: str | None, device: str) -> None:
-    segmenter, dataset, split = load_with_data(folder.path, device, root)
+def _add_cases(run: _Run, segmenter: Segmenter, dataset: Dataset, split: Split) -> None:
     test = split.test
     rows = evaluate(segmenter.network, dataset, test)["images"]
-    order = sorted(range(len(rows)), key=lambda i: -rows[i]["miou"])
+    shown = [i for i, row in enumerate(rows) if math.isfinite(row["miou"])]
+    order = sorted(shown, key=lambda i: -rows[i]["miou"])
     run.key = list(zip(dataset.classes, COLOURS, strict=False))
     count = min(CASES, len(order))
     worst = [i for i in order[::-1][:count] if i not in order[:count]]  # of few images

@@ -189,8 +189,13 @@ class Segmenter:
         return [None if math.isnan(mean) else mean for mean in means]
 
 
-def load(run: str | os.PathLike[str], device: str = "auto") -> Segmenter:
+def load(
+    run: str | os.PathLike[str], device: str = "auto", *, network: str | None = None
+) -> Segmenter:
     """Load the network of a finished run.
+
+    A run may come from anybody: it is read as data, and no code that it names is run unless
+    `network` allows it.
 
     Parameters
     ----------
@@ -198,24 +203,27 @@ def load(run: str | os.PathLike[str], device: str = "auto") -> Segmenter:
         The run's folder.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    network
+        Dotted path of the run's network, where it is none of the package's and you trust it.
 
     Raises
     ------
     RunError
-        If the folder holds no finished run, or its files do not fit each other.
+        If the folder holds no finished run, its files do not fit each other, or its network is code
+        that `network` does not allow.
     ValueError
         If there is no such device, or the network of the run cannot be built.
     """
     folder = RunFolder(run)
     weights = folder.load_weights()
     model = Model.load(folder.path)
-    network = model.build()
-    load_weights(network, weights, folder.path, model.network)
-    return Segmenter(network, model, resolve_device(device))
+    module = model.build(folder.path, network)
+    load_weights(module, weights, folder.path, model.network)
+    return Segmenter(module, model, resolve_device(device))
 
 
 def load_with_data(
-    run: Path, device: str, root: str | None = None
+    run: Path, device: str, root: str | None = None, network: str | None = None
 ) -> tuple[Segmenter, Dataset, Split]:
     """Load the network of a run with its data, on one device, and the split it was trained on.
 
@@ -224,7 +232,7 @@ def load_with_data(
 
     Parameters
     ----------
-    run, device
+    run, device, network
         As for `load`.
     root
         Folder of the data, where it is not the one trained with.
@@ -238,7 +246,7 @@ def load_with_data(
     """
     folder = RunFolder(run)
     config = folder.config()
-    segmenter = load(run, device)
+    segmenter = load(run, device, network=network)
     dataset = load_dataset(config.data, root=root or config.root, size=config.size)
     segmenter.check(dataset, run)
     folder.split_record()  # or a clear error

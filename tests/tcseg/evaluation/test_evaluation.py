@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tcseg.data import load_dataset
+from tcseg.data import Dataset, load_dataset
 from tcseg.evaluation.evaluate import evaluate, predict, results_table, validation_miou
 from tcseg.evaluation.metrics import contour_distance, dice, iou
 from tcseg.evaluation.pictures import save_panel
@@ -85,6 +85,58 @@ def test_a_structure_that_is_not_found_counts_as_missed(phantom):
     assert results["missed"]["heart"] == 1
     assert results["macd_mm"]["heart"] == 0  # of the image where it was found
     assert results["iou"]["heart"] == 0.5
+
+
+@pytest.fixture
+def lesion():
+    """A volume of 20 planes, 2 of which show a lesion of 400 pixels; and a liver nowhere."""
+    masks = torch.zeros(20, 32, 32, dtype=torch.uint8)
+    masks[7:9, 4:24, 4:24] = 1
+    ids = [f"ct/{k:02d}" for k in range(20)]
+    images = torch.zeros(20, 1, 32, 32, dtype=torch.uint8)
+    return Dataset("folder", ids, ("lesion", "liver"), images, masks, spacing=1.0)
+
+
+def test_what_is_absent_from_truth_and_prediction_says_nothing(lesion):
+    everything = lesion.target_batch(range(20))
+    everything[:, 0, 30, :4] = 1  # and four stray pixels a plane
+    nothing = torch.zeros_like(everything)
+    found = 2 * 400 / 404 / 20
+    for masks, by_plane, by_volume in ((nothing, 0, 0), (everything, found, 800 / 880)):
+        results = evaluate(Truth(masks), lesion, range(20), batch_size=3)
+        assert results["iou"]["lesion"] == results["miou"] == pytest.approx(by_plane)
+        assert results["volumes"]["iou"]["lesion"] == pytest.approx(by_volume)
+        assert results["volumes"]["miou"] == pytest.approx(by_volume)
+        quick = validation_miou(Truth(masks), lesion, range(20), batch_size=3)
+        assert quick == pytest.approx(by_volume)
+        assert np.isnan(results["iou"]["liver"])
+        assert np.isnan(results["dice"]["liver"])
+        assert np.isnan(results["volumes"]["iou"]["liver"])
+        assert results["missed"]["liver"] == 0
+    twice = 2 * 800 / (800 + 880)
+    assert results["volumes"]["dice"]["lesion"] == pytest.approx(twice)
+
+
+def test_a_class_that_no_image_holds_has_no_figures_in_the_table(lesion):
+    results = evaluate(Truth(lesion.target_batch(range(20))), lesion, range(20))
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(results_table({"run": results}))
+    text = console.export_text()
+    rows = {
+        line.split("│")[1].strip(): line.split("│")[2:-1]
+        for line in text.splitlines()
+        if "│" in line
+    }
+    assert [cell.strip() for cell in rows["liver"]] == ["-", "-", "-"]
+    assert [cell.strip() for cell in rows["mean"]] == ["100.0 ± 0.0", "100.0 ± 0.0", "0.00"]
+    assert "planes of a volume taken together" in " ".join(text.split())
+
+
+def test_nothing_anywhere_is_no_figure(lesion):
+    empty = dataclasses.replace(lesion, masks=torch.zeros_like(lesion.masks))
+    masks = empty.target_batch(range(20))
+    assert np.isnan(validation_miou(Truth(masks), empty, range(20)))
+    assert np.isnan(evaluate(Truth(masks), empty, range(20))["miou"])
 
 
 def test_postprocessing_is_applied(phantom):
