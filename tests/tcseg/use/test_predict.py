@@ -158,7 +158,7 @@ def test_a_run_is_loaded_with_all_it_needs(tmp_path):
     with pytest.raises(RunError, match=r"model\.json: broken"):
         tcseg.load(run.path)
     Model(config.network, "float32", CLASSES, 1, 96).save(run.path)
-    loaded = tcseg.load(run.path, device="cpu")
+    loaded = tcseg.load(run.path, device="cpu", network=config.network)
     assert loaded.classes == CLASSES
     whole = Model(config.network, "float32", CLASSES, 1, 96, values=VALUES, spacing=(0.5, 0.7))
     whole.save(run.path)
@@ -170,7 +170,7 @@ def test_a_run_is_loaded_with_all_it_needs(tmp_path):
             Model.load(run.path)
     older = {k: v for k, v in dataclasses.asdict(whole).items() if k not in ("values", "spacing")}
     (run.path / "model.json").write_text(json.dumps(older))
-    loaded = tcseg.load(run.path, device="cpu")
+    loaded = tcseg.load(run.path, device="cpu", network=config.network)
     assert loaded.predict(chest()[0]).masks.shape == (3, 96, 64)
     assert network.size == 96
     with pytest.raises(RunError, match="is not a run"):
@@ -620,6 +620,7 @@ def test_the_command(tmp_path):
     Image.fromarray(chest()[0]).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"hello")
     command = ["predict", str(run.path), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
+    command += ["--network", config.network]
     result = CliRunner().invoke(main, [*command, "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert "measurements.csv" in result.stdout
