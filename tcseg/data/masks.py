@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tcseg.data.dataset import pack_masks
 from tcseg.errors import DataError, Problems
 from tcseg.io.dicom import read_segments, segment_labels
-from tcseg.io.images import Picture, is_dicom, is_image, stem
+from tcseg.io.images import Picture, is_dicom, is_image, orientation, stem
 from tcseg.io.placement import Placement
 from tcseg.io.planes import Planes, read_planes
 
@@ -211,13 +211,15 @@ def _class_names(path: Path) -> dict[int, str]:
         return {}
     names: dict[int, str] = {}
     try:
-        for line in filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())):
-            value, name = line.split(maxsplit=1)
-            names[int(value)] = name
+        for line in map(str.strip, path.read_text(encoding="utf-8-sig").splitlines()):
+            if line and line[0] != "#":
+                value, name = line.split(maxsplit=1)
+                names[int(value)] = name
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: each line must be a value and a name, as in '1 liver'") from error
-    if 0 in names or len(set(names.values())) < len(names):
-        raise DataError(f"{path}: values must be 1 or more, and names must differ")
+    names.pop(0, None)  # the background has no mask
+    if min(names, default=1) < 0 or len(set(names.values())) < len(names):
+        raise DataError(f"{path}: values must not be negative, and names must differ")
     return names
 
 
@@ -275,6 +277,13 @@ def _plane_of(planes: NDArray[np.generic], path: Path, picture: Picture) -> NDAr
         more = "only one" if picture.plane is None else "more"
         raise DataError(
             f"folder: {path} has {len(planes)} planes, its image {picture.path} has {more}"
+        )
+    ours, its = orientation(path), orientation(picture.path)
+    if ours != its and None not in (ours, its):
+        raise DataError(
+            f"folder: the axes of {path} run {ours} in the patient, those of its image "
+            f"{picture.path.name} {its}, so they do not lie on each other pixel by pixel; save "
+            "both in one orientation (nibabel.as_closest_canonical)"
         )
     plane, shape = planes[number], picture.pixels.shape[1:]
     if plane.shape != shape:

@@ -192,7 +192,7 @@ def read_splits(path: str | os.PathLike[str], dataset: Dataset) -> list[Split]:
     ------
     DataError
         If it cannot be read, or one of its splits has an empty part, an image twice, or one that
-        the data set has not.
+        the data set has not. Validation and test may be the same images: few have no others.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -224,7 +224,7 @@ def read_splits(path: str | os.PathLike[str], dataset: Dataset) -> list[Split]:
                         f"`split_file` {path}: {name!r} has no masks; name those with masks only, "
                         "the others are used without labels by themselves"
                     )
-                if name in seen:
+                if name in seen and not (part == "test" and names == split["validation"]):
                     raise DataError(f"`split_file` {path}: split {number} has {name!r} twice")
                 seen.add(name)
     return [

@@ -278,6 +278,17 @@ def read_volume(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
     return volume.transpose(2, 1, 0)[:, ::-1], spacing
 
 
+def orientation(path: Path) -> str | None:
+    """Return which way in the patient the axes of a NIfTI file run, as "RAS"; None of others."""
+    if suffix(path) not in NIFTI:
+        return None
+    with needs("nifti"):
+        import nibabel
+
+    affine: Any = nibabel.load(path).affine  # type: ignore[attr-defined]
+    return "".join(code or "?" for code in nibabel.aff2axcodes(affine))
+
+
 def _read_nifti(path: Path) -> Iterator[Picture]:
     planes, spacing = read_volume(path)
     count, height, width = planes.shape

@@ -16,6 +16,7 @@ from tcseg.io.images import NIFTI, is_dicom, open_plain, read_volume, suffix
 __all__ = ["read_planes"]
 
 FEW_COLOURS = 9  # so many are listed
+WHOLE_TO = 1e-3
 
 Planes = NDArray[np.integer]
 
@@ -63,7 +64,11 @@ def _colours(values: NDArray[np.generic]) -> str:
 
 
 def _whole(values: NDArray[Any], path: Path) -> Planes:
-    whole: Planes = values.astype(np.int64 if values.dtype.itemsize > 1 else np.uint8)
-    if not (whole == values).all() or (whole < 0).any():
+    # Scaled on the way, as by the slope of a NIfTI, a number may be a little off.
+    rounded = np.rint(values) if values.dtype.kind == "f" else values
+    with np.errstate(invalid="ignore"):  # nan, found below
+        whole: Planes = rounded.astype(np.int64 if values.dtype.itemsize > 1 else np.uint8)
+    near = rounded is values or (np.abs(rounded - values) < WHOLE_TO).all()
+    if not near or not (whole == rounded).all() or (whole < 0).any():
         raise DataError(f"folder: {path} has values that are not whole numbers from 0 on")
     return whole

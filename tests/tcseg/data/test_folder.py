@@ -109,6 +109,41 @@ def test_one_file_with_values(valued):
     assert load(valued).values == (1, 5)
 
 
+def test_names_of_classes_may_have_comments_and_the_background(valued):
+    (valued / "classes.txt").write_text("# ours\n0 background\n1 a disc\n5 square\n")
+    assert load(valued).classes == ("a disc", "square")
+    assert load(valued).values == (1, 5)
+
+
+def nifti_pair(folder, labels, image_affine, mask_affine):
+    image = picture(1)[0]
+    for part, values, affine in (
+        ("images", np.stack([image, image], -1).astype("f4"), image_affine),
+        ("masks", labels, mask_affine),
+    ):
+        (folder / part).mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(values, affine), folder / part / "ct.nii.gz")
+
+
+def test_labels_that_scaling_has_moved_a_little_are_whole_numbers(tmp_path):
+    disc = np.stack([picture(1)[1]] * 2, -1).astype("f8")
+    nifti_pair(tmp_path, disc * 3 * (1 + 1e-7), np.eye(4), np.eye(4))
+    assert load(tmp_path).values == (3,)
+    nifti_pair(tmp_path, disc * 2.5, np.eye(4), np.eye(4))
+    refused(tmp_path, "ct.nii.gz has values that are not whole numbers")
+    nifti_pair(tmp_path, np.where(disc > 0, np.nan, 0), np.eye(4), np.eye(4))
+    refused(tmp_path, "ct.nii.gz has values that are not whole numbers")
+
+
+def test_a_mask_that_lies_otherwise_in_the_patient_is_refused(tmp_path):
+    # The same in the patient, stored flipped: pixel by pixel they would not meet.
+    disc = np.stack([picture(1)[1]] * 2, -1).astype("u1")
+    flipped = np.diag([-1.0, 1, 1, 1])
+    flipped[0, 3] = len(disc) - 1
+    nifti_pair(tmp_path, disc[::-1], np.eye(4), flipped)
+    refused(tmp_path, "ct.nii.gz run LAS in the patient", "ct.nii.gz RAS", "as_closest_canonical")
+
+
 def test_palettes_and_16_bits_are_values_too(valued):
     values = np.asarray(Image.open(valued / "masks" / "scan0.png"))
     image = Image.fromarray(values, "L")
@@ -169,13 +204,17 @@ def test_images_without_masks_are_unlabelled(by_class, tmp_path):
         make_split(data, 0, tmp_path / "splits.json")
 
 
-def test_few_masks_are_validation_and_test_at_once(by_class):
+def test_few_masks_are_validation_and_test_at_once(by_class, tmp_path):
     for number in range(3, 6):
         (by_class / "masks" / "disc" / f"scan{number}.png").unlink()
         (by_class / "masks" / "square" / f"scan{number}.png").unlink(missing_ok=True)
-    split = make_split(load(by_class), 0)
+    data = load(by_class)
+    split = make_split(data, 0)
     assert (len(split.train), len(split.validation)) == (2, 1)
     assert split.test == split.validation
+    # As the folder of a run keeps it: `tcseg evaluate` reads it again.
+    save_splits(tmp_path / "splits.json", data, [split])
+    assert make_split(data, 0, tmp_path / "splits.json") == split
 
 
 def test_a_folder_trains_and_its_network_knows_its_classes(by_class, tmp_path):
@@ -442,7 +481,7 @@ def test_two_images_of_one_name(valued):
     refused(valued, "scan0.png and", "scan0.tif have one name")
 
 
-@pytest.mark.parametrize("text", ["disc", "x disc", "0 nothing", "1 a\n2 a"])
+@pytest.mark.parametrize("text", ["disc", "x disc", "-1 nothing", "1 a\n2 a"])
 def test_names_of_classes_that_cannot_be_used(valued, text):
     (valued / "classes.txt").write_text(text)
     refused(valued, "classes.txt: ")
