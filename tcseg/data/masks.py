@@ -278,13 +278,8 @@ def _plane_of(planes: NDArray[np.generic], path: Path, picture: Picture) -> NDAr
         raise DataError(
             f"folder: {path} has {len(planes)} planes, its image {picture.path} has {more}"
         )
-    ours, its = orientation(path), orientation(picture.path)
-    if ours != its and None not in (ours, its):
-        raise DataError(
-            f"folder: the axes of {path} run {ours} in the patient, those of its image "
-            f"{picture.path.name} {its}, so they do not lie on each other pixel by pixel; save "
-            "both in one orientation (nibabel.as_closest_canonical)"
-        )
+    if number == 0:  # the planes of a file lie alike
+        _check_orientation(path, picture.path)
     plane, shape = planes[number], picture.pixels.shape[1:]
     if plane.shape != shape:
         raise DataError(
@@ -292,6 +287,16 @@ def _plane_of(planes: NDArray[np.generic], path: Path, picture: Picture) -> NDAr
             f"{picture.path.name} {shape[1]} x {shape[0]}; a mask must have the size of its image"
         )
     return np.asarray(plane)
+
+
+def _check_orientation(mask: Path, image: Path) -> None:
+    ours, its = orientation(mask), orientation(image)
+    if ours != its and None not in (ours, its):
+        raise DataError(
+            f"folder: the axes of {mask} run {ours} in the patient, those of its image "
+            f"{image.name} {its}, so they do not lie on each other pixel by pixel; save "
+            "both in one orientation (nibabel.as_closest_canonical)"
+        )
 
 
 def _segments_of(

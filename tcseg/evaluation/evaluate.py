@@ -88,16 +88,14 @@ def validation_miou(
     if len(indices) == 0:
         raise ValueError("validation_miou: indices must name at least one image, got none")
     classes = len(dataset.classes)
-    numbers: dict[str, int] = {}
-    for index in indices:
-        numbers.setdefault(dataset.volume_of(index) or dataset.ids[index], len(numbers))
+    names = {index: dataset.volume_of(index) or dataset.ids[index] for index in indices}
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names.values()))}
     # Exact: below 2**53 every count of pixels is a double.
     pixels = torch.zeros(2, len(numbers), classes, dtype=torch.float64, device=dataset.device)
     for batch, masks in _predictions(network, dataset, indices, batch_size):
         predicted = masks[:, :classes]
         truth = dataset.target_batch(batch)[:, :classes].bool()
-        names = [dataset.volume_of(index) or dataset.ids[index] for index in batch]
-        image = torch.tensor([numbers[name] for name in names], device=dataset.device)
+        image = torch.tensor([numbers[names[index]] for index in batch], device=dataset.device)
         for total, mask in zip(pixels, (predicted & truth, predicted | truth), strict=True):
             total.index_add_(0, image, mask.sum(dim=(-2, -1), dtype=torch.float64))
     intersection, union = pixels
