@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from tcseg.errors import RunFinished
+from tcseg.errors import RunError, RunFinished
 from tcseg.method.transforms import SampledTransform, Transform
 from tcseg.runs.folder import RunFolder
 
@@ -39,6 +39,11 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     ----------
     device
         A GPU: each process takes its own, and they talk by nccl. The CPU: they talk by gloo.
+
+    Raises
+    ------
+    RunError
+        If another of the processes is lost.
     """
     if not dist.is_available() or not dist.is_torchelastic_launched():
         yield device
@@ -49,6 +54,15 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
+    except RuntimeError as error:
+        # Gloo has no type of its own for a peer that is gone.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise RunError(
+            f"process {rank()} of {world_size()} lost contact with another, whose own message, or "
+            "the launcher's, says why. The run resumes from its last checkpoint, with any number "
+            "of processes"
+        ) from error
     finally:
         dist.destroy_process_group()
 

@@ -119,6 +119,34 @@ def test_a_batch_that_cannot_be_shared_is_one_clear_line(together):
     assert "use a multiple of 4" in result.stderr
 
 
+LOST = """
+import os, sys
+from tcseg.__main__ import main
+from tcseg.training.trainer import Trainer
+step = Trainer.step
+def step_or_die(self, method):
+    if os.environ["RANK"] == "1" and self.state.step == 4:
+        os._exit(9)
+    return step(self, method)
+Trainer.step = step_or_die
+main()
+"""
+
+
+def test_a_lost_process_ends_the_others_with_one_line_and_the_run_resumes(tmp_path):
+    (tmp_path / "lost.py").write_text(LOST)
+    TINY.save(tmp_path / "tiny.toml")
+    folder = tmp_path / "run"
+    words = ["train", "--config", tmp_path / "tiny.toml", "--out", folder]
+    result = torchrun(tmp_path / "lost.py", *words)
+    assert result.returncode == 1
+    assert "process 0 of 2 lost contact with another" in " ".join(result.stderr.split())
+    assert "in backward" not in result.stderr  # no traceback of the step
+    assert RunFolder(folder).load_checkpoint()["step"] == TINY.checkpoint_every
+    train(TINY, folder, True)  # as one: the lock is free
+    assert RunFolder(folder).summary() is not None
+
+
 WORKER = """
 import sys, torch
 from torch import distributed as dist, nn
