@@ -11,7 +11,7 @@ from rich.console import Console
 from tcseg.cli.options import with_options
 from tcseg.data import folder, jsrt
 from tcseg.data.dataset import Dataset
-from tcseg.data.splits import JSRT_SPLITS, make_split, read_splits
+from tcseg.data.splits import JSRT_SPLITS, make_split, read_splits, split_remarks
 from tcseg.errors import DataError, Problems
 from tcseg.sheet import Sheet
 
@@ -113,6 +113,9 @@ def _tell_splits(
     except DataError as error:
         problems.add(str(error))
         return
+    remarks = [line for split in splits for line in split_remarks(dataset, split)]
+    for remark in dict.fromkeys(remarks):
+        console.print(remark, markup=False)
     rows = [
         [str(number), *(str(len(part)) for part in (split.train, split.validation, split.test))]
         for number, split in enumerate(splits)

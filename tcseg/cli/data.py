@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from tcseg.cli.options import FileToWrite, examples
+from tcseg.cli.options import FileToWrite, config_option, examples
 from tcseg.errors import RunError
-from tcseg.runs.config import DATA_SETS
+from tcseg.runs.config import DATA_SETS, Config
 
 
 @click.group()
@@ -26,6 +26,7 @@ _data_options = (
         help="Data set.",
     ),
     click.option("--root", help="Folder of the data set (jsrt: else TCSEG_JSRT_ROOT)."),
+    config_option(Config.__dataclass_fields__["group"]),
 )
 
 
@@ -54,6 +55,7 @@ def check(
     ctx: click.Context,
     data: str,
     root: str | None,
+    group: str | None,
     size: int,
     split_file: Path | None,
     sheet: Path | None,
@@ -73,7 +75,7 @@ def check(
     folder = jsrt_root(root) if data == "jsrt" else root or ""
     console = Console(highlight=False, soft_wrap=True)
     try:
-        dataset = load_dataset(data, root=root, size=size, problems=problems)
+        dataset = load_dataset(data, root=root, size=size, problems=problems, group=group)
     except DataError:
         tell_problems(problems, console)
         raise
@@ -96,7 +98,7 @@ def check(
     type=FileToWrite(),
     help="JSON file to write; to be used, changed or not, with --split-file.",
 )
-def splits(data: str, root: str | None, out: Path) -> None:
+def splits(data: str, root: str | None, group: str | None, out: Path) -> None:
     """Write the five splits, images by their ids.
 
     The first n training images of a split are the n labelled ones, so that subsets are nested.
@@ -107,6 +109,7 @@ def splits(data: str, root: str | None, out: Path) -> None:
     if out.exists():
         raise RunError(f"{out} exists; choose another --out")
     # What is wrong, `tcseg data check` says; the images that are left have their split.
-    dataset = load_dataset(data, root=root, size=256, problems=Problems(collect=True))
+    problems = Problems(collect=True)
+    dataset = load_dataset(data, root=root, size=256, problems=problems, group=group)
     save_splits(out, dataset, [make_split(dataset, number) for number in range(5)])
     click.echo(f"Written: {out}")

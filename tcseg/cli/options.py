@@ -75,18 +75,22 @@ def config_options(
 ) -> Callable[..., None]:
     """Add an option for each field of `Config`, but for some."""
     for field in reversed(dataclasses.fields(Config)):
-        if field.name in without:
-            continue
-        choices, kind = field.metadata["choices"], field.metadata["kind"]
-        name = field.name.replace("_", "-")
-        command = click.option(
-            f"--{name}/--no-{name}" if kind is bool else f"--{name}",
-            type=click.Choice(choices) if choices else kind,
-            default=field.default,
-            show_default=field.default is not None,
-            help=field.metadata["help"],
-        )(command)
+        if field.name not in without:
+            command = config_option(field)(command)
     return command
+
+
+def config_option(field: dataclasses.Field[Any]) -> Callable[..., Any]:
+    """Return the option for a field of `Config`."""
+    choices, kind = field.metadata["choices"], field.metadata["kind"]
+    name = field.name.replace("_", "-")
+    return click.option(
+        f"--{name}/--no-{name}" if kind is bool else f"--{name}",
+        type=click.Choice(choices) if choices else kind,
+        default=field.default,
+        show_default=field.default is not None,
+        help=field.metadata["help"],
+    )
 
 
 def read_config(
@@ -123,13 +127,16 @@ network_option = click.option(
 
 def grid_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add an option for each field of `Config` that a grid does not vary."""
-    varied = ("data", "method", "labelled", "validation_images", "split", "pretrained")
+    varied = ("data", "method", "labelled", "validation_images", "split", "pretrained", "group")
     return config_options(command, without=varied)
 
 
 def preview_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say what the network is shown."""
-    used = ("data", "root", "size", "split", "split_file", "seed", "recipe", "displacement_std")
+    used = (
+        *("data", "root", "group", "size", "split", "split_file"),
+        *("seed", "recipe", "displacement_std"),
+    )
     others = [f.name for f in dataclasses.fields(Config) if f.name not in used]
     return config_options(command, without=tuple(others))
 

@@ -13,6 +13,7 @@ from tcseg.data.splits import (
     read_splits,
     save_splits,
     split_record,
+    split_remarks,
     validation_subset,
 )
 from tcseg.errors import DataError, Problems
@@ -28,6 +29,7 @@ __all__ = [
     "read_splits",
     "save_splits",
     "split_record",
+    "split_remarks",
     "unpack_masks",
     "validation_subset",
 ]
@@ -41,6 +43,7 @@ def load_dataset(
     root: str | Path | None = None,
     size: int = 512,
     problems: Problems | None = None,
+    group: str | None = None,
 ) -> Dataset:
     """Read or make a whole data set.
 
@@ -57,6 +60,9 @@ def load_dataset(
     problems
         Where to collect what is wrong, instead of raising at the first fault; images that it
         concerns are left out.
+    group
+        Of a folder: regular expression whose first group, or else all that it matches in the name
+        of an image, is the patient. Without it DICOM files say their patients or series.
 
     Returns
     -------
@@ -91,7 +97,7 @@ def load_dataset(
             raise DataError(
                 "folder: no folder given; pass `root` DIR, with images/ and masks/ in it"
             )
-        return folder.load(root, size, problems)
+        return folder.load(root, size, problems, group)
     raise DataError(f"unknown data set {name!r}; expected phantom, jsrt or folder")
 
 

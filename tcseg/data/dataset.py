@@ -86,6 +86,14 @@ class Dataset:
         Width of a pixel in mm at this size; None if images differ or it is not known.
     spacings
         Where images differ: height and width of a pixel in mm for each, None if not known.
+    groups
+        Patient, series or file of each image, which no split divides; None: the volume, or each
+        image is one for itself.
+    grouped_by
+        What says so, where several files make a group.
+    volumes
+        Name of the volume that each image is a plane of, in the order of its planes, None if it is
+        none; if not given, what stands before the last slash of its id.
     annotated
         Indices of the images that have masks; None if all do.
     values
@@ -102,6 +110,9 @@ class Dataset:
     masks: Tensor
     spacing: float | None
     spacings: list[tuple[float, float] | None] | None = None
+    groups: list[str] | None = None
+    grouped_by: str | None = None
+    volumes: list[str | None] | None = None
     annotated: list[int] | None = None
     values: tuple[int, ...] | None = None
     streams_to: torch.device | None = None
@@ -116,7 +127,15 @@ class Dataset:
 
     def volume_of(self, index: int) -> str | None:
         """Return the name of the volume that an image is a plane of, None if it is none."""
+        if self.volumes is not None:
+            return self.volumes[index]
         return self.ids[index].rpartition("/")[0] or None
+
+    def group_of(self, index: int) -> str:
+        """Return the name of what an image belongs to, whose images no split divides."""
+        if self.groups is not None:
+            return self.groups[index]
+        return self.volume_of(index) or self.ids[index]
 
     def absent_from(self, indices: Sequence[int]) -> list[str]:
         """Return the classes that none of these images shows."""

@@ -21,11 +21,14 @@ from rich.progress import track
 from tcseg.data.dataset import Dataset
 from tcseg.data.masks import mask_reader
 from tcseg.errors import DataError, Problems
-from tcseg.io.images import NIFTI, PLAIN, is_image, read_pictures, stem, suffix
+from tcseg.io.images import NIFTI, PLAIN, is_image, stem, suffix
 from tcseg.io.placement import Placement
+from tcseg.io.series import Collection
 
 
-def load(root: str | Path, size: int, problems: Problems | None = None) -> Dataset:
+def load(
+    root: str | Path, size: int, problems: Problems | None = None, group: str | None = None
+) -> Dataset:
     """Read every image, and the masks that there are.
 
     Parameters
@@ -36,6 +39,8 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
         Height and width to fit images into, in pixels, their proportions kept.
     problems
         Where to collect what is wrong; images that it concerns are left out.
+    group
+        Regular expression that finds the patient in the names of images; see `Collection`.
 
     Raises
     ------
@@ -46,6 +51,7 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
     root = Path(root).expanduser()
     files = _image_files(root, problems)
     masks = mask_reader(root, files, problems)
+    collection = Collection(files, group, problems)
 
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     ids: list[str] = []
@@ -53,9 +59,11 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
     bits: list[torch.Tensor] = []
     annotated: list[int] = []
     spacings: list[tuple[float, float] | None] = []
-    for path in track(files, "Reading images", console=console, transient=True):
+    groups: list[str] = []
+    volumes: list[str | None] = []
+    for path in track(collection.files, "Reading images", console=console, transient=True):
         try:
-            for picture in read_pictures(path):
+            for picture in collection.read(path):
                 shape = (picture.pixels.shape[1], picture.pixels.shape[2])
                 place = Placement.of(shape, size)
                 mask = masks.read(picture, place)
@@ -65,6 +73,8 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
                     annotated.append(len(ids))
                 spacings.append(place.spacing(picture.spacing))
                 ids.append(picture.name)
+                groups.append(picture.group or picture.name)
+                volumes.append(picture.volume)
         except DataError as error:
             problems.add(str(error))
     if not ids:
@@ -87,6 +97,9 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
         masks=stacked,
         spacing=None,
         spacings=spacings,
+        groups=groups,
+        grouped_by=collection.grouped_by,
+        volumes=volumes,
         annotated=annotated,
         values=masks.values,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,10 @@ def make_split(dataset: Dataset, split: int, file: str | os.PathLike[str] | None
     Phantom: the same 100 training, 20 validation and 40 test images for every split; the split
     number only shuffles the training images, and so draws other labelled ones.
 
-    Folder: the files with masks, shuffled by the split number, planes of one file together; a fifth
-    of them validates (one at least), a fifth is the test set, the others train. Below five the
-    validation images are the test set as well.
+    Folder: the patients with masks (files, where nothing says more), shuffled by the split number;
+    a fifth of them validates (one at least), a fifth is the test set, the others train. Below five
+    the validation images are the test set as well. Images without masks of those that validate or
+    test are not used.
 
     Parameters
     ----------
@@ -102,28 +104,56 @@ def _jsrt_split(dataset: Dataset, split: int) -> Split:
 
 
 def _folder_split(dataset: Dataset, split: int) -> Split:
-    # Planes of one file stay together: they are too alike to be tested on each other.
-    files: dict[str, list[int]] = {}
+    # Images of one patient stay together: they are too alike to be tested on each other.
+    groups: dict[str, list[int]] = {}
     for index in _annotated(dataset):
-        files.setdefault(dataset.volume_of(index) or dataset.ids[index], []).append(index)
-    if len(files) < 2:
+        groups.setdefault(dataset.group_of(index), []).append(index)
+    if len(groups) < 2:
+        by = dataset.grouped_by
+        what = "image file with masks" if by is None else f"group of images with masks, by {by}"
+        way = "" if by is None else "; `group` '.+' takes each file for a patient of its own"
         raise DataError(
-            f"folder: {len(files)} image file with masks; two are needed at least, one to train "
-            "and one to choose the network"
+            f"folder: {len(groups)} {what}; two are needed at least, one to train and one to "
+            f"choose the network{way}"
         )
-    order = np.random.default_rng([split, len(dataset)]).permutation(sorted(files))
-    fifth = len(files) // 5
+    order = np.random.default_rng([split, len(dataset)]).permutation(sorted(groups))
+    fifth = len(groups) // 5
     parts = np.split(order, [fifth, fifth + max(1, fifth)])
-    test, validation, train = ([i for name in part for i in files[name]] for part in parts)
-    return Split(train, validation, test or validation, _unlabelled(dataset))
+    test, validation, train = ([i for name in part for i in groups[name]] for part in parts)
+    return Split(train, validation, test or validation, _unlabelled(dataset, validation + test))
 
 
 def _annotated(dataset: Dataset) -> list[int]:
     return list(range(len(dataset))) if dataset.annotated is None else dataset.annotated
 
 
-def _unlabelled(dataset: Dataset) -> list[int]:
-    return sorted(set(range(len(dataset))) - set(_annotated(dataset)))
+def _unlabelled(dataset: Dataset, held_out: Sequence[int] = ()) -> list[int]:
+    """Return the images without masks, but for those of the patients that are held out."""
+    groups = set(map(dataset.group_of, held_out))
+    without = sorted(set(range(len(dataset))) - set(_annotated(dataset)))
+    return [index for index in without if dataset.group_of(index) not in groups]
+
+
+def split_remarks(dataset: Dataset, split: Split) -> list[str]:
+    """Say what groups a data set has, and where a split does not respect them; a line each."""
+    if dataset.grouped_by is None:
+        return []
+    trained, chosen, tested = (
+        set(map(dataset.group_of, part)) for part in (split.train, split.validation, split.test)
+    )
+    divided = (trained & (chosen | tested)) | (chosen & tested if chosen != tested else set())
+    count = len({dataset.group_of(index) for index in range(len(dataset))})
+    lines = [f"{len(dataset)} images in {count} groups, by {dataset.grouped_by}."]
+    if divided:
+        some = ", ".join(sorted(divided)[:3])
+        lines.append(f"The split divides {len(divided)} of them ({some}): its figures flatter.")
+    unused = len(_unlabelled(dataset)) - len(split.unlabelled)
+    if unused:
+        lines.append(
+            f"{unused} images without masks are not used: they are of groups held out for "
+            "validation or the test."
+        )
+    return lines
 
 
 def labelled_subset(split: Split, count: int | None) -> list[int]:
@@ -227,10 +257,8 @@ def read_splits(path: str | os.PathLike[str], dataset: Dataset) -> list[Split]:
                 if name in seen and not (part == "test" and names == split["validation"]):
                     raise DataError(f"`split_file` {path}: split {number} has {name!r} twice")
                 seen.add(name)
+    indices = [{part: [known[name] for name in split[part]] for part in _PARTS} for split in splits]
     return [
-        Split(
-            **{part: [known[name] for name in names] for part, names in split.items()},
-            unlabelled=_unlabelled(dataset),
-        )
-        for split in splits
+        Split(**parts, unlabelled=_unlabelled(dataset, parts["validation"] + parts["test"]))
+        for parts in indices
     ]

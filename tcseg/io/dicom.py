@@ -43,15 +43,18 @@ def _is_bare(head: bytes) -> bool:
     return head[:2] == b"\x08\0" and head[3:4] == b"\0" and (explicit or head[6:8] == b"\0\0")
 
 
-def read_dataset(path: Path) -> Any:
-    """Read a file as a pydicom data set, also one that lacks its preamble."""
+def read_dataset(path: Path, **options: Any) -> Any:
+    """Read a file as a pydicom data set, also one that lacks its preamble.
+
+    The options are those of `pydicom.dcmread`.
+    """
     with needs("dicom"):
         import pydicom
         from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     with open(path, "rb") as file:
         bare = _is_bare(file.read(132))
-    data = pydicom.dcmread(path, force=bare)
+    data = pydicom.dcmread(path, force=bare, **options)
     if bare and "TransferSyntaxUID" not in data.file_meta:
         implicit, little = data.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian

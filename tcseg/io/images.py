@@ -54,6 +54,10 @@ class Picture:
     at_detector : bool
         Whether the spacing is that on the detector of a projection, which shows things larger than
         they are.
+    group : str or None
+        What it belongs to with others, a patient perhaps, where that was looked for.
+    volume : str or None
+        Name of the volume that it is a plane of, where that was looked for.
     """
 
     name: str
@@ -62,6 +66,8 @@ class Picture:
     path: Path
     plane: int | None = None
     at_detector: bool = False
+    group: str | None = None
+    volume: str | None = None
 
 
 def suffix(path: Path) -> str:

@@ -83,6 +83,11 @@ class Config:
     split_file: str | None = _option(
         None, "File of splits, as `tcseg data splits` writes it, in place of the built-in ones."
     )
+    group: str | None = _option(
+        None,
+        "folder: regular expression that finds the patient in names of images; its first group, "
+        "if it has one. If not set, DICOM files say their patients.",
+    )
     validation_images: int | None = _option(
         None,
         "Number of validation images that the best network is chosen on; all if not set.",

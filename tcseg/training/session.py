@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from tcseg.data import Dataset, split_record
+from tcseg.data import Dataset, split_record, split_remarks
 from tcseg.evaluation.evaluate import evaluate, predict, results_table, validation_miou
 from tcseg.evaluation.pictures import save_panel
 from tcseg.extras import is_installed
@@ -205,6 +205,8 @@ def _describe(trainer: Trainer, console: Console) -> None:
         if absent := trainer.dataset.absent_from(indices):
             message = f"No {part} image shows {', '.join(absent)}."
             console.print(message, highlight=False, soft_wrap=True, markup=False)
+    for remark in split_remarks(trainer.dataset, trainer.split):
+        console.print(remark, highlight=False, soft_wrap=True, markup=False)
     if not is_installed("tensorboard"):
         message = 'No TensorBoard events: run `pip install "tcwarp[tensorboard]"` for them.'
         console.print(message, highlight=False, soft_wrap=True, markup=False)

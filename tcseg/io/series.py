@@ -1,0 +1,159 @@
+"""Image files that belong together: slices of one series, files of one patient."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tcseg.errors import DataError, Problems
+from tcseg.io.dicom import read_dataset
+from tcseg.io.images import Picture, is_dicom, read_pictures, stem
+
+__all__ = ["Collection"]
+
+TAGS = (
+    *("PatientID", "SeriesInstanceUID", "InstanceNumber", "NumberOfFrames", "Rows", "Columns"),
+    *("ImagePositionPatient", "ImageOrientationPatient"),
+)
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """What a DICOM file says of where it belongs; slices of one stack lie on each other."""
+
+    path: Path
+    patient: str
+    series: str
+    stack: tuple[Any, ...] | None
+    place: tuple[float, int]
+
+
+class Collection:
+    """Image files, with what they have in common.
+
+    Parameters
+    ----------
+    paths
+        The files.
+    group
+        Regular expression for names of files: its first group, or else all that it matches, is the
+        patient. Without it, patients are those that DICOM files name, or their series.
+    problems
+        Where to collect what is wrong.
+
+    Attributes
+    ----------
+    files : list of Path
+        The files, slices of a series one after the other as they lie in the patient.
+    grouped_by : str or None
+        What joins several files into a group; None where nothing does.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], group: str | None = None, problems: Problems | None = None
+    ) -> None:
+        slices = {path: _slice(path) for path in paths if is_dicom(path)}
+        known = [found for found in slices.values() if found is not None]
+        self._volumes: dict[Path, str] = {}
+        self._stacks: dict[Path, list[Path]] = {}
+        for members in _stacks(known):
+            self._add_stack(members)
+        ordered = (file for path in paths for file in self._stacks.get(path, [path]))
+        self.files = list(dict.fromkeys(ordered))
+        self.grouped_by: str | None = None
+        self._groups: dict[Path, str] = {}
+        if group is not None:
+            self._group_by_name(group, Problems() if problems is None else problems)
+        elif known:
+            self._group_by_header(known)
+
+    def read(self, path: Path) -> Iterator[Picture]:
+        """Read the images of one file, as `read_pictures`, with group and volume."""
+        for picture in read_pictures(path):
+            volume = self._volumes.get(path) if picture.plane is None else stem(path)
+            yield replace(picture, group=self._groups.get(path, stem(path)), volume=volume)
+
+    def _add_stack(self, members: Sequence[_Slice]) -> None:
+        """Note which slices make a volume: of those at one place, each belongs to another one."""
+        seen: Counter[float] = Counter()
+        volumes: dict[int, list[Path]] = defaultdict(list)
+        for found in members:
+            volumes[seen[found.place[0]]].append(found.path)
+            seen[found.place[0]] += 1
+        ordered = [path for part in volumes.values() for path in part]
+        for path in ordered:
+            self._stacks[path] = ordered
+        taken = set(self._volumes.values())
+        for part in volumes.values():
+            names = (members[0].series + (f"#{n}" if n else "") for n in range(len(taken) + 1))
+            name = next(name for name in names if name not in taken)
+            taken.add(name)
+            if len(part) > 1:
+                self._volumes |= dict.fromkeys(part, name)
+
+    def _group_by_name(self, expression: str, problems: Problems) -> None:
+        try:
+            matches = {path: re.search(expression, stem(path)) for path in self.files}
+        except re.error as error:
+            raise DataError(
+                f"`group` {expression!r} is not a regular expression ({error})"
+            ) from error
+        strays = [stem(path) for path, match in matches.items() if match is None]
+        if strays:
+            problems.add(
+                f"folder: `group` {expression!r} matches no part of {len(strays)} names "
+                f"({problems.listed(strays)}); it must tell the patient of every image"
+            )
+        self._groups = {
+            path: (match[1] if match.re.groups else match[0]) or stem(path)
+            for path, match in matches.items()
+            if match is not None
+        }
+        self.grouped_by = f"the names of files ({expression})"
+
+    def _group_by_header(self, slices: Sequence[_Slice]) -> None:
+        # One number for all is none: the files were made anonymous so.
+        by_patient = len({found.patient for found in slices}) > 1
+        names = {f.path: (by_patient and f.patient) or f.series or stem(f.path) for f in slices}
+        sizes = Counter(names.values())
+        # A file alone keeps its name, and so its place in the splits.
+        self._groups = {path: name for path, name in names.items() if sizes[name] > 1}
+        if self._groups:
+            joined = [found for found in slices if found.path in self._groups]
+            patients = {by_patient and bool(found.patient) for found in joined}
+            kinds = {True: "PatientID", False: "SeriesInstanceUID"}
+            self.grouped_by = " or ".join(kinds[kind] for kind in sorted(patients, reverse=True))
+
+
+def _stacks(slices: Sequence[_Slice]) -> Iterator[list[_Slice]]:
+    """Sort the slices that say where they lie, by what they lie on each other with."""
+    stacks: dict[tuple[Any, ...], list[_Slice]] = defaultdict(list)
+    for found in slices:
+        if found.stack is not None:
+            stacks[found.stack].append(found)
+    for members in stacks.values():
+        if len(members) > 1:
+            yield sorted(members, key=lambda found: (*found.place, found.path))
+
+
+def _slice(path: Path) -> _Slice | None:
+    """Read the header of a DICOM file; None if that cannot be done, which reading it will tell."""
+    try:
+        header = read_dataset(path, stop_before_pixels=True, specific_tags=list(TAGS))
+        patient, series = (str(header.get(name) or "").strip() for name in TAGS[:2])
+        number = int(header.get("InstanceNumber") or 0)
+        position = np.array(header.get("ImagePositionPatient") or (), float)
+        axes = np.array(header.get("ImageOrientationPatient") or (), float)
+        place, stack = 0.0, None
+        if series and int(header.get("NumberOfFrames") or 1) == 1 and len(position) == 3:
+            place = round(float(np.cross(axes[:3], axes[3:]) @ position), 3)
+            stack = (series, *axes.round(3).tolist(), header.get("Rows"), header.get("Columns"))
+        return _Slice(path, patient, series, stack, (place, number))
+    except Exception:  # headers of damaged files raise almost anything
+        return None
