@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from tcseg.errors import DataError, Problems
 from tcseg.io.dicom import read_segments, segment_labels
 from tcseg.io.images import Picture, is_dicom, is_image, orientation, stem
 from tcseg.io.placement import Placement
-from tcseg.io.planes import Planes, read_planes
+from tcseg.io.planes import Planes, greys_of_palette, is_smoothed, read_planes
 
 __all__ = ["MAX_CLASSES", "Masks", "mask_reader"]
 
@@ -59,17 +59,30 @@ class _Valued(Masks):
         problems: Problems,
     ) -> None:
         self.files = files
-        marked: set[int] = set()
+        found: dict[Path, set[int]] = {}
+        greys: dict[Path, dict[int, int]] = {}
         for name, path in list(files.items()):
             try:
                 if path in labels:
-                    marked.update(_value_of(label, names, path) for label in labels[path])
+                    found[path] = {_value_of(label, names, path) for label in labels[path]}
+                elif (palette := greys_of_palette(path)) is not None:
+                    greys[path] = palette
                 else:
-                    marked.update(_values_in(path))
+                    found[path] = _values_in(path)
             except DataError as error:
                 problems.add(str(error))
                 del files[name]
-        values = sorted(marked | set(names))
+        marked = set().union(*found.values())
+        if not names and marked == {1, 255} and marked not in found.values():
+            alone = {min(values): path for path, values in found.items() if values}
+            raise DataError(
+                f"folder: {alone[1]} marks with 1 what {alone[255].name} marks with 255; save all "
+                "masks of a structure with one value, or name both in classes.txt if they are two"
+            )
+        seen = _are_as_seen(list(greys.values()), marked | set(names))
+        for palette in greys.values():
+            marked.update(palette.values() if seen else palette)
+        values = sorted((marked | set(names)) - {0})
         if len(values) > MAX_CLASSES:
             raise DataError(
                 f"folder: the masks have {len(values)} values ({', '.join(map(str, values[:12]))} "
@@ -80,7 +93,9 @@ class _Valued(Masks):
         self.classes = tuple(names.get(value, f"class {value}") for value in values)
 
         def planes(path: Path) -> Planes:
-            return _label_planes(path, names) if path in labels else read_planes(path)
+            if path in labels:
+                return _label_planes(path, names)
+            return read_planes(path, as_seen=seen and path in greys)
 
         self._planes = functools.lru_cache(maxsize=1)(planes)
 
@@ -228,14 +243,33 @@ def _class_names(path: Path) -> dict[int, str]:
 
 def _values_in(path: Path) -> set[int]:
     """Return the values in a mask, few enough to be classes."""
-    values = set(np.unique(read_planes(path)).tolist()) - {0}
+    planes = read_planes(path)
+    values = set(np.unique(planes).tolist()) - {0}
     if len(values) > MAX_CLASSES:
         raise DataError(
             f"folder: {path} has {len(values)} values beside 0, more than {MAX_CLASSES} classes; "
-            "its edges are smoothed perhaps, or it is a JPEG: save it again without, or use one "
-            "folder for each class"
+            + (
+                "its edges are smoothed perhaps, or it is a JPEG: save it again without, or use "
+                "one folder for each class"
+                if is_smoothed(planes)
+                else "set those that are not needed to 0"
+            )
         )
     return values
+
+
+def _are_as_seen(palettes: Sequence[Mapping[int, int]], known: Collection[int]) -> bool:
+    """Whether masks with palettes of greys hold these greys, and not the indices that they have.
+
+    The indices count where other masks, or classes.txt, have them too, or, if there are no others,
+    where each stands for one grey in all masks, and 0 for black.
+    """
+    pairs = {pair for palette in palettes for pair in palette.items()}
+    if known:
+        return not {index for index, _ in pairs} - {0} <= set(known) or (0, 255) in pairs
+    return any(len(pairs) > len(set(side)) for side in zip(*pairs, strict=True)) or any(
+        index == 0 and grey > 0 for index, grey in pairs
+    )
 
 
 def _value_of(label: str, names: Mapping[int, str], path: Path) -> int:
@@ -264,10 +298,8 @@ def _label_planes(path: Path, names: Mapping[int, str]) -> Planes:
 def _white_planes(path: Path) -> NDArray[np.bool_]:
     """Read a file that is white, or not 0, where a class is."""
     planes = read_planes(path, as_seen=True)
-    # White on black may have smoothed edges, whose outline is at one half; of other values each
-    # that is not 0 is inside.
-    most = planes.max(axis=(1, 2), keepdims=True)
-    return planes > np.where(most > 128, most / 2, 0)
+    # The outline of smoothed edges is at one half; of other values each that is not 0 is inside.
+    return np.asarray(planes > (planes.max() / 2 if is_smoothed(planes) else 0))
 
 
 def _plane_of(planes: NDArray[np.generic], path: Path, picture: Picture) -> NDArray[np.generic]:

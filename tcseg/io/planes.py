@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from tcseg.errors import DataError, reason
 from tcseg.io.dicom import read_dataset
-from tcseg.io.images import NIFTI, is_dicom, open_plain, read_volume, suffix
+from tcseg.io.images import NIFTI, PLAIN, is_dicom, open_plain, read_volume, suffix
 
-__all__ = ["read_planes"]
+__all__ = ["greys_of_palette", "is_smoothed", "read_planes"]
 
 FEW_COLOURS = 9  # so many are listed
 WHOLE_TO = 1e-3
@@ -23,13 +25,56 @@ Planes = NDArray[np.integer]
 
 def read_planes(path: Path, as_seen: bool = False) -> Planes:
     """Read a mask value by value, (planes, H, W); of palettes the index, or, as seen, the grey."""
-    try:
+    with _named(path):
         if suffix(path) in NIFTI:
             return _whole(read_volume(path)[0], path)
         if is_dicom(path):
             values = read_dataset(path).pixel_array
             return _whole(values if values.ndim == 3 else values[None], path)
         return np.stack([_whole(plane, path) for plane in _plain_planes(path, as_seen)])
+
+
+def greys_of_palette(path: Path) -> dict[int, int] | None:
+    """Return what the indices in a file look like, if its palette is one of greys.
+
+    So is one of colours of which only black and white are used, and black and white itself.
+    """
+    if suffix(path) not in PLAIN:
+        return None
+    with _named(path), open_plain(path) as file:
+        if file.mode == "1":
+            return {0: 0, 1: 255}
+        if file.mode != "P":
+            return None
+        file.apply_transparency()
+        palette = np.array(file.getpalette("RGBA")).reshape(-1, 4)
+        palette[palette[:, 3] == 0] = 0
+        used = np.unique(np.asarray(file))
+        greys = dict(zip(used.tolist(), palette[used, 0].tolist(), strict=True))
+        grey = (palette[:, :3] == palette[:, :1]).all(axis=1)
+        black_and_white = set(greys.values()) <= {0, 255} and grey[used].all()
+        return greys if grey.all() or black_and_white else None
+
+
+def is_smoothed(planes: Planes) -> bool:
+    """Whether a mask is black and white, perhaps with smoothed edges or the noise of JPEG.
+
+    Structures and objects have areas of values between: pixels whose neighbours have the same.
+    """
+    most = int(planes.max())
+    middle = planes[:, 1:-1, 1:-1]
+    between = (middle > (most / 64 if most > 128 else 0)) & (middle < most * 7 / 8)
+    flat = between.copy()
+    for neighbour in (planes[:, :-2, 1:-1], planes[:, 2:, 1:-1], planes[:, 1:-1, :-2]):
+        flat &= middle == neighbour
+    return bool(flat.sum() <= 0.1 * between.sum())
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in errors of its decoder."""
+    try:
+        yield
     except DataError:
         raise
     except Exception as error:  # decoders of damaged files raise almost anything
@@ -40,19 +85,26 @@ def _plain_planes(path: Path, as_seen: bool) -> Iterator[NDArray[np.generic]]:
     with open_plain(path) as file:
         for number in range(getattr(file, "n_frames", 1)):
             file.seek(number)
-            if file.mode == "P" and as_seen:
-                yield np.asarray(file.convert("L"))
-            elif file.mode in ("L", "P", "1", "I", "F") or file.mode.startswith("I;"):
+            palette = file.mode in ("P", "1")
+            if (palette and not as_seen) or file.mode[0] in "IF" or file.mode == "L":
                 yield np.asarray(file)
+                continue
+            values = np.asarray(file.convert("RGBA"))
+            colours, alpha = values[..., :3].copy(), values[..., 3]
+            if alpha.min() < 255 and (colours == colours[0, 0]).all():
+                yield alpha  # of one colour all over: what is opaque is marked
+                continue
+            colours[alpha == 0] = 0
+            if palette:
+                yield np.asarray(Image.fromarray(colours).convert("L"))
+            elif (colours == colours[..., :1]).all():
+                yield colours[..., 0]
             else:
-                values = np.asarray(file.convert("RGB"))
-                if not (values == values[..., :1]).all():
-                    raise DataError(
-                        f"folder: {path} is a colour picture{_colours(values)}; a mask must have "
-                        "one value for each class, or a folder for each class with masks in black "
-                        "and white"
-                    )
-                yield values[..., 0]
+                raise DataError(
+                    f"folder: {path} is a colour picture{_colours(colours)}; a mask must have "
+                    "one value for each class, or a folder for each class with masks in black "
+                    "and white"
+                )
 
 
 def _colours(values: NDArray[np.generic]) -> str:

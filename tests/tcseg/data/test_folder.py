@@ -9,72 +9,19 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from folders import SHAPES, load, picture, refused, save
 from made_up import write_dicom
 from PIL import Image
 
 import tcseg.io.planes
 from tcseg.cli import main
-from tcseg.data import load_dataset, make_split, save_splits
+from tcseg.data import make_split, save_splits
 from tcseg.errors import DataError, Problems, RunError
 from tcseg.method.variants import METHODS
 from tcseg.runs.config import Config
 from tcseg.runs.folder import RunFolder
 from tcseg.runs.model import Model
 from tcseg.training.session import train
-
-SHAPES = [(40, 60), (64, 64), (90, 50), (33, 47), (64, 32), (20, 20), (50, 50), (64, 64)]
-
-
-def picture(number):
-    """A bright disc and a square, which overlap, on noise: image and masks."""
-    height, width = SHAPES[number]
-    y, x = np.indices((height, width))
-    disc = (y - height / 2) ** 2 + (x - width / 3) ** 2 < (min(height, width) / 4) ** 2
-    square = (abs(y - height / 2) < height / 6) & (abs(x - width / 2) < width / 5)
-    noise = np.random.default_rng(number).integers(0, 40, (height, width))
-    return (noise + 90 * disc + 90 * square).astype(np.uint8), disc, square
-
-
-def save(path, values):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values).save(path)
-
-
-@pytest.fixture
-def by_class(tmp_path):
-    """Eight images, six with masks, one folder for each class."""
-    for number in range(8):
-        image, disc, square = picture(number)
-        save(tmp_path / "images" / f"scan{number}.png", image)
-        if number < 6:
-            save(tmp_path / "masks" / "disc" / f"scan{number}.png", disc)
-            if number != 3:  # one without the square
-                save(tmp_path / "masks" / "square" / f"scan{number}.png", square.astype("u1") * 255)
-    return tmp_path
-
-
-@pytest.fixture
-def valued(tmp_path):
-    """The same with one file for each image; the square lies over the disc."""
-    for number in range(8):
-        image, disc, square = picture(number)
-        save(tmp_path / "images" / f"scan{number}.png", image)
-        if number < 6:
-            save(tmp_path / "masks" / f"scan{number}.png", np.where(square, 5, disc).astype("u1"))
-    return tmp_path
-
-
-def load(root, size=64, **options):
-    return load_dataset("folder", root=root, size=size, **options)
-
-
-def refused(root, *words):
-    with pytest.raises(DataError) as error:
-        load(root)
-    message = str(error.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
 
 
 def test_a_folder_for_each_class(by_class):
@@ -427,24 +374,6 @@ def test_both_layouts_at_once(by_class):
 def test_a_mask_of_another_size(valued):
     save(valued / "masks" / "scan0.png", picture(1)[1].astype("u1"))
     refused(valued, "has 64 x 64 pixels, its image scan0.png 60 x 40", "the size of its image")
-
-
-def test_smoothed_edges_and_colours(valued):
-    values = np.zeros((*SHAPES[0], 3), np.uint8)
-    values[10:20, 10:20] = 200, 30, 30
-    save(valued / "masks" / "scan0.png", values)
-    refused(valued, "scan0.png is a colour picture (#000000, #c81e1e)", "a folder for")
-    save(valued / "masks" / "scan0.png", np.arange(40 * 60).reshape(40, 60).astype("u1"))
-    refused(valued, "scan0.png has 255 values beside 0", "edges are smoothed perhaps")
-
-
-def test_smoothed_edges_do_no_harm_in_black_and_white(by_class):
-    before = load(by_class).target_batch([1])[0, 0]
-    _, disc, _ = picture(1)
-    large = Image.fromarray(disc.astype("u1") * 255).resize((256, 256), Image.Resampling.NEAREST)
-    large.resize((64, 64), Image.Resampling.LANCZOS).save(by_class / "masks" / "disc" / "scan1.png")
-    after = load(by_class).target_batch([1])[0, 0]
-    assert (before != after).float().mean() < 0.02
 
 
 def test_too_many_values_together(valued):

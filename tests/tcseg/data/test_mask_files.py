@@ -1,0 +1,141 @@
+"""What masks hold as people save them: palettes, transparency, objects, smoothed edges."""
+
+import numpy as np
+import pytest
+import torch
+from folders import SHAPES, load, picture, refused, save
+from PIL import Image
+
+from tcseg.errors import DataError
+
+
+def with_palette(path, indices, colours):
+    """Save indices with the colours of some of them; all others are black."""
+    palette = np.zeros((256, 3), int)
+    for index, colour in colours.items():
+        palette[index] = colour
+    image = Image.fromarray(indices.astype("u1"), "L")
+    image.putpalette(palette.ravel().tolist())
+    image.save(path)
+
+
+def discs(valued, white=255):
+    """Masks of the disc alone."""
+    for number in range(6):
+        save(valued / "masks" / f"scan{number}.png", picture(number)[1].astype("u1") * white)
+    return picture(1)[1]
+
+
+@pytest.mark.parametrize("index", [1, 7, 251])
+def test_white_of_a_palette_is_white(valued, index):
+    disc = discs(valued)
+    with_palette(valued / "masks" / "scan1.png", disc * index, {index: (255, 255, 255)})
+    Image.fromarray(picture(2)[1]).save(valued / "masks" / "scan2.png")  # one bit a pixel
+    data = load(valued)
+    assert data.values == (255,)
+    assert np.array_equal(data.target_batch([1])[0, 0].numpy().astype(bool), disc)
+    assert data.target_batch([2])[0, 0].any()
+
+
+def test_an_index_that_others_have_as_a_value_stays_one(valued):
+    """As that of the seventh structure, which is white in the masks that `tcseg predict` writes."""
+    disc = discs(valued, white=7)
+    with_palette(valued / "masks" / "scan1.png", disc * 7, {7: (255,) * 3, 3: (9, 200, 9)})
+    assert load(valued).values == (7,)
+    discs(valued)
+    (valued / "classes.txt").write_text("7 disc\n255 other\n")
+    with_palette(valued / "masks" / "scan1.png", disc * 7, {7: (255,) * 3, 3: (9, 200, 9)})
+    assert load(valued).target_batch([1])[0, :2].any(dim=(1, 2)).tolist() == [True, False]
+
+
+def test_greys_of_a_palette_that_differs_from_file_to_file(valued):
+    """Pillow numbers the greys of a GIF anew, those that occur: 1 and 5, or 5 alone."""
+    expected = load(valued).masks
+    for number in range(6):
+        _, disc, square = picture(number)
+        (valued / "masks" / f"scan{number}.png").unlink()
+        values = np.where(square, 5, disc if number != 2 else 0).astype("u1")
+        save(valued / "masks" / f"scan{number}.gif", values)
+    data = load(valued)
+    assert data.values == (1, 5)
+    assert torch.equal(data.masks[:2], expected[:2])
+    assert not data.target_batch([2])[0, 0].any()
+
+
+def test_black_that_is_not_the_first_of_the_palette(valued):
+    for number in range(6):
+        disc = picture(number)[1]
+        with_palette(valued / "masks" / f"scan{number}.png", ~disc, {0: (255, 255, 255)})
+    data = load(valued)
+    assert data.values == (255,)
+    assert np.array_equal(data.target_batch([1])[0, 0].numpy().astype(bool), picture(1)[1])
+
+
+@pytest.mark.parametrize("layout", ["by_class", "valued"])
+@pytest.mark.parametrize("outside", [(255, 255, 255, 0), (0, 0, 0, 0), (9, 9, 9, 0)])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_the_region_may_be_what_is_opaque(request, layout, outside, mode):
+    root = request.getfixturevalue(layout)
+    disc = discs(root) if layout == "valued" else picture(1)[1]
+    path = root / "masks" / ("disc" if layout == "by_class" else "") / "scan1.png"
+    values = np.where(disc[..., None], (255, 255, 255, 255), outside).astype("u1")
+    Image.fromarray(values).convert(mode).save(path)
+    assert np.array_equal(load(root).target_batch([1])[0, 0].numpy().astype(bool), disc)
+
+
+def test_one_structure_is_not_1_here_and_255_there(valued):
+    discs(valued)
+    save(valued / "masks" / "scan3.png", picture(3)[1].astype("u1"))
+    refused(
+        valued, "scan3.png marks with 1 what scan5.png marks with 255", "name both in classes.txt"
+    )
+    (valued / "classes.txt").write_text("1 one\n255 other\n")
+    assert load(valued).classes == ("one", "other")
+
+
+@pytest.mark.parametrize("count", [130, 255, 300])
+def test_all_objects_of_instance_labels_count(by_class, count):
+    labels = np.zeros((64, 64), "u2" if count > 255 else "u1")
+    for number in range(count):
+        y, x = divmod(number, 20)
+        labels[4 * y : 4 * y + 3, 3 * x : 3 * x + 3] = number + 1
+    save(by_class / "masks" / "disc" / "scan1.png", labels)
+    found = load(by_class).target_batch([1])[0, 0].numpy().astype(bool)
+    assert np.array_equal(found, labels > 0)
+
+
+def test_the_noise_of_jpeg_is_not_marked(by_class):
+    disc = picture(1)[1]
+    for quality in (20, 60, 75, 95):
+        image = Image.fromarray(disc.astype("u1") * 255)
+        image.save(by_class / "masks" / "disc" / "scan1.jpg", quality=quality)
+        (by_class / "masks" / "disc" / "scan1.png").unlink(missing_ok=True)
+        found = load(by_class).target_batch([1])[0, 0].numpy().astype(bool)
+        assert (found != disc).mean() < 0.01
+
+
+def test_many_clean_structures_are_not_called_smoothed(valued):
+    organs = np.arange(40 * 60).reshape(40, 60) // 180
+    save(valued / "masks" / "scan0.png", organs.astype("u1"))
+    with pytest.raises(DataError) as error:
+        load(valued)
+    assert "has 13 values beside 0" in str(error.value)
+    assert "smoothed" not in str(error.value)
+
+
+def test_smoothed_edges_and_colours(valued):
+    values = np.zeros((*SHAPES[0], 3), np.uint8)
+    values[10:20, 10:20] = 200, 30, 30
+    save(valued / "masks" / "scan0.png", values)
+    refused(valued, "scan0.png is a colour picture (#000000, #c81e1e)", "a folder for")
+    save(valued / "masks" / "scan0.png", np.arange(40 * 60).reshape(40, 60).astype("u1"))
+    refused(valued, "scan0.png has 255 values beside 0", "edges are smoothed perhaps")
+
+
+def test_smoothed_edges_do_no_harm_in_black_and_white(by_class):
+    before = load(by_class).target_batch([1])[0, 0]
+    _, disc, _ = picture(1)
+    large = Image.fromarray(disc.astype("u1") * 255).resize((256, 256), Image.Resampling.NEAREST)
+    large.resize((64, 64), Image.Resampling.LANCZOS).save(by_class / "masks" / "disc" / "scan1.png")
+    after = load(by_class).target_batch([1])[0, 0]
+    assert (before != after).float().mean() < 0.02
