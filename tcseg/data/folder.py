@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from rich.progress import track
 from tcseg.data.dataset import Dataset
 from tcseg.data.masks import mask_reader
 from tcseg.errors import DataError, Problems
-from tcseg.io.images import NIFTI, PLAIN, is_image, stem, suffix
+from tcseg.io.images import NIFTI, PLAIN, is_image, orientation, stem, suffix
 from tcseg.io.placement import Placement
 from tcseg.io.series import Collection
 
@@ -50,6 +51,7 @@ def load(
     problems = Problems() if problems is None else problems
     root = Path(root).expanduser()
     files = _image_files(root, problems)
+    _check_axes(files, problems)
     masks = mask_reader(root, files, problems)
     collection = Collection(files, group, problems)
 
@@ -110,6 +112,8 @@ def formats(root: str | Path) -> dict[str, Counter[str]]:
     root = Path(root).expanduser()
     files = _image_files(root, Problems(collect=True))
     counts = {"images": Counter(suffix(path).lstrip(".").upper() or "DICOM" for path in files)}
+    if axes := _axes(files):
+        counts["axes in the patient"] = Counter({code: len(part) for code, part in axes.items()})
     others = [p for p in (root / "images").iterdir() if p.name[0] != "." and not is_image(p)]
     if others:
         counts["not read, as no images"] = Counter(path.suffix or path.name for path in others)
@@ -137,3 +141,26 @@ def _image_files(root: Path, problems: Problems) -> list[Path]:
                 "one of them"
             )
     return list(by_stem.values())
+
+
+def _axes(files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Group volumes by the way that their axes run in the patient."""
+    groups: dict[str, list[Path]] = {}
+    for path in files:
+        if (code := orientation(path)) is not None:
+            groups.setdefault(code, []).append(path)
+    return groups
+
+
+def _check_axes(files: Sequence[Path], problems: Problems) -> None:
+    axes = _axes(files)
+    usual = max(axes, key=lambda code: len(axes[code]), default="")
+    either_way = str.maketrans("LPI", "RAS")
+    for code, part in axes.items():
+        if code.translate(either_way) != usual.translate(either_way):
+            names = problems.listed([path.name for path in part])
+            problems.add(
+                f"folder: the axes of {len(part)} volumes ({names}) run {code} in the patient, "
+                f"those of {axes[usual][0].name} {usual}: their planes are other cuts; save all in "
+                "one orientation (nibabel.as_closest_canonical)"
+            )

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from tcseg.data.dataset import pack_masks
 from tcseg.errors import DataError, Problems
 from tcseg.io.dicom import read_segments, segment_labels
-from tcseg.io.images import Picture, is_dicom, is_image, orientation, stem
+from tcseg.io.images import (
+    Picture,
+    exif_orientation,
+    is_dicom,
+    is_image,
+    orientation,
+    stem,
+)
 from tcseg.io.placement import Placement
 from tcseg.io.planes import Planes, greys_of_palette, is_smoothed, read_planes
 
@@ -310,9 +317,9 @@ def _plane_of(planes: NDArray[np.generic], path: Path, picture: Picture) -> NDAr
         raise DataError(
             f"folder: {path} has {len(planes)} planes, its image {picture.path} has {more}"
         )
-    if number == 0:  # the planes of a file lie alike
-        _check_orientation(path, picture.path)
     plane, shape = planes[number], picture.pixels.shape[1:]
+    if number == 0:  # the planes of a file lie alike
+        _check_orientation(path, picture.path, plane.shape == shape and shape[0] != shape[1])
     if plane.shape != shape:
         raise DataError(
             f"folder: {path} has {plane.shape[1]} x {plane.shape[0]} pixels, its image "
@@ -321,7 +328,15 @@ def _plane_of(planes: NDArray[np.generic], path: Path, picture: Picture) -> NDAr
     return np.asarray(plane)
 
 
-def _check_orientation(mask: Path, image: Path) -> None:
+def _check_orientation(mask: Path, image: Path, settled: bool) -> None:
+    turns = {exif_orientation(path): path for path in (mask, image)}
+    # Turned by a quarter, one fits only if it was made for the image as it is seen.
+    if 1 in turns and len(turns) == 2 and not (settled and max(turns) > 4):
+        raise DataError(
+            f"folder: {turns.pop(1)} has no EXIF orientation, {turns.popitem()[1].name} has, so "
+            "how image and mask lie on each other is not known; save both upright without one "
+            "(mogrify -auto-orient)"
+        )
     ours, its = orientation(mask), orientation(image)
     if ours != its and None not in (ours, its):
         raise DataError(

@@ -288,11 +288,21 @@ def orientation(path: Path) -> str | None:
     """Return which way in the patient the axes of a NIfTI file run, as "RAS"; None of others."""
     if suffix(path) not in NIFTI:
         return None
-    with needs("nifti"):
+    try:
         import nibabel
 
-    affine: Any = nibabel.load(path).affine  # type: ignore[attr-defined]
+        affine: Any = nibabel.load(path).affine  # type: ignore[attr-defined]
+    except Exception:  # what is wrong is told on reading it
+        return None
     return "".join(code or "?" for code in nibabel.aff2axcodes(affine))
+
+
+def exif_orientation(path: Path) -> int:
+    """Return how a file is to be turned to be seen upright, 1 (not at all) to 8, as EXIF says."""
+    if suffix(path) not in PLAIN:
+        return 1
+    with open_plain(path) as file:
+        return int(file.getexif().get(0x0112, 1))
 
 
 def _read_nifti(path: Path) -> Iterator[Picture]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tcseg.errors import DataError, reason
 from tcseg.io.dicom import read_dataset
@@ -85,11 +85,12 @@ def _plain_planes(path: Path, as_seen: bool) -> Iterator[NDArray[np.generic]]:
     with open_plain(path) as file:
         for number in range(getattr(file, "n_frames", 1)):
             file.seek(number)
-            palette = file.mode in ("P", "1")
-            if (palette and not as_seen) or file.mode[0] in "IF" or file.mode == "L":
-                yield np.asarray(file)
+            page: Image.Image = ImageOps.exif_transpose(file)
+            palette = page.mode in ("P", "1")
+            if (palette and not as_seen) or page.mode[0] in "IF" or page.mode == "L":
+                yield np.asarray(page)
                 continue
-            values = np.asarray(file.convert("RGBA"))
+            values = np.asarray(page.convert("RGBA"))
             colours, alpha = values[..., :3].copy(), values[..., 3]
             if alpha.min() < 255 and (colours == colours[0, 0]).all():
                 yield alpha  # of one colour all over: what is opaque is marked

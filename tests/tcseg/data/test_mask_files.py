@@ -1,11 +1,14 @@
 """What masks hold as people save them: palettes, transparency, objects, smoothed edges."""
 
+import nibabel
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from folders import SHAPES, load, picture, refused, save
 from PIL import Image
 
+from tcseg.cli import main
 from tcseg.errors import DataError
 
 
@@ -139,3 +142,62 @@ def test_smoothed_edges_do_no_harm_in_black_and_white(by_class):
     large.resize((64, 64), Image.Resampling.LANCZOS).save(by_class / "masks" / "disc" / "scan1.png")
     after = load(by_class).target_batch([1])[0, 0]
     assert (before != after).float().mean() < 0.02
+
+
+# ---- how they lie ---------------------------------------------------------------------------
+
+
+def turned_pair(root, orientation, image_has=True, mask_has=True, side=64):
+    """An image and its mask as a camera stores them, and the mask as it is seen."""
+    seen = np.indices((side, 64)).sum(axis=0) < 50
+    undo = np.rot90(seen, {3: 2, 6: 1, 8: -1}[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for part, has in (("images", image_has), ("masks/disc", mask_has)):
+        (root / part).mkdir(parents=True, exist_ok=True)
+        stored = Image.fromarray((undo if has or part == "images" else seen).astype("u1") * 200)
+        stored.save(root / part / "a.png", **({"exif": exif} if has else {}))
+    return seen
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_a_mask_is_turned_as_its_image(tmp_path, orientation):
+    seen = turned_pair(tmp_path, orientation)
+    data = load(tmp_path)
+    assert np.array_equal(data.images[0, 0].numpy() > 0, seen)
+    assert np.array_equal(data.target_batch([0])[0, 0].numpy().astype(bool), seen)
+
+
+@pytest.mark.parametrize(("image_has", "mask_has"), [(True, False), (False, True)])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_one_that_alone_is_turned_is_refused(tmp_path, orientation, image_has, mask_has):
+    turned_pair(tmp_path, orientation, image_has, mask_has)
+    refused(tmp_path, "a.png has no EXIF orientation, a.png has", "mogrify -auto-orient")
+
+
+def test_a_mask_made_for_the_image_as_it_is_seen_is_taken(tmp_path):
+    seen = turned_pair(tmp_path, 6, mask_has=False, side=32)
+    assert np.array_equal(load(tmp_path).target_batch([0])[0, 0, 16:48].numpy().astype(bool), seen)
+    Image.fromarray(np.rot90(seen)).save(tmp_path / "masks" / "disc" / "a.png")
+    refused(tmp_path, "a.png has no EXIF orientation, a.png has", "mogrify -auto-orient")
+
+
+def volumes(root, affines):
+    for name, affine in affines.items():
+        for part in ("images", "masks"):
+            (root / part).mkdir(exist_ok=True)
+            values = np.indices((20, 20, 20)).sum(axis=0) < 20
+            nibabel.save(nibabel.Nifti1Image(values.astype("u1"), affine), root / part / name)
+
+
+def test_volumes_cut_otherwise_than_the_rest_are_refused(tmp_path):
+    axial, sagittal = np.eye(4), np.eye(4)[[2, 0, 1, 3]]
+    volumes(tmp_path, {"a.nii": axial, "b.nii": axial, "c.nii": sagittal})
+    refused(tmp_path, "1 volumes (c.nii) run ASR in the patient", "a.nii RAS", "canonical")
+    # Mirrored ones are told, not refused: structures may be alike on both sides.
+    volumes(tmp_path, {"c.nii": np.diag([-1, 1, 1, 1])})
+    assert len(load(tmp_path, size=32)) == 60
+    result = CliRunner().invoke(
+        main, ["data", "check", "--data", "folder", "--root", str(tmp_path)]
+    )
+    assert "axes in the patient: 1 of LAS; 2 of RAS" in result.output
