@@ -22,7 +22,7 @@ from rich.progress import track
 from tcseg.data.dataset import Dataset
 from tcseg.data.masks import mask_reader
 from tcseg.errors import DataError, Problems
-from tcseg.io.images import NIFTI, PLAIN, is_image, orientation, stem, suffix
+from tcseg.io.images import NIFTI, PLAIN, by_name, is_image, orientation, suffix
 from tcseg.io.placement import Placement
 from tcseg.io.series import Collection
 
@@ -132,15 +132,7 @@ def _image_files(root: Path, problems: Problems) -> list[Path]:
         raise DataError(
             f"folder: no images in {folder} itself; expected {', '.join((*PLAIN, '.dcm', *NIFTI))}"
         )
-    by_stem: dict[str, Path] = {}
-    for path in files:
-        twin = by_stem.setdefault(stem(path), path)
-        if twin is not path:
-            problems.add(
-                f"folder: {twin} and {path} have one name, so a mask would belong to both; rename "
-                "one of them"
-            )
-    return list(by_stem.values())
+    return list(by_name(files, problems).values())
 
 
 def _axes(files: Sequence[Path]) -> dict[str, list[Path]]:

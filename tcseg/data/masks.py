@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import functools
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -21,10 +22,13 @@ from tcseg.data.dataset import pack_masks
 from tcseg.errors import DataError, Problems
 from tcseg.io.dicom import read_segments, segment_labels
 from tcseg.io.images import (
+    NO_TEXT,
     Picture,
+    by_name,
     exif_orientation,
     is_dicom,
     is_image,
+    is_text,
     orientation,
     stem,
 )
@@ -165,19 +169,28 @@ def mask_reader(root: Path, images: Sequence[Path], problems: Problems) -> Masks
             f"folder: no folder {folder}; put masks of some images there, under the names of their "
             "images: NAME.png with a value for each class, or CLASS/NAME.png"
         )
-    subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
-    files = {stem(p): p for p in sorted(folder.iterdir()) if is_image(p)}
+    content = sorted(folder.iterdir())
+    folders = by_name(
+        (p for p in content if p.is_dir() and p.name[0] != "."),
+        problems,
+        lambda path: unicodedata.normalize("NFC", path.name),
+    )
+    for name, path in folders.items():
+        if not is_text(name):
+            raise DataError(f"folder: {str(path)!r}: {NO_TEXT}")
+    files = by_name(filter(is_image, content), problems)
     # The names of the segments of those files that are segmentations.
     segments = {path: segment_labels(path) for path in files.values() if is_dicom(path)}
     labels = {path: names for path, names in segments.items() if names is not None}
     plain = [path for path in files.values() if path not in labels]
-    if subfolders and plain:
+    if folders and plain:
         raise DataError(
-            f"folder: {folder} has both folders ({subfolders[0].name}) and masks "
+            f"folder: {folder} has both folders ({next(iter(folders))}) and masks "
             f"({plain[0].name}); use one folder for each class, or one file for each image"
         )
     by_class = {
-        p.name: {stem(f): f for f in sorted(p.iterdir()) if is_image(f)} for p in subfolders
+        name: by_name(filter(is_image, sorted(path.iterdir())), problems)
+        for name, path in folders.items()
     }
     _check_names(folder, images, [*by_class.values(), files], problems)
     empty = [name for name, part in by_class.items() if not part]
@@ -233,10 +246,13 @@ def _class_names(path: Path) -> dict[int, str]:
         return {}
     names: dict[int, str] = {}
     try:
-        for line in map(str.strip, path.read_text(encoding="utf-8-sig").splitlines()):
+        text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
+        for line in map(str.strip, text.splitlines()):
             if line and line[0] != "#":
                 value, name = line.split(maxsplit=1)
                 names[int(value)] = name
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8; save it as UTF-8") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: each line must be a value and a name, as in '1 liver'") from error
     names.pop(0, None)  # the background has no mask

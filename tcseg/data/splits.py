@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -227,7 +228,8 @@ def read_splits(path: str | os.PathLike[str], dataset: Dataset) -> list[Split]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         splits = [
-            {part: list(map(str, split[part])) for part in _PARTS} for split in content["splits"]
+            {part: [normalize("NFC", str(name)) for name in split[part]] for part in _PARTS}
+            for split in content["splits"]
         ]
     except OSError as error:
         raise DataError(f"`split_file` {path}: cannot be read ({error.strerror})") from error

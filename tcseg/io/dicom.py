@@ -90,6 +90,8 @@ def read_frames(path: Path) -> tuple[NDArray[Any], list[Spacing | None], bool]:
     if photometric == "PALETTE COLOR":
         colours = apply_color_lut(frames, data)
         wide = colours.dtype.itemsize > 1
+        if wide and not data.original_encoding[1] and "RedPaletteColorLookupTableData" in data:
+            colours = colours.byteswap()  # pydicom takes these tables for little-endian ones
         return (colours >> 8).astype(np.uint8) if wide else colours, spacings, at_detector
     if frames.ndim == 4:
         return frames, spacings, at_detector

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from tcseg.errors import DataError, reason
+from tcseg.errors import DataError, Problems, reason
 from tcseg.extras import needs
 from tcseg.io.dicom import has_dicom_content, read_frames
 from tcseg.io.placement import Pixels
+from tcseg.io.plain import open_plain
 
 PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 DICOM = (".dcm", ".dicom")
@@ -33,6 +34,12 @@ TAILS = (0.1, 99.9)
 # Of the units that files name, with the micro sign, the Greek letter, and what ImageJ writes.
 _MILLIMETRES = {"meter": 1000.0, "m": 1000.0, "cm": 10.0, "mm": 1.0, "nm": 1e-6, "inch": 25.4}
 _MILLIMETRES |= dict.fromkeys(("micron", "um", "\u00b5m", "\u03bcm", "\\u00B5m"), 0.001)
+
+
+NO_TEXT = (
+    "its name is not UTF-8; rename it, or, where the locale has no UTF-8, set PYTHONUTF8=1 in the "
+    "environment"
+)
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,32 @@ def suffix(path: Path) -> str:
 
 
 def stem(path: Path) -> str:
-    """Return the name without its suffix."""
-    return path.name[: len(path.name) - len(suffix(path))]
+    """Return the name without its suffix; letters with accents as one character (NFC)."""
+    return unicodedata.normalize("NFC", path.name[: len(path.name) - len(suffix(path))])
+
+
+def is_text(name: str) -> bool:
+    """Whether the name of a file can be written in UTF-8, as all tables of results are."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def by_name(
+    paths: Iterable[Path], problems: Problems, name: Callable[[Path], str] = stem
+) -> dict[str, Path]:
+    """Return files by their names; two of one name are a problem."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        twin = found.setdefault(name(path), path)
+        if twin is not path:
+            problems.add(
+                f"folder: {twin} and {path} have one name, so which belongs to which is not known; "
+                "rename or remove one of them"
+            )
+    return found
 
 
 def is_image(path: Path) -> bool:
@@ -106,6 +137,8 @@ def read_pictures(path: Path) -> Iterator[Picture]:
         If it cannot be read; one line that names it.
     """
     kind = suffix(path)
+    if not is_text(path.name):
+        raise DataError(f"{str(path)!r}: {NO_TEXT}")
     try:
         if kind in NIFTI:
             yield from _read_nifti(path)
@@ -127,26 +160,6 @@ def read_pictures(path: Path) -> Iterator[Picture]:
                 "python-gdcm"
             ) from error
         raise DataError(f"{path}: cannot be read ({reason(error)})") from error
-
-
-def open_plain(path: Path) -> Image.Image:
-    """Open what Pillow reads; a file that is none, or too large, raises a DataError."""
-    try:
-        with warnings.catch_warnings():  # of files half as large
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path)
-    except UnidentifiedImageError as error:
-        what = (
-            "is not an image, despite its name, or is damaged"
-            if path.stat().st_size
-            else "is empty"
-        )
-        raise DataError(f"{path}: cannot be read (it {what})") from error
-    except Image.DecompressionBombError as error:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise DataError(
-            f"{path}: has more than {most} million pixels; make it smaller, or cut it into parts"
-        ) from error
 
 
 def png(values: NDArray[np.uint8]) -> bytes:

@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 
 from tcseg.errors import DataError, reason
 from tcseg.io.dicom import read_dataset
-from tcseg.io.images import NIFTI, PLAIN, is_dicom, open_plain, read_volume, suffix
+from tcseg.io.images import NIFTI, PLAIN, is_dicom, read_volume, suffix
+from tcseg.io.plain import open_plain
 
 __all__ = ["greys_of_palette", "is_smoothed", "read_planes"]
 

@@ -329,8 +329,8 @@ def test_values_of_masks_by_class_all_count(by_class):
 
 
 def test_gif_masks_and_files_that_are_no_images(by_class):
-    Image.open(by_class / "masks" / "disc" / "scan0.png").save(by_class / "masks/disc/scan0.gif")
     before = load(by_class).target_batch([0])
+    Image.open(by_class / "masks" / "disc" / "scan0.png").save(by_class / "masks/disc/scan0.gif")
     (by_class / "masks" / "disc" / "scan0.png").unlink()
     assert torch.equal(load(by_class).target_batch([0]), before)
     (by_class / "images" / "notes.txt").write_text("x")

@@ -1,5 +1,8 @@
 """What masks hold as people save them: palettes, transparency, objects, smoothed edges."""
 
+import json
+from unicodedata import normalize
+
 import nibabel
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from folders import SHAPES, load, picture, refused, save
 from PIL import Image
 
 from tcseg.cli import main
+from tcseg.data import make_split
 from tcseg.errors import DataError
 
 
@@ -201,3 +205,37 @@ def test_volumes_cut_otherwise_than_the_rest_are_refused(tmp_path):
         main, ["data", "check", "--data", "folder", "--root", str(tmp_path)]
     )
     assert "axes in the patient: 1 of LAS; 2 of RAS" in result.output
+
+
+# ---- names ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["by_class", "valued"])
+def test_two_masks_of_one_name_are_refused(request, layout):
+    root = request.getfixturevalue(layout)
+    folder = root / "masks" / ("disc" if layout == "by_class" else "")
+    Image.open(folder / "scan0.png").convert("L").save(folder / "scan0.gif")
+    refused(root, "scan0.gif and ", "scan0.png have one name", "rename or remove one")
+
+
+@pytest.mark.parametrize(("of_images", "of_masks"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_may_be_spelt_in_two_ways(tmp_path, of_images, of_masks):
+    """As macOS and Linux do with accents."""
+    image, disc, _ = picture(1)
+    for name in ("Bräu", "Kölsch"):
+        save(tmp_path / "images" / f"{normalize(of_images, name)}.png", image)
+        save(tmp_path / "masks" / "Gefäß" / f"{normalize(of_masks, name)}.png", disc)
+    data = load(tmp_path)
+    assert (data.ids, data.annotated) == (["Bräu", "Kölsch"], [0, 1])
+    # Also in the splits of a run that began before.
+    parts = {"train": ["Bräu"], "validation": ["Kölsch"], "test": ["Kölsch"]}
+    spelt = {part: [normalize("NFD", name) for name in names] for part, names in parts.items()}
+    (tmp_path / "splits.json").write_text(json.dumps({"data": "folder", "splits": [spelt]}))
+    assert make_split(data, 0, tmp_path / "splits.json").train == [0]
+    (tmp_path / "masks" / normalize("NFD", "Gefäß")).mkdir()
+    refused(tmp_path, "have one name")
+
+
+def test_classes_in_another_encoding(valued):
+    (valued / "classes.txt").write_bytes(b"1 Gef\xe4\xdf\n")
+    refused(valued, "classes.txt: is not UTF-8; save it as UTF-8")

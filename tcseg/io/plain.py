@@ -1,0 +1,79 @@
+"""Opening what Pillow reads, or saying in one line why it does not."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    SAMPLEFORMAT,
+    SAMPLESPERPIXEL,
+    ImageFileDirectory_v2,
+)
+
+from tcseg.errors import DataError
+
+__all__ = ["open_plain"]
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs is said here
+
+NUMBERS = {1: "integers", 2: "integers with a sign", 3: "floating-point numbers"}
+
+
+def open_plain(path: Path) -> Image.Image:
+    """Open what Pillow reads; a file that is none, or would be misread, raises a DataError."""
+    try:
+        with warnings.catch_warnings():  # of files half as large
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            file = Image.open(path)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: cannot be read (it {_what_it_is(path)})") from error
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise DataError(
+            f"{path}: has more than {most} million pixels; make it smaller, or cut it into parts"
+        ) from error
+    tags = getattr(file, "tag_v2", {})
+    # Pillow leaves out channels, and signs of 8 bits, without a word.
+    samples, bands = tags.get(SAMPLESPERPIXEL, 1), len(file.getbands())
+    signed = file.mode == "L" and tags.get(SAMPLEFORMAT, (1,))[0] == 2
+    if signed or (samples > bands and samples != 4):
+        file.close()
+        raise DataError(f"{path}: cannot be read (it {_what_it_is(path)})")
+    return file
+
+
+def _what_it_is(path: Path) -> str:
+    """Say why Pillow does not read a file."""
+    with open(path, "rb") as file:
+        content = file.read(2**20)
+    if not content:
+        return "is empty"
+    if _bits_of_jpeg(content) > 8:
+        return f"is a JPEG of {_bits_of_jpeg(content)} bits; save it as PNG or TIFF of 16"
+    try:
+        with open(path, "rb") as file:
+            tags = ImageFileDirectory_v2(file.read(8))
+            file.seek(tags.next)
+            tags.load(file)
+        bits, numbers = tags[BITSPERSAMPLE][0], NUMBERS[tags.get(SAMPLEFORMAT, (1,))[0]]
+        return (
+            f"has {tags.get(SAMPLESPERPIXEL, 1)} channels of {bits}-bit {numbers}; save 1 or 3 "
+            "channels of 8 or 16 bits without a sign, or 1 of 32-bit floating-point numbers"
+        )
+    except Exception:  # no TIFF, or a damaged one
+        return "is not an image, despite its name, or is damaged"
+
+
+def _bits_of_jpeg(content: bytes) -> int:
+    """Return the bits of a channel of a JPEG, 0 of other files: it stands in its frame header."""
+    at = 2 if content[:2] == b"\xff\xd8" else len(content)
+    while at + 4 < len(content) and content[at] == 0xFF:
+        kind = content[at + 1]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            return content[at + 4]
+        at += 2 + int.from_bytes(content[at + 2 : at + 4])
+    return 0

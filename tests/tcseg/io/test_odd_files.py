@@ -1,0 +1,107 @@
+"""Files that Pillow or pydicom would misread: read rightly, or refused in a line that says why."""
+
+import os
+
+import numpy as np
+import pydicom
+import pytest
+import tifffile
+from made_up import write_dicom
+from PIL import Image
+from processes import python
+from pydicom.uid import ExplicitVRBigEndian
+
+from tcseg.errors import DataError
+from tcseg.io.images import read_pictures
+from tcseg.io.planes import read_planes
+
+GREY = (np.add.outer(np.arange(30) * 5, np.arange(40)) + 3).astype(np.uint8)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", ["u2", "i2", "i4", "f4"])
+def test_numbers_of_either_byte_order(tmp_path, order, kind):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, GREY.astype(kind), byteorder=order)
+    assert np.array_equal(read_planes(path)[0], GREY)
+    (picture,) = read_pictures(path)
+    assert np.corrcoef(picture.pixels.ravel(), GREY.ravel())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (GREY.astype("f8"), "1 channels of 64-bit floating-point numbers"),
+        (GREY.astype("f2"), "1 channels of 16-bit floating-point numbers"),
+        (GREY.astype("i1"), "1 channels of 8-bit integers with a sign"),
+        (GREY.astype("u8"), "1 channels of 64-bit integers"),
+        (np.stack([GREY] * 2, -1), "2 channels of 8-bit integers"),
+        (np.stack([GREY] * 5, -1), "5 channels of 8-bit integers"),
+        (np.stack([GREY] * 7, -1).astype("u2"), "7 channels of 16-bit integers"),
+    ],
+)
+def test_tiff_that_would_be_misread_is_named(tmp_path, values, words):
+    path = tmp_path / "a.tif"
+    for photometric in ("minisblack", "rgb")[: 1 + (values.ndim == 3 and values.shape[2] == 5)]:
+        options = {"planarconfig": "contig"} if values.ndim == 3 else {}
+        tifffile.imwrite(path, values, photometric=photometric, **options)
+        for read in (lambda file: list(read_pictures(file)), read_planes):
+            with pytest.raises(DataError) as error:
+                read(path)
+            assert str(error.value).startswith(f"{path}: cannot be read (it has {words}")
+            assert "save 1 or 3 channels" in str(error.value)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_of_12_bits_is_named(tmp_path, progressive):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(GREY).save(path, progressive=progressive)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\xff\xc2" if progressive else b"\xff\xc0") + 4] = 12
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a.jpg: .* is a JPEG of 12 bits; save it as PNG or TIFF"):
+        list(read_pictures(path))
+
+
+def test_palettes_of_big_endian_dicom(tmp_path):
+    tables = np.random.default_rng(0).integers(0, 2**16, (3, 256)).astype(">u2")
+    write_dicom(tmp_path / "a.dcm", GREY, PhotometricInterpretation="PALETTE COLOR")
+    data = pydicom.Dataset()
+    for element in pydicom.dcmread(tmp_path / "a.dcm"):
+        data.add(element)
+    data.file_meta = pydicom.dcmread(tmp_path / "a.dcm").file_meta
+    data.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    for name, table in zip(("Red", "Green", "Blue"), tables, strict=True):
+        setattr(data, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(data, f"{name}PaletteColorLookupTableData", table.tobytes())
+    data.PixelData = GREY.astype(">u2").tobytes()
+    data.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    (picture,) = read_pictures(tmp_path / "a.dcm")
+    np.testing.assert_allclose(picture.pixels, (tables[:, GREY] >> 8) / 255, atol=1e-6)
+
+
+def test_a_name_that_is_not_utf8_is_named(tmp_path):
+    path = tmp_path / os.fsdecode(b"Br\xe4u.png")
+    Image.fromarray(GREY).save(path)
+    with pytest.raises(DataError, match=r"'.*Br\\udce4u.png': its name is not UTF-8; rename it"):
+        list(read_pictures(path))
+
+
+@pytest.mark.parametrize(
+    ("setting", "status", "words"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, 0, "Gef??"),
+        ({"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, 1, "set PYTHONUTF8=1"),
+        ({}, 0, "Gefäß"),
+    ],
+)
+def test_names_with_umlauts_where_the_locale_has_none(tmp_path, setting, status, words):
+    for part in ("images", "masks/Gefäß"):
+        (tmp_path / part).mkdir(parents=True)
+        for name in "Bräu", "Kölsch":
+            Image.fromarray(GREY).save(tmp_path / part / f"{name}.png")
+    command = ["-m", "tcseg", "data", "check", "--data", "folder", "--root"]
+    environment = {**os.environ, "LC_ALL": "C", **setting}
+    result = python(*command, tmp_path, env=environment, encoding="utf-8", errors="replace")
+    output = result.stdout + result.stderr
+    assert (result.returncode, words in output, "Traceback" in output) == (status, True, False)
