@@ -128,8 +128,10 @@ def _tell_splits(
         console.print(f"Split {number}, first labelled images: {first}", markup=False)
 
 
-def file_formats(dataset: str, root: str | Path) -> dict[str, Mapping[str, int]]:
+def file_formats(
+    dataset: str, root: str | Path, mask_pattern: str | None
+) -> dict[str, Mapping[str, int]]:
     """Return the formats of the files of a data set; none if it has no files."""
     if dataset == "jsrt":
         return dict(jsrt.formats(root))
-    return dict(folder.formats(root)) if dataset == "folder" else {}
+    return dict(folder.formats(root, mask_pattern)) if dataset == "folder" else {}

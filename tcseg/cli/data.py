@@ -27,6 +27,7 @@ _data_options = (
     ),
     click.option("--root", help="Folder of the data set (jsrt: else TCSEG_JSRT_ROOT)."),
     config_option(Config.__dataclass_fields__["group"]),
+    config_option(Config.__dataclass_fields__["mask_pattern"]),
 )
 
 
@@ -56,6 +57,7 @@ def check(
     data: str,
     root: str | None,
     group: str | None,
+    mask_pattern: str | None,
     size: int,
     split_file: Path | None,
     sheet: Path | None,
@@ -75,11 +77,14 @@ def check(
     folder = jsrt_root(root) if data == "jsrt" else root or ""
     console = Console(highlight=False, soft_wrap=True)
     try:
-        dataset = load_dataset(data, root=root, size=size, problems=problems, group=group)
+        dataset = load_dataset(
+            data, root=root, size=size, problems=problems, group=group, mask_pattern=mask_pattern
+        )
     except DataError:
         tell_problems(problems, console)
         raise
-    fine = check_dataset(dataset, problems, file_formats(data, folder), split_file, console)
+    formats = file_formats(data, folder, mask_pattern)
+    fine = check_dataset(dataset, problems, formats, split_file, console)
     if sheet is not None and len(dataset):
         from tcseg.evaluation.pictures import save_contact_sheet
 
@@ -98,7 +103,9 @@ def check(
     type=FileToWrite(),
     help="JSON file to write; to be used, changed or not, with --split-file.",
 )
-def splits(data: str, root: str | None, group: str | None, out: Path) -> None:
+def splits(
+    data: str, root: str | None, group: str | None, mask_pattern: str | None, out: Path
+) -> None:
     """Write the five splits, images by their ids.
 
     The first n training images of a split are the n labelled ones, so that subsets are nested.
@@ -110,6 +117,8 @@ def splits(data: str, root: str | None, group: str | None, out: Path) -> None:
         raise RunError(f"{out} exists; choose another --out")
     # What is wrong, `tcseg data check` says; the images that are left have their split.
     problems = Problems(collect=True)
-    dataset = load_dataset(data, root=root, size=256, problems=problems, group=group)
+    dataset = load_dataset(
+        data, root=root, size=256, problems=problems, group=group, mask_pattern=mask_pattern
+    )
     save_splits(out, dataset, [make_split(dataset, number) for number in range(5)])
     click.echo(f"Written: {out}")

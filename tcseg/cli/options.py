@@ -118,6 +118,8 @@ def read_config(
     return config
 
 
+OF_FOLDERS = ("group", "mask_pattern")
+
 network_option = click.option(
     "--network",
     metavar="NAME",
@@ -127,14 +129,14 @@ network_option = click.option(
 
 def grid_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add an option for each field of `Config` that a grid does not vary."""
-    varied = ("data", "method", "labelled", "validation_images", "split", "pretrained", "group")
+    varied = ("data", "method", "labelled", "validation_images", "split", "pretrained", *OF_FOLDERS)
     return config_options(command, without=varied)
 
 
 def preview_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say what the network is shown."""
     used = (
-        *("data", "root", "group", "size", "split", "split_file"),
+        *("data", "root", *OF_FOLDERS, "size", "split", "split_file"),
         *("seed", "recipe", "displacement_std"),
     )
     others = [f.name for f in dataclasses.fields(Config) if f.name not in used]

@@ -45,7 +45,13 @@ def preview(
     from tcseg.method.transforms import recipe
     from tcseg.training.preview import preview as draw
 
-    dataset = load_dataset(config.data, root=config.root, size=config.size, group=config.group)
+    dataset = load_dataset(
+        config.data,
+        root=config.root,
+        size=config.size,
+        group=config.group,
+        mask_pattern=config.mask_pattern,
+    )
     shown = make_split(dataset, config.split, config.split_file).train[:images]
     transform = recipe(config.recipe, config.displacement_std)
     title = f"{config.data}, recipe {config.recipe}"

@@ -44,6 +44,7 @@ def load_dataset(
     size: int = 512,
     problems: Problems | None = None,
     group: str | None = None,
+    mask_pattern: str | None = None,
 ) -> Dataset:
     """Read or make a whole data set.
 
@@ -63,6 +64,8 @@ def load_dataset(
     group
         Of a folder: regular expression whose first group, or else all that it matches in the name
         of an image, is the patient. Without it DICOM files say their patients or series.
+    mask_pattern
+        Of a folder: how masks are named, such as ``"{name}_mask"``, where that is not found.
 
     Returns
     -------
@@ -97,7 +100,7 @@ def load_dataset(
             raise DataError(
                 "folder: no folder given; pass `root` DIR, with images/ and masks/ in it"
             )
-        return folder.load(root, size, problems, group)
+        return folder.load(root, size, problems, group, mask_pattern)
     raise DataError(f"unknown data set {name!r}; expected phantom, jsrt or folder")
 
 

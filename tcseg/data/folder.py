@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +20,20 @@ from rich.console import Console
 from rich.progress import track
 
 from tcseg.data.dataset import Dataset
+from tcseg.data.layout import find_layout
 from tcseg.data.masks import mask_reader
 from tcseg.errors import DataError, Problems
-from tcseg.io.images import NIFTI, PLAIN, by_name, is_image, orientation, suffix
+from tcseg.io.images import is_image, orientation, suffix
 from tcseg.io.placement import Placement
 from tcseg.io.series import Collection
 
 
 def load(
-    root: str | Path, size: int, problems: Problems | None = None, group: str | None = None
+    root: str | Path,
+    size: int,
+    problems: Problems | None = None,
+    group: str | None = None,
+    mask_pattern: str | None = None,
 ) -> Dataset:
     """Read every image, and the masks that there are.
 
@@ -42,6 +47,8 @@ def load(
         Where to collect what is wrong; images that it concerns are left out.
     group
         Regular expression that finds the patient in the names of images; see `Collection`.
+    mask_pattern
+        How masks are named; see `find_layout`.
 
     Raises
     ------
@@ -50,10 +57,10 @@ def load(
     """
     problems = Problems() if problems is None else problems
     root = Path(root).expanduser()
-    files = _image_files(root, problems)
-    _check_axes(files, problems)
-    masks = mask_reader(root, files, problems)
-    collection = Collection(files, group, problems)
+    layout = find_layout(root, mask_pattern, problems)
+    _check_axes(layout.images.values(), problems)
+    masks = mask_reader(root, layout, problems)
+    collection = Collection(layout.images, group, problems)
 
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     ids: list[str] = []
@@ -107,35 +114,25 @@ def load(
     )
 
 
-def formats(root: str | Path) -> dict[str, Counter[str]]:
-    """Count the image files by format, and what in their folder is none."""
+def formats(root: str | Path, mask_pattern: str | None = None) -> dict[str, Counter[str]]:
+    """Count the image files by format, what in their folder is none, and how masks are named."""
     root = Path(root).expanduser()
-    files = _image_files(root, Problems(collect=True))
+    layout = find_layout(root, mask_pattern, Problems(collect=True))
+    files = layout.images.values()
     counts = {"images": Counter(suffix(path).lstrip(".").upper() or "DICOM" for path in files)}
     if axes := _axes(files):
         counts["axes in the patient"] = Counter({code: len(part) for code, part in axes.items()})
-    others = [p for p in (root / "images").iterdir() if p.name[0] != "." and not is_image(p)]
+    if layout.naming:
+        counts["masks, by name"] = Counter(layout.naming)
+    folder = root / "images"
+    content = folder.iterdir() if folder.is_dir() else filter(Path.is_file, root.rglob("*"))
+    others = [p for p in content if p.name[0] != "." and not is_image(p)]
     if others:
         counts["not read, as no images"] = Counter(path.suffix or path.name for path in others)
     return counts
 
 
-def _image_files(root: Path, problems: Problems) -> list[Path]:
-    folder = root / "images"
-    if not folder.is_dir():
-        raise DataError(
-            f"folder: no folder {folder}; `root` must hold images/ and masks/ (where the data have "
-            "moved, give the new `root`)"
-        )
-    files = sorted(path for path in folder.iterdir() if is_image(path))
-    if not files:
-        raise DataError(
-            f"folder: no images in {folder} itself; expected {', '.join((*PLAIN, '.dcm', *NIFTI))}"
-        )
-    return list(by_name(files, problems).values())
-
-
-def _axes(files: Sequence[Path]) -> dict[str, list[Path]]:
+def _axes(files: Iterable[Path]) -> dict[str, list[Path]]:
     """Group volumes by the way that their axes run in the patient."""
     groups: dict[str, list[Path]] = {}
     for path in files:
@@ -144,7 +141,7 @@ def _axes(files: Sequence[Path]) -> dict[str, list[Path]]:
     return groups
 
 
-def _check_axes(files: Sequence[Path], problems: Problems) -> None:
+def _check_axes(files: Iterable[Path], problems: Problems) -> None:
     axes = _axes(files)
     usual = max(axes, key=lambda code: len(axes[code]), default="")
     either_way = str.maketrans("LPI", "RAS")

@@ -19,18 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from tcseg.data.dataset import pack_masks
+from tcseg.data.layout import Layout
 from tcseg.errors import DataError, Problems
 from tcseg.io.dicom import read_segments, segment_labels
 from tcseg.io.images import (
-    NO_TEXT,
     Picture,
-    by_name,
     exif_orientation,
     is_dicom,
-    is_image,
-    is_text,
     orientation,
-    stem,
 )
 from tcseg.io.placement import Placement
 from tcseg.io.planes import Planes, greys_of_palette, is_smoothed, read_planes
@@ -64,7 +60,7 @@ class _Valued(Masks):
 
     def __init__(
         self,
-        files: dict[str, Path],
+        files: dict[Path, Path],
         labels: Mapping[Path, Sequence[str]],
         names: dict[int, str],
         problems: Problems,
@@ -72,7 +68,7 @@ class _Valued(Masks):
         self.files = files
         found: dict[Path, set[int]] = {}
         greys: dict[Path, dict[int, int]] = {}
-        for name, path in list(files.items()):
+        for image, path in list(files.items()):
             try:
                 if path in labels:
                     found[path] = {_value_of(label, names, path) for label in labels[path]}
@@ -82,7 +78,7 @@ class _Valued(Masks):
                     found[path] = _values_in(path)
             except DataError as error:
                 problems.add(str(error))
-                del files[name]
+                del files[image]
         marked = set().union(*found.values())
         if not names and marked == {1, 255} and marked not in found.values():
             alone = {min(values): path for path, values in found.items() if values}
@@ -111,7 +107,7 @@ class _Valued(Masks):
         self._planes = functools.lru_cache(maxsize=1)(planes)
 
     def read(self, picture: Picture, place: Placement) -> torch.Tensor | None:
-        path = self.files.get(stem(picture.path))
+        path = self.files.get(picture.path)
         if path is None:
             return None
         plane = _plane_of(self._planes(path), path, picture)
@@ -127,8 +123,8 @@ class _ByClass(Masks):
 
     def __init__(
         self,
-        folders: Mapping[str, Mapping[str, Path]],
-        files: Mapping[str, Path],
+        folders: Mapping[str, Mapping[Path, Sequence[Path]]],
+        files: Mapping[Path, Path],
         labels: Mapping[Path, Sequence[str]],
     ) -> None:
         self.folders, self.files = folders, files
@@ -138,67 +134,42 @@ class _ByClass(Masks):
         self._segments = functools.lru_cache(maxsize=1)(read_segments)
 
     def read(self, picture: Picture, place: Placement) -> torch.Tensor | None:
-        name = stem(picture.path)
-        paths = {c: self.folders[c].get(name) for c in self.folders}
-        whole = self.files.get(name)
+        paths = {c: self.folders[c].get(picture.path, ()) for c in self.folders}
+        whole = self.files.get(picture.path)
         if whole is None and not any(paths.values()):
             return None
         marked = {} if whole is None else _segments_of(self._segments(whole), whole, picture)
         nothing = np.zeros(picture.pixels.shape[1:], bool)
         planes = []
         for c in self.classes:
-            path = paths.get(c)
             plane = marked.get(c, nothing)  # the class may be in none
-            if path is not None:
+            for path in paths.get(c, ()):
                 plane = plane | _plane_of(self._planes(path), path, picture).astype(bool)
             planes.append(plane)
         return pack_masks(place.fit(np.stack(planes).astype(np.float32)) > 0.5)
 
 
-def mask_reader(root: Path, images: Sequence[Path], problems: Problems) -> Masks:
-    """Look what form the masks of a folder have, and match them with its images.
+def mask_reader(root: Path, layout: Layout, problems: Problems) -> Masks:
+    """Return what reads the masks of a folder, in the form that they have.
 
     Raises
     ------
     DataError
-        If there are none, they belong to no image, or have too many classes.
+        If none can be used, or they have too many classes.
     """
-    folder = root / "masks"
-    if not folder.is_dir():
-        raise DataError(
-            f"folder: no folder {folder}; put masks of some images there, under the names of their "
-            "images: NAME.png with a value for each class, or CLASS/NAME.png"
-        )
-    content = sorted(folder.iterdir())
-    folders = by_name(
-        (p for p in content if p.is_dir() and p.name[0] != "."),
-        problems,
-        lambda path: unicodedata.normalize("NFC", path.name),
-    )
-    for name, path in folders.items():
-        if not is_text(name):
-            raise DataError(f"folder: {str(path)!r}: {NO_TEXT}")
-    files = by_name(filter(is_image, content), problems)
     # The names of the segments of those files that are segmentations.
-    segments = {path: segment_labels(path) for path in files.values() if is_dicom(path)}
+    segments = {path: segment_labels(path) for path in layout.files.values() if is_dicom(path)}
     labels = {path: names for path, names in segments.items() if names is not None}
-    plain = [path for path in files.values() if path not in labels]
-    if folders and plain:
+    plain = [path for path in layout.files.values() if path not in labels]
+    if layout.by_class and plain:
         raise DataError(
-            f"folder: {folder} has both folders ({next(iter(folders))}) and masks "
+            f"folder: {plain[0].parent} has both folders ({next(iter(layout.by_class))}) and masks "
             f"({plain[0].name}); use one folder for each class, or one file for each image"
         )
-    by_class = {
-        name: by_name(filter(is_image, sorted(path.iterdir())), problems)
-        for name, path in folders.items()
-    }
-    _check_names(folder, images, [*by_class.values(), files], problems)
-    empty = [name for name, part in by_class.items() if not part]
-    if empty:
-        problems.add(f"folder: no masks in {folder / empty[0]}; remove it, or put masks there")
     if plain:
-        known = len(problems.found)
-        reader: Masks = _Valued(files, labels, _class_names(root / "classes.txt"), problems)
+        known, folder = len(problems.found), plain[0].parent
+        names = _class_names(root / "classes.txt")
+        reader: Masks = _Valued(layout.files, labels, names, problems)
         if not reader.classes:
             raise DataError(
                 f"folder: no mask in {folder} can be used"
@@ -206,39 +177,13 @@ def mask_reader(root: Path, images: Sequence[Path], problems: Problems) -> Masks
                 else f"folder: all masks in {folder} are 0: no class is marked in any image"
             )
         return reader
-    reader = _ByClass({name: part for name, part in by_class.items() if part}, files, labels)
+    reader = _ByClass(layout.by_class, layout.files, labels)
     if len(reader.classes) > MAX_CLASSES:
         raise DataError(
-            f"folder: {folder} has {len(reader.classes)} classes, at most {MAX_CLASSES} are "
+            f"folder: {root} has masks of {len(reader.classes)} classes, at most {MAX_CLASSES} are "
             "possible"
         )
     return reader
-
-
-def _check_names(
-    folder: Path,
-    images: Sequence[Path],
-    parts: Sequence[Mapping[str, Path]],
-    problems: Problems,
-) -> None:
-    known = {stem(path) for path in images}
-    names = sorted({name for part in parts for name in part})
-    strays = [name for name in names if name not in known]
-    if not names or len(strays) == len(names):
-        example = (
-            f"; the first mask is {names[0]!r}, the first image {stem(images[0])!r}"
-            if names
-            else ""
-        )
-        raise DataError(
-            f"folder: no mask in {folder} has the name of an image in "
-            f"{folder.with_name('images')}{example}; name each mask as its image"
-        )
-    if strays:
-        problems.add(
-            f"folder: {len(strays)} masks without an image of their name: "
-            f"{problems.listed(strays)}; name each mask as its image, or remove it"
-        )
 
 
 def _class_names(path: Path) -> dict[int, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from tcseg.errors import DataError, Problems, reason
+from tcseg.errors import DataError, reason
 from tcseg.extras import needs
 from tcseg.io.dicom import has_dicom_content, read_frames
 from tcseg.io.placement import Pixels
@@ -95,21 +95,6 @@ def is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def by_name(
-    paths: Iterable[Path], problems: Problems, name: Callable[[Path], str] = stem
-) -> dict[str, Path]:
-    """Return files by their names; two of one name are a problem."""
-    found: dict[str, Path] = {}
-    for path in paths:
-        twin = found.setdefault(name(path), path)
-        if twin is not path:
-            problems.add(
-                f"folder: {twin} and {path} have one name, so which belongs to which is not known; "
-                "rename or remove one of them"
-            )
-    return found
 
 
 def is_image(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,12 @@ class Collection:
 
     Parameters
     ----------
-    paths
-        The files.
+    names
+        The files, by name.
     group
-        Regular expression for names of files: its first group, or else all that it matches, is the
-        patient. Without it, patients are those that DICOM files name, or their series.
+        Regular expression for names: its first group, or else all that it matches, is the patient.
+        Without it, patients are those that DICOM files name, or their series; of names with
+        folders, the folder.
     problems
         Where to collect what is wrong.
 
@@ -56,8 +57,13 @@ class Collection:
     """
 
     def __init__(
-        self, paths: Sequence[Path], group: str | None = None, problems: Problems | None = None
+        self,
+        names: Mapping[str, Path],
+        group: str | None = None,
+        problems: Problems | None = None,
     ) -> None:
+        self._names = {path: name for name, path in names.items()}
+        paths = list(self._names)
         slices = {path: _slice(path) for path in paths if is_dicom(path)}
         known = [found for found in slices.values() if found is not None]
         self._volumes: dict[Path, str] = {}
@@ -72,12 +78,20 @@ class Collection:
             self._group_by_name(group, Problems() if problems is None else problems)
         elif known:
             self._group_by_header(known)
+        elif any("/" in name for name in names):
+            self._groups = {path: name.rpartition("/")[0] or name for name, path in names.items()}
+            self.grouped_by = "folder"
 
     def read(self, path: Path) -> Iterator[Picture]:
         """Read the images of one file, as `read_pictures`, with group and volume."""
+        name = self._names[path]
         for picture in read_pictures(path):
-            volume = self._volumes.get(path) if picture.plane is None else stem(path)
-            yield replace(picture, group=self._groups.get(path, stem(path)), volume=volume)
+            yield replace(
+                picture,
+                name=name + picture.name.removeprefix(stem(path)),
+                group=self._groups.get(path, name),
+                volume=self._volumes.get(path) if picture.plane is None else name,
+            )
 
     def _add_stack(self, members: Sequence[_Slice]) -> None:
         """Note which slices make a volume: of those at one place, each belongs to another one."""
@@ -99,19 +113,19 @@ class Collection:
 
     def _group_by_name(self, expression: str, problems: Problems) -> None:
         try:
-            matches = {path: re.search(expression, stem(path)) for path in self.files}
+            matches = {path: re.search(expression, self._names[path]) for path in self.files}
         except re.error as error:
             raise DataError(
                 f"`group` {expression!r} is not a regular expression ({error})"
             ) from error
-        strays = [stem(path) for path, match in matches.items() if match is None]
+        strays = [self._names[path] for path, match in matches.items() if match is None]
         if strays:
             problems.add(
                 f"folder: `group` {expression!r} matches no part of {len(strays)} names "
                 f"({problems.listed(strays)}); it must tell the patient of every image"
             )
         self._groups = {
-            path: (match[1] if match.re.groups else match[0]) or stem(path)
+            path: (match[1] if match.re.groups else match[0]) or self._names[path]
             for path, match in matches.items()
             if match is not None
         }
@@ -120,7 +134,9 @@ class Collection:
     def _group_by_header(self, slices: Sequence[_Slice]) -> None:
         # One number for all is none: the files were made anonymous so.
         by_patient = len({found.patient for found in slices}) > 1
-        names = {f.path: (by_patient and f.patient) or f.series or stem(f.path) for f in slices}
+        names = {
+            f.path: (by_patient and f.patient) or f.series or self._names[f.path] for f in slices
+        }
         sizes = Counter(names.values())
         # A file alone keeps its name, and so its place in the splits.
         self._groups = {path: name for path, name in names.items() if sizes[name] > 1}

@@ -88,6 +88,11 @@ class Config:
         "folder: regular expression that finds the patient in names of images; its first group, "
         "if it has one. If not set, DICOM files say their patients.",
     )
+    mask_pattern: str | None = _option(
+        None,
+        "folder: how masks are named, such as {name}_mask, where that is not found by itself: "
+        "{name} stands for the name of the image, {class} for a structure, * for anything.",
+    )
     validation_images: int | None = _option(
         None,
         "Number of validation images that the best network is chosen on; all if not set.",

@@ -68,7 +68,11 @@ class Trainer:
         self.device = resolve_device(config.device) if device is None else device
         if dataset is None:
             dataset = load_dataset(
-                config.data, root=config.root, size=config.size, group=config.group
+                config.data,
+                root=config.root,
+                size=config.size,
+                group=config.group,
+                mask_pattern=config.mask_pattern,
             )
         self.split: Split = make_split(dataset, config.split, config.split_file)
         default = None if config.data == "folder" else LABELLED

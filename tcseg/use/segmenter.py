@@ -247,7 +247,12 @@ def load_with_data(
     folder = RunFolder(run)
     config = folder.config()
     segmenter = load(run, device, network=network)
-    dataset = load_dataset(config.data, root=root or config.root, size=config.size)
+    dataset = load_dataset(
+        config.data,
+        root=root or config.root,
+        size=config.size,
+        mask_pattern=config.mask_pattern,
+    )
     segmenter.check(dataset, run)
     folder.split_record()  # or a clear error
     (split,) = read_splits(run / "split.json", dataset)

@@ -232,7 +232,8 @@ def test_a_name_may_be_spelt_in_two_ways(tmp_path, of_images, of_masks):
     spelt = {part: [normalize("NFD", name) for name in names] for part, names in parts.items()}
     (tmp_path / "splits.json").write_text(json.dumps({"data": "folder", "splits": [spelt]}))
     assert make_split(data, 0, tmp_path / "splits.json").train == [0]
-    (tmp_path / "masks" / normalize("NFD", "Gefäß")).mkdir()
+    for form in ("NFC", "NFD"):
+        save(tmp_path / "masks" / normalize(form, "Gefäß") / "Kölsch.png", disc)
     refused(tmp_path, "have one name")
 
 

@@ -71,7 +71,7 @@ def test_a_series_is_the_group_where_all_have_one_patient_or_none(tmp_path):
         files = [tmp_path / f"{patient}{number}.dcm" for number in range(6)]
         for number, path in enumerate(files):
             write_slice(path, values, patient, number % 3, number)
-        collection = Collection(files)
+        collection = Collection({path.stem: path for path in files})
         assert collection.grouped_by == "SeriesInstanceUID"
         groups = {path: next(collection.read(path)).group for path in files}
         assert [groups[path] for path in files] == [UID.format(n % 3) for n in range(6)]
@@ -85,7 +85,7 @@ def test_times_at_one_place_are_volumes_of_their_own(tmp_path):
         write_slice(path, np.arange(64).reshape(8, 8), "a", 1, number // 2, **place)
     across = {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}
     write_slice(files[6], np.arange(64).reshape(8, 8), "a", 1, 0, **across)
-    collection = Collection(files)
+    collection = Collection({path.stem: path for path in files})
     volumes = {path.stem: next(collection.read(path)).volume for path in collection.files}
     first, second = UID.format(1), UID.format(1) + "#1"
     assert list(volumes.items()) == [

@@ -1,0 +1,333 @@
+"""Which files of a folder are images, which are masks, and which of them belong together."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from pathlib import Path
+from unicodedata import normalize
+
+from tcseg.errors import DataError, Problems
+from tcseg.io.images import NIFTI, NO_TEXT, PLAIN, is_image, is_text, stem
+
+__all__ = ["OBJECT", "Layout", "find_layout"]
+
+OBJECT = "object"
+"""The class of files that mark one object each, which have no other name."""
+
+# What tells masks from images where both lie in one folder: a word of the path.
+_MASK = re.compile(
+    r"(?<![a-z])(masks?|seg|segmentations?|labels?|gt|manual|annotations?|groundtruth)(?![a-z])",
+    re.IGNORECASE,
+)
+
+
+@dataclass
+class Layout:
+    """Images by their names, and their masks.
+
+    Attributes
+    ----------
+    images : dict of Path
+        The files of images, by name.
+    files : dict of Path
+        By image file: one mask for all classes.
+    by_class : dict of dict of list of Path
+        By class and image file: the files that mark it, one or one for each object.
+    naming : dict of int
+        How masks are named, where not as their images, and how many are.
+    """
+
+    images: dict[str, Path]
+    files: dict[Path, Path] = field(default_factory=dict)
+    by_class: dict[str, dict[Path, list[Path]]] = field(default_factory=dict)
+    naming: dict[str, int] = field(default_factory=dict)
+
+    def add(self, masks: Iterable[tuple[str | None, str, Path]]) -> None:
+        """Take masks of known images: class (None: of all classes), name of the image, file."""
+        masks = list(masks)
+        several = len({(label, name) for label, name, _ in masks}) < len(masks)
+        for label, name, path in masks:
+            image = self.images[name]
+            if label is None and not several:
+                self.files[image] = path
+            else:
+                self.by_class.setdefault(label or OBJECT, {}).setdefault(image, []).append(path)
+
+
+def find_layout(root: Path, pattern: str | None, problems: Problems) -> Layout:
+    """Find images and masks: in images/ and masks/, or side by side in any folders.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    pattern
+        How masks are named, without suffix: from masks/ on, or from the root where there is no
+        images/. ``{name}`` is the name of the image, ``{class}`` a class, ``*`` anything.
+    problems
+        Where to collect what is wrong.
+
+    Raises
+    ------
+    DataError
+        If there are no images, no masks, or none belongs to another.
+    """
+    folder = root / "images"
+    if folder.is_dir():
+        images = _by_name(filter(is_image, sorted(folder.iterdir())), problems)
+        images = images or _below(folder, problems)
+        if not images:
+            expected = ", ".join((*PLAIN, ".dcm", *NIFTI))
+            raise DataError(f"folder: no images in {folder}; expected {expected}")
+        layout, folder = Layout(images), root / "masks"
+        if not folder.is_dir():
+            raise DataError(
+                f"folder: no folder {folder}; put masks of some images there, under the names of "
+                "their images: NAME.png with a value for each class, or CLASS/NAME.png"
+            )
+        masks = _below(folder, problems)
+    else:
+        layout, masks = _side_by_side(root, pattern, problems)
+        folder = root
+    if pattern is not None:
+        _add_named(layout, pattern, masks, folder, problems)
+    elif folder == root:
+        _add_side_by_side(layout, masks, folder, problems)
+    else:
+        _add_folders(layout, masks, folder, problems)
+    return layout
+
+
+# ---- files by name --------------------------------------------------------------------------
+
+
+def _by_name(
+    paths: Iterable[Path], problems: Problems, name: Callable[[Path], str] = stem
+) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in paths:
+        twin = found.setdefault(name(path), path)
+        if twin is not path:
+            problems.add(
+                f"folder: {twin} and {path} have one name, so which belongs to which is not known; "
+                "rename or remove one of them"
+            )
+    return found
+
+
+def _below(folder: Path, problems: Problems) -> dict[str, Path]:
+    """Return the images in a folder and those in it, by their paths from there, without suffix."""
+
+    def name(path: Path) -> str:
+        return normalize("NFC", path.relative_to(folder).with_name(stem(path)).as_posix())
+
+    paths = (
+        path
+        for path in sorted(folder.rglob("*"))
+        if not any(part[0] == "." for part in path.relative_to(folder).parts) and is_image(path)
+    )
+    return _by_name(paths, problems, name)
+
+
+def _side_by_side(
+    root: Path, pattern: str | None, problems: Problems
+) -> tuple[Layout, dict[str, Path]]:
+    """Tell masks from images by their names."""
+    found = {} if (root / "masks").is_dir() else _below(root, problems)
+    if not found:
+        raise DataError(
+            f"folder: no folder {root / 'images'}; `root` must hold images/ and masks/ (where the "
+            "data have moved, give the new `root`)"
+        )
+    marks = _MASK.search if pattern is None else _regex(pattern, "").fullmatch
+    masks = {name: path for name, path in found.items() if marks(name)}
+    images = {name: path for name, path in found.items() if name not in masks}
+    if not masks or not images:
+        what = "as a mask ('mask', 'seg', 'label' ...)" if pattern is None else f"as {pattern!r}"
+        raise DataError(
+            f"folder: {root} has no folder images, and {'all files' if masks else 'no file'} in it "
+            f"named {what}; put images into images/ and masks into masks/, or give `mask_pattern`"
+        )
+    # One image in each folder has the name of that, as that of a patient.
+    folders = [re.sub("/images?$", "", name.rpartition("/")[0]) for name in images]
+    if all(folders) and len(set(folders)) == len(images):
+        images = dict(zip(folders, images.values(), strict=True))
+    return Layout(images), masks
+
+
+# ---- masks of images ------------------------------------------------------------------------
+
+
+def _regex(pattern: str, lazy: str) -> re.Pattern[str]:
+    if "{name}" not in pattern:
+        raise DataError(
+            f"`mask_pattern`: {pattern!r} must contain {{name}}, the name of the image, as in "
+            "'{name}_mask'"
+        )
+    first = {"{name}": f"(?P<name>.+{lazy})", "{class}": "(?P<class>[^/]+)"}
+    again = {"{name}": "(?P=name)", "{class}": "(?P=class)", "*": "[^/]*"}
+    parts = re.split(r"(\{name\}|\{class\}|\*)", pattern)
+    return re.compile("".join(first.pop(p, "") or again.get(p) or re.escape(p) for p in parts))
+
+
+def _add_named(
+    layout: Layout, pattern: str, masks: Mapping[str, Path], folder: Path, problems: Problems
+) -> None:
+    """Add masks that are named as a pattern says."""
+    found, strays = [], []
+    # Where the name of an image could end at several places, it ends where one has it.
+    regexes = [_regex(pattern, lazy) for lazy in ("", "?")]
+    for name, path in masks.items():
+        matches = [match for regex in regexes if (match := regex.fullmatch(name))]
+        known = [match for match in matches if match["name"] in layout.images]
+        if known:
+            found.append((known[0].groupdict().get("class"), known[0]["name"], path))
+        else:
+            strays.append(name)
+    layout.add(found)
+    layout.naming[pattern] = len(found)
+    _check(folder, layout, strays, problems)
+
+
+def _add_side_by_side(
+    layout: Layout, masks: Mapping[str, Path], folder: Path, problems: Problems
+) -> None:
+    """Add masks that lie beside their images, a file each or a folder of objects."""
+    keys = {name: name for name in masks}
+    names = _common(list(keys), layout)
+    if names is None:
+        keys = {name: name.rpartition("/")[0] for name in masks}
+        names = _common(sorted(set(keys.values())), layout)
+    if names is None:
+        _check(folder, layout, list(masks), problems)
+    else:
+        layout.add((None, names[keys[name]], path) for name, path in masks.items())
+
+
+def _add_folders(
+    layout: Layout, masks: Mapping[str, Path], folder: Path, problems: Problems
+) -> None:
+    """Add masks of masks/: files, folders for classes, or folders of objects for images."""
+    parts: dict[str | None, dict[str, list[Path]]] = {}
+    # Of images, as those of patients; masks may have the same ones.
+    folders = {name.partition("/")[0] for name in layout.images if "/" in name}
+    for path in sorted(folder.iterdir()):
+        name = normalize("NFC", path.name)
+        if path.is_dir() and name[0] != "." and name not in folders | set(layout.images):
+            if not is_text(name):
+                raise DataError(f"folder: {str(path)!r}: {NO_TEXT}")
+            parts[name] = {}
+    for name, path in masks.items():
+        first, _, rest = name.partition("/")
+        label, key = (first, rest) if rest else (None, first)
+        if first in folders:
+            label, key = None, name
+        elif rest and first in layout.images:
+            label, key = OBJECT, first
+        elif not folders:
+            key = key.partition("/")[0]  # a folder of objects, within that of the class
+        parts.setdefault(label, {}).setdefault(key, []).append(path)
+    strays: list[str] = []
+    for label, files in parts.items():
+        names = _common(list(files), layout) or {key: key for key in files}
+        strays += [key for key, name in names.items() if name not in layout.images]
+        if not files:
+            problems.add(
+                f"folder: no masks in {folder / str(label)}; remove it, or put masks there"
+            )
+        known = [(key, name) for key, name in names.items() if name in layout.images]
+        layout.add((label, name, path) for key, name in known for path in files[key])
+    _check(folder, layout, sorted(set(strays)), problems)
+
+
+def _check(folder: Path, layout: Layout, strays: Sequence[str], problems: Problems) -> None:
+    """Tell which masks belong to no image."""
+    if not (layout.files or layout.by_class):
+        images = folder.with_name("images") if folder.name == "masks" else folder
+        example = (
+            f"; the first mask is {strays[0]!r}, the first image {next(iter(layout.images))!r}"
+            if strays
+            else ""
+        )
+        raise DataError(
+            f"folder: no mask in {folder} has the name of an image in {images}{example}; name each "
+            "mask as its image, or say with `mask_pattern` how they are named, as '{name}_mask'"
+        )
+    if strays:
+        problems.add(
+            f"folder: {len(strays)} masks without an image of their name: "
+            f"{problems.listed(strays)}; name each mask as its image, or remove it"
+        )
+
+
+def _common(masks: list[str], layout: Layout) -> dict[str, str] | None:
+    """Return the image of each mask, whose names differ by what is common to all, if one way fits.
+
+    Raises
+    ------
+    DataError
+        If several ways fit.
+    """
+    images = layout.images
+    if any(mask in images for mask in masks) or not masks:
+        return {mask: mask for mask in masks}
+    fitting: dict[tuple[str, ...], tuple[bool, str]] = {}
+    ways = [*_differences(masks[0], images), (*_ends(masks), *_ends(list(images)))]
+    for ends in dict.fromkeys(ways):
+        names = _without(masks, *ends[:2])
+        found = [ends[2] + name + ends[3] for name in names]
+        fits = len(found) == len(masks) and all(name in images for name in found)
+        whole = not ends[2] + ends[3]
+        if fits and (whole or len(masks) > 1) and _without(found, *ends[2:]) == names:
+            how = f"{ends[0]}{{name}}{ends[1]}"
+            how += "" if whole else f" for images {ends[2]}{{name}}{ends[3]}"
+            fitting.setdefault(tuple(found), (whole, how))
+    best = {key: how for key, (whole, how) in fitting.items() if whole} or {
+        key: how for key, (_, how) in fitting.items()
+    }
+    if len(best) > 1:
+        raise DataError(
+            f"folder: {masks[0]!r} may be the mask of {' or '.join(sorted(key[0] for key in best))}"
+            "; say with `mask_pattern` how masks are named, as '{name}_mask'"
+        )
+    for ordered, how in best.items():
+        layout.naming[how] = layout.naming.get(how, 0) + len(masks)
+        return dict(zip(masks, ordered, strict=True))
+    return None
+
+
+def _ends(names: Sequence[str]) -> tuple[str, str]:
+    """Return what all names begin with and end with; no part of a number."""
+    before = _beginning(names)
+    after = _beginning([name[len(before) :][::-1] for name in names])[::-1]
+    return before.rstrip("0123456789"), after.lstrip("0123456789")
+
+
+def _beginning(names: Sequence[str]) -> str:
+    """Return what all names begin with."""
+    pairs = zip(min(names), max(names), strict=False)
+    return "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _differences(mask: str, images: Iterable[str]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield what stands before and after the longest part that a mask shares with each image."""
+    for image in images:
+        i, j, size = SequenceMatcher(None, mask, image, autojunk=False).find_longest_match()
+        if size:
+            yield mask[:i], mask[i + size :], image[:j], image[j + size :]
+
+
+def _without(names: Iterable[str], before: str, after: str) -> list[str]:
+    """Return what stands between two ends of names; numbers are not cut."""
+    between = re.compile(
+        re.escape(before)
+        + (r"(?!\d)" if before[-1:].isdecimal() else "")
+        + "(.+)"
+        + (r"(?<!\d)" if after[:1].isdecimal() else "")
+        + re.escape(after)
+    )
+    return [match[1] for name in names if (match := between.fullmatch(name))]
