@@ -10,7 +10,6 @@ from __future__ import annotations
 import abc
 import functools
 import re
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from tcseg.data.dataset import pack_masks
-from tcseg.data.layout import Layout
+from tcseg.data.layout import OBJECT, Layout
+from tcseg.data.legend import Legend, read_legend
 from tcseg.errors import DataError, Problems
 from tcseg.io.dicom import read_segments, segment_labels
 from tcseg.io.images import (
@@ -62,20 +62,20 @@ class _Valued(Masks):
         self,
         files: dict[Path, Path],
         labels: Mapping[Path, Sequence[str]],
-        names: dict[int, str],
+        legend: Legend,
         problems: Problems,
     ) -> None:
-        self.files = files
+        self.files, names = files, legend.names
         found: dict[Path, set[int]] = {}
         greys: dict[Path, dict[int, int]] = {}
         for image, path in list(files.items()):
             try:
                 if path in labels:
                     found[path] = {_value_of(label, names, path) for label in labels[path]}
-                elif (palette := greys_of_palette(path)) is not None:
+                elif not legend.colours and (palette := greys_of_palette(path)) is not None:
                     greys[path] = palette
                 else:
-                    found[path] = _values_in(path)
+                    found[path] = _values_in(path, legend)
             except DataError as error:
                 problems.add(str(error))
                 del files[image]
@@ -88,7 +88,8 @@ class _Valued(Masks):
             )
         seen = _are_as_seen(list(greys.values()), marked | set(names))
         for palette in greys.values():
-            marked.update(palette.values() if seen else palette)
+            shown = np.array(list(palette.values() if seen else palette))
+            marked.update(legend.values(shown).tolist())
         values = sorted((marked | set(names)) - {0})
         if len(values) > MAX_CLASSES:
             raise DataError(
@@ -102,7 +103,7 @@ class _Valued(Masks):
         def planes(path: Path) -> Planes:
             if path in labels:
                 return _label_planes(path, names)
-            return read_planes(path, as_seen=seen and path in greys)
+            return legend.values(read_planes(path, seen and path in greys, legend.colours))
 
         self._planes = functools.lru_cache(maxsize=1)(planes)
 
@@ -161,6 +162,7 @@ def mask_reader(root: Path, layout: Layout, problems: Problems) -> Masks:
     segments = {path: segment_labels(path) for path in layout.files.values() if is_dicom(path)}
     labels = {path: names for path, names in segments.items() if names is not None}
     plain = [path for path in layout.files.values() if path not in labels]
+    legend = read_legend(root / "classes.txt")
     if layout.by_class and plain:
         raise DataError(
             f"folder: {plain[0].parent} has both folders ({next(iter(layout.by_class))}) and masks "
@@ -168,8 +170,7 @@ def mask_reader(root: Path, layout: Layout, problems: Problems) -> Masks:
         )
     if plain:
         known, folder = len(problems.found), plain[0].parent
-        names = _class_names(root / "classes.txt")
-        reader: Masks = _Valued(layout.files, labels, names, problems)
+        reader: Masks = _Valued(layout.files, labels, legend, problems)
         if not reader.classes:
             raise DataError(
                 f"folder: no mask in {folder} can be used"
@@ -177,7 +178,12 @@ def mask_reader(root: Path, layout: Layout, problems: Problems) -> Masks:
                 else f"folder: all masks in {folder} are 0: no class is marked in any image"
             )
         return reader
-    reader = _ByClass(layout.by_class, layout.files, labels)
+    by_class = layout.by_class
+    if legend.others:  # a name for objects
+        by_class = {
+            legend.names[legend.others] if c == OBJECT else c: by_class[c] for c in by_class
+        }
+    reader = _ByClass(by_class, layout.files, labels)
     if len(reader.classes) > MAX_CLASSES:
         raise DataError(
             f"folder: {root} has masks of {len(reader.classes)} classes, at most {MAX_CLASSES} are "
@@ -186,33 +192,13 @@ def mask_reader(root: Path, layout: Layout, problems: Problems) -> Masks:
     return reader
 
 
-def _class_names(path: Path) -> dict[int, str]:
-    if not path.exists():
-        return {}
-    names: dict[int, str] = {}
-    try:
-        text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
-        for line in map(str.strip, text.splitlines()):
-            if line and line[0] != "#":
-                value, name = line.split(maxsplit=1)
-                names[int(value)] = name
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8; save it as UTF-8") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: each line must be a value and a name, as in '1 liver'") from error
-    names.pop(0, None)  # the background has no mask
-    if min(names, default=1) < 0 or len(set(names.values())) < len(names):
-        raise DataError(f"{path}: values must not be negative, and names must differ")
-    return names
-
-
 # ---- files ----------------------------------------------------------------------------------
 
 
-def _values_in(path: Path) -> set[int]:
+def _values_in(path: Path, legend: Legend) -> set[int]:
     """Return the values in a mask, few enough to be classes."""
-    planes = read_planes(path)
-    values = set(np.unique(planes).tolist()) - {0}
+    planes = read_planes(path, colours=legend.colours)
+    values = set(np.unique(legend.values(planes)).tolist()) - {0}
     if len(values) > MAX_CLASSES:
         raise DataError(
             f"folder: {path} has {len(values)} values beside 0, more than {MAX_CLASSES} classes; "
@@ -220,7 +206,7 @@ def _values_in(path: Path) -> set[int]:
                 "its edges are smoothed perhaps, or it is a JPEG: save it again without, or use "
                 "one folder for each class"
                 if is_smoothed(planes)
-                else "set those that are not needed to 0"
+                else "name some in classes.txt, and all others with the line '* background'"
             )
         )
     return values

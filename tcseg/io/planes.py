@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,33 @@ WHOLE_TO = 1e-3
 Planes = NDArray[np.integer]
 
 
-def read_planes(path: Path, as_seen: bool = False) -> Planes:
-    """Read a mask value by value, (planes, H, W); of palettes the index, or, as seen, the grey."""
+def read_planes(
+    path: Path, as_seen: bool = False, colours: Mapping[int, int] | None = None
+) -> Planes:
+    """Read a mask value by value, (planes, H, W).
+
+    Parameters
+    ----------
+    path
+        The file.
+    as_seen
+        Whether values of palettes are the greys that they look like, not their numbers.
+    colours
+        Values of colours, of 24 bits. Files without colours hold the values themselves.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or holds something else.
+    """
     with _named(path):
         if suffix(path) in NIFTI:
             return _whole(read_volume(path)[0], path)
         if is_dicom(path):
             values = read_dataset(path).pixel_array
             return _whole(values if values.ndim == 3 else values[None], path)
-        return np.stack([_whole(plane, path) for plane in _plain_planes(path, as_seen)])
+        pages = _plain_planes(path, as_seen, colours or {})
+        return np.stack([_whole(plane, path) for plane in pages])
 
 
 def greys_of_palette(path: Path) -> dict[int, int] | None:
@@ -82,16 +100,21 @@ def _named(path: Path) -> Iterator[None]:
         raise DataError(f"folder: {path} cannot be read ({reason(error)})") from error
 
 
-def _plain_planes(path: Path, as_seen: bool) -> Iterator[NDArray[np.generic]]:
+def _plain_planes(
+    path: Path, as_seen: bool, known: Mapping[int, int]
+) -> Iterator[NDArray[np.generic]]:
     with open_plain(path) as file:
         for number in range(getattr(file, "n_frames", 1)):
             file.seek(number)
             page: Image.Image = ImageOps.exif_transpose(file)
             palette = page.mode in ("P", "1")
-            if (palette and not as_seen) or page.mode[0] in "IF" or page.mode == "L":
+            values = np.asarray(page.convert("RGBA")) if page.mode[0] not in "IF" else None
+            if known and values is not None:
+                yield _values_of_colours(page, values, known, path)
+                continue
+            if (palette and not as_seen) or values is None or page.mode == "L":
                 yield np.asarray(page)
                 continue
-            values = np.asarray(page.convert("RGBA"))
             colours, alpha = values[..., :3].copy(), values[..., 3]
             if alpha.min() < 255 and (colours == colours[0, 0]).all():
                 yield alpha  # of one colour all over: what is opaque is marked
@@ -103,10 +126,30 @@ def _plain_planes(path: Path, as_seen: bool) -> Iterator[NDArray[np.generic]]:
                 yield colours[..., 0]
             else:
                 raise DataError(
-                    f"folder: {path} is a colour picture{_colours(colours)}; a mask must have "
-                    "one value for each class, or a folder for each class with masks in black "
-                    "and white"
+                    f"folder: {path} is a colour picture{_colours(colours)}; name its "
+                    "colours in classes.txt, as in 'liver #ff0000', or use a folder for each "
+                    "class with masks in black and white"
                 )
+
+
+def _values_of_colours(
+    page: Image.Image, values: NDArray[np.uint8], known: Mapping[int, int], path: Path
+) -> NDArray[np.generic]:
+    """Return what colours stand for; greys, and palettes of other colours, may be the values."""
+    opaque = np.where(values[..., 3:] > 0, values[..., :3], 0).astype(np.int64)
+    colours, where = np.unique(opaque @ [1 << 16, 1 << 8, 1], return_inverse=True)
+    strange = [f"#{colour:06x}" for colour in colours.tolist() if colour not in known]
+    numbers = np.asarray(page)
+    one_channel = numbers.ndim == 2 and (strange or page.mode != "P")
+    if one_channel and set(np.unique(numbers).tolist()) <= {0, *known.values()}:
+        return numbers
+    if strange:
+        listed = ", ".join(strange[:FEW_COLOURS])
+        raise DataError(
+            f"folder: {path} has {len(strange)} colours that classes.txt does not name ({listed}); "
+            "add a line for each, as in 'liver #ff0000' or 'background #000000'"
+        )
+    return np.array([known[colour] for colour in colours.tolist()])[where].reshape(opaque.shape[:2])
 
 
 def _colours(values: NDArray[np.generic]) -> str:

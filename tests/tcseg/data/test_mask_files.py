@@ -128,6 +128,8 @@ def test_many_clean_structures_are_not_called_smoothed(valued):
         load(valued)
     assert "has 13 values beside 0" in str(error.value)
     assert "smoothed" not in str(error.value)
+    (valued / "classes.txt").write_text("1 disc\n5 square\n* background\n")
+    assert load(valued).classes == ("disc", "square")
 
 
 def test_smoothed_edges_and_colours(valued):
@@ -146,6 +148,81 @@ def test_smoothed_edges_do_no_harm_in_black_and_white(by_class):
     large.resize((64, 64), Image.Resampling.LANCZOS).save(by_class / "masks" / "disc" / "scan1.png")
     after = load(by_class).target_batch([1])[0, 0]
     assert (before != after).float().mean() < 0.02
+
+
+# ---- classes.txt ----------------------------------------------------------------------------
+
+RED, GREEN = (200, 30, 30), (0, 255, 0)
+
+
+def coloured(valued, kind="RGB"):
+    """Masks with a red disc and a green square."""
+    for number in range(6):
+        _, disc, square = picture(number)
+        values = np.zeros((*SHAPES[number], 3), "u1")
+        values[disc], values[square] = RED, GREEN
+        image = Image.fromarray(values).convert(kind, palette=Image.Palette.ADAPTIVE)
+        image.save(valued / "masks" / f"scan{number}.png")
+
+
+@pytest.mark.parametrize("kind", ["RGB", "RGBA", "P"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "square #00ff00\n# a comment 1 2 3\ndisc 200 30 30\n",
+        "#00FF00 square\n200 30 30 disc\n0 0 0 background\n",
+    ],
+)
+def test_colours_have_names(valued, kind, text):
+    expected = load(valued)
+    coloured(valued, kind)
+    (valued / "classes.txt").write_text(text)
+    data = load(valued)
+    assert (data.classes, data.values) == (("square", "disc"), (1, 2))
+    assert torch.equal(data.target_batch([1])[0, [1, 0]], expected.target_batch([1])[0, :2])
+    # Label maps, as `tcseg predict` writes them, hold the numbers of the lines.
+    _, disc, square = picture(1)
+    numbers = np.where(square, 1, 2 * disc)
+    save(valued / "masks" / "scan1.png", numbers.astype("u1"))
+    assert torch.equal(load(valued).masks, data.masks)
+    with_palette(valued / "masks" / "scan1.png", numbers, {1: (1, 2, 3), 2: (4, 5, 6)})
+    assert torch.equal(load(valued).masks, data.masks)
+
+
+def test_colours_without_a_name_are_listed(valued):
+    coloured(valued)
+    refused(valued, "(#000000, #00ff00, #c81e1e)", "in classes.txt, as in 'liver #ff0000'")
+    (valued / "classes.txt").write_text("square #00ff00")
+    refused(valued, "has 1 colours that classes.txt does not name (#c81e1e)", "add a line")
+    (valued / "classes.txt").write_text("square #00ff00\ndisc 200 30 300")
+    refused(valued, "'200 30 300' is no colour")
+    (valued / "classes.txt").write_text("square #00ff00\nbackground #c81e1e")
+    assert load(valued).classes == ("square",)
+
+
+def test_all_other_values_may_be_one_structure_or_none(valued):
+    y, x = np.indices(SHAPES[0]) // 10
+    labels = (6 * y + x).astype("u2")
+    save(valued / "masks" / "scan0.png", labels)
+    (valued / "classes.txt").write_text("* cell\n5 nucleus\n")
+    data = load(valued)
+    assert (data.classes, data.values) == (("cell", "nucleus"), (1, 5))
+    shares = data.target_batch([0])[0, :, 10:53].float().mean(dim=(1, 2))
+    assert shares.numpy() == pytest.approx([22 / 24, 1 / 24, 1 / 24], abs=0.02)
+    _, disc, square = picture(1)
+    found = data.target_batch([1])[0, :2].numpy().astype(bool)
+    assert np.array_equal(found, [disc & ~square, square])
+    (valued / "classes.txt").write_text("* background\n5 nucleus\n")
+    assert load(valued).classes == ("nucleus",)
+
+
+def test_objects_have_the_name_of_all_other_values(tmp_path):
+    for name in "ab":
+        save(tmp_path / "images" / f"{name}.png", picture(1)[0])
+        for number, mask in enumerate(picture(1)[1:]):
+            save(tmp_path / "masks" / name / f"{number}.png", mask)
+    (tmp_path / "classes.txt").write_text("* nucleus")
+    assert load(tmp_path).classes == ("nucleus",)
 
 
 # ---- how they lie ---------------------------------------------------------------------------
