@@ -122,6 +122,12 @@ def formats(root: str | Path, mask_pattern: str | None = None) -> dict[str, Coun
     counts = {"images": Counter(suffix(path).lstrip(".").upper() or "DICOM" for path in files)}
     if axes := _axes(files):
         counts["axes in the patient"] = Counter({code: len(part) for code, part in axes.items()})
+    united = {
+        label: sum(len(files) > 1 for files in part.values())
+        for label, part in layout.by_class.items()
+    }
+    if any(united.values()):
+        counts["images with several files of"] = Counter(united)
     if layout.naming:
         counts["masks, by name"] = Counter(layout.naming)
     folder = root / "images"

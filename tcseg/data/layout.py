@@ -197,15 +197,13 @@ def _add_side_by_side(
     layout: Layout, masks: Mapping[str, Path], folder: Path, problems: Problems
 ) -> None:
     """Add masks that lie beside their images, a file each or a folder of objects."""
-    keys = {name: name for name in masks}
-    names = _common(list(keys), layout)
-    if names is None:
-        keys = {name: name.rpartition("/")[0] for name in masks}
-        names = _common(sorted(set(keys.values())), layout)
-    if names is None:
-        _check(folder, layout, list(masks), problems)
-    else:
-        layout.add((None, names[keys[name]], path) for name, path in masks.items())
+    for key in (str, lambda name: name.rpartition("/")[0]):
+        keys = {name: key(name) for name in masks}
+        names = _matched(dict.fromkeys(keys.values()), layout)
+        if len(names) == len(set(keys.values())):
+            layout.add((None, names[keys[name]], path) for name, path in masks.items())
+            return
+    _check(folder, layout, list(masks), problems)
 
 
 def _add_folders(
@@ -233,14 +231,13 @@ def _add_folders(
         parts.setdefault(label, {}).setdefault(key, []).append(path)
     strays: list[str] = []
     for label, files in parts.items():
-        names = _common(list(files), layout) or {key: key for key in files}
-        strays += [key for key, name in names.items() if name not in layout.images]
+        names = _matched(files, layout)
+        strays += [key for key in files if key not in names]
         if not files:
             problems.add(
                 f"folder: no masks in {folder / str(label)}; remove it, or put masks there"
             )
-        known = [(key, name) for key, name in names.items() if name in layout.images]
-        layout.add((label, name, path) for key, name in known for path in files[key])
+        layout.add((label, name, path) for key, name in names.items() for path in files[key])
     _check(folder, layout, sorted(set(strays)), problems)
 
 
@@ -264,40 +261,48 @@ def _check(folder: Path, layout: Layout, strays: Sequence[str], problems: Proble
         )
 
 
-def _common(masks: list[str], layout: Layout) -> dict[str, str] | None:
-    """Return the image of each mask, whose names differ by what is common to all, if one way fits.
+def _matched(masks: Iterable[str], layout: Layout) -> dict[str, str]:
+    """Return the images of masks that are named as they are, but for what is common to them.
 
     Raises
     ------
     DataError
-        If several ways fit.
+        If several images fit.
     """
-    images = layout.images
-    if any(mask in images for mask in masks) or not masks:
-        return {mask: mask for mask in masks}
-    fitting: dict[tuple[str, ...], tuple[bool, str]] = {}
-    ways = [*_differences(masks[0], images), (*_ends(masks), *_ends(list(images)))]
-    for ends in dict.fromkeys(ways):
+    same = {mask: mask for mask in masks if mask in layout.images}
+    others = [mask for mask in masks if mask not in same]
+    fitting = _common(others, list(layout.images)) if others else {}
+    # The names of images without a change are more than parts of both.
+    whole = {found: way for found, way in fitting.items() if not way[2] + way[3]}
+    fitting = whole or ({} if same else fitting)
+    if len(fitting) > 1:
+        firsts = " or ".join(sorted(found[0] for found in fitting))
+        raise DataError(
+            f"folder: {others[0]!r} may be the mask of {firsts}; say with `mask_pattern` how masks "
+            "are named, as '{name}_mask'"
+        )
+    for found, (before, after, *of_images) in fitting.items():
+        naming = f"{before}{{name}}{after}"
+        naming += " for images {}{{name}}{}".format(*of_images) if any(of_images) else ""
+        layout.naming[naming] = layout.naming.get(naming, 0) + len(found)
+        pairs = zip(others, found, strict=True)
+        same |= {mask: image for mask, image in pairs if image not in same}
+    return same
+
+
+def _common(masks: list[str], images: list[str]) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Return in which ways all masks have images, each with the ends that names then have."""
+    fitting: dict[tuple[str, ...], tuple[str, ...]] = {}
+    known = set(images)
+    for ends in dict.fromkeys([*_differences(masks[0], images), (*_ends(masks), *_ends(images))]):
         names = _without(masks, *ends[:2])
         found = [ends[2] + name + ends[3] for name in names]
-        fits = len(found) == len(masks) and all(name in images for name in found)
-        whole = not ends[2] + ends[3]
-        if fits and (whole or len(masks) > 1) and _without(found, *ends[2:]) == names:
-            how = f"{ends[0]}{{name}}{ends[1]}"
-            how += "" if whole else f" for images {ends[2]}{{name}}{ends[3]}"
-            fitting.setdefault(tuple(found), (whole, how))
-    best = {key: how for key, (whole, how) in fitting.items() if whole} or {
-        key: how for key, (_, how) in fitting.items()
-    }
-    if len(best) > 1:
-        raise DataError(
-            f"folder: {masks[0]!r} may be the mask of {' or '.join(sorted(key[0] for key in best))}"
-            "; say with `mask_pattern` how masks are named, as '{name}_mask'"
-        )
-    for ordered, how in best.items():
-        layout.naming[how] = layout.naming.get(how, 0) + len(masks)
-        return dict(zip(masks, ordered, strict=True))
-    return None
+        fits = known.issuperset(found) and _without(found, *ends[2:]) == names
+        # One alone has something in common with almost any other.
+        enough = len(masks) > 1 or not ends[2] + ends[3]
+        if len(found) == len(masks) and fits and enough:
+            fitting.setdefault(tuple(found), ends)
+    return fitting
 
 
 def _ends(names: Sequence[str]) -> tuple[str, str]:

@@ -78,6 +78,15 @@ def test_the_more_fitting_of_two_names_counts_or_none(tmp_path):
     refused(tmp_path, "'1' may be the mask of 1_a or 1_b", "`mask_pattern`")
 
 
+def test_masks_named_as_images_may_be_added(tmp_path):
+    """As those that `tcseg predict` writes."""
+    write(tmp_path / "images", ["a", "b", "c"])
+    write(tmp_path / "masks", ["disc: a_mask", "disc: b_mask", "disc: c"])
+    assert load(tmp_path).annotated == [0, 1, 2]
+    write(tmp_path / "masks", ["disc: a"])
+    refused(tmp_path, "1 masks without an image of their name: a_mask")
+
+
 def test_a_pattern_says_how_masks_are_named(tmp_path):
     write(tmp_path / "images", ["1_a", "1_b", "2"])
     write(tmp_path / "masks", ["disc: x1_a.v2.done", "disc: x2.v1.done"])
@@ -128,3 +137,4 @@ def test_a_file_for_each_object(tmp_path, of_images, of_masks, label):
     for index in data.annotated:
         found = data.target_batch([index])[0, 0].numpy().astype(bool)
         assert np.array_equal(found, disc | square)
+    assert f"images with several files of: 2 of {label}" in understood(tmp_path)
