@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -55,6 +56,10 @@ def check(
         f"pixels{_spacing(dataset)}: {len(dataset) - without} with masks, {without} without",
         markup=False,
     )
+    if dataset.bits > 8:
+        console.print("more than 8 bits kept, one grey scale for each volume or series")
+    if volumes := Counter(filter(None, map(dataset.volume_of, range(len(dataset))))):
+        console.print(f"{volumes.total()} of them are planes of {len(volumes)} volumes")
     if dataset.values is not None:
         pairs = zip(dataset.values, dataset.classes, strict=True)
         listed = ", ".join(f"{value} is {name}" for value, name in pairs)

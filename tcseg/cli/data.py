@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tcseg.cli.options import FileToWrite, config_option, examples
+from tcseg.cli.options import OF_FOLDERS, FileToWrite, config_option, examples
 from tcseg.errors import RunError
 from tcseg.runs.config import DATA_SETS, Config
 
@@ -26,8 +26,7 @@ _data_options = (
         help="Data set.",
     ),
     click.option("--root", help="Folder of the data set (jsrt: else TCSEG_JSRT_ROOT)."),
-    config_option(Config.__dataclass_fields__["group"]),
-    config_option(Config.__dataclass_fields__["mask_pattern"]),
+    *(config_option(Config.__dataclass_fields__[name]) for name in OF_FOLDERS),
 )
 
 
@@ -58,6 +57,7 @@ def check(
     root: str | None,
     group: str | None,
     mask_pattern: str | None,
+    window: str | None,
     size: int,
     split_file: Path | None,
     sheet: Path | None,
@@ -78,7 +78,13 @@ def check(
     console = Console(highlight=False, soft_wrap=True)
     try:
         dataset = load_dataset(
-            data, root=root, size=size, problems=problems, group=group, mask_pattern=mask_pattern
+            data,
+            root=root,
+            size=size,
+            problems=problems,
+            group=group,
+            mask_pattern=mask_pattern,
+            window=window,
         )
     except DataError:
         tell_problems(problems, console)
@@ -104,7 +110,12 @@ def check(
     help="JSON file to write; to be used, changed or not, with --split-file.",
 )
 def splits(
-    data: str, root: str | None, group: str | None, mask_pattern: str | None, out: Path
+    data: str,
+    root: str | None,
+    group: str | None,
+    mask_pattern: str | None,
+    window: str | None,
+    out: Path,
 ) -> None:
     """Write the five splits, images by their ids.
 
@@ -118,7 +129,13 @@ def splits(
     # What is wrong, `tcseg data check` says; the images that are left have their split.
     problems = Problems(collect=True)
     dataset = load_dataset(
-        data, root=root, size=256, problems=problems, group=group, mask_pattern=mask_pattern
+        data,
+        root=root,
+        size=256,
+        problems=problems,
+        group=group,
+        mask_pattern=mask_pattern,
+        window=window,
     )
     save_splits(out, dataset, [make_split(dataset, number) for number in range(5)])
     click.echo(f"Written: {out}")

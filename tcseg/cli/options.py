@@ -118,7 +118,7 @@ def read_config(
     return config
 
 
-OF_FOLDERS = ("group", "mask_pattern")
+OF_FOLDERS = ("group", "mask_pattern", "window")
 
 network_option = click.option(
     "--network",

@@ -51,6 +51,7 @@ def preview(
         size=config.size,
         group=config.group,
         mask_pattern=config.mask_pattern,
+        window=config.window,
     )
     shown = make_split(dataset, config.split, config.split_file).train[:images]
     transform = recipe(config.recipe, config.displacement_std)

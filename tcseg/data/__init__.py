@@ -45,6 +45,8 @@ def load_dataset(
     problems: Problems | None = None,
     group: str | None = None,
     mask_pattern: str | None = None,
+    window: str | None = None,
+    scale: str = "volume",
 ) -> Dataset:
     """Read or make a whole data set.
 
@@ -66,6 +68,12 @@ def load_dataset(
         of an image, is the patient. Without it DICOM files say their patients or series.
     mask_pattern
         Of a folder: how masks are named, such as ``"{name}_mask"``, where that is not found.
+    window
+        Of a folder: values to be black and white, as centre and width, such as ``"-600,1500"``, or
+        a name: lung, mediastinum, abdomen, liver, brain or bone.
+    scale
+        Of a folder: one grey scale of each ``"volume"`` or series, or of each ``"image"`` in 8
+        bits, as earlier versions had it.
 
     Returns
     -------
@@ -100,7 +108,7 @@ def load_dataset(
             raise DataError(
                 "folder: no folder given; pass `root` DIR, with images/ and masks/ in it"
             )
-        return folder.load(root, size, problems, group, mask_pattern)
+        return folder.load(root, size, problems, group, mask_pattern, window=window, scale=scale)
     raise DataError(f"unknown data set {name!r}; expected phantom, jsrt or folder")
 
 

@@ -79,7 +79,8 @@ class Dataset:
     classes
         Structures, in the order of the mask bits (at most 8).
     images
-        uint8 (n, C, H, W), C 1 or 3; radiographs with bone bright.
+        uint8 or, where files have more bits, uint16 (n, C, H, W), C 1 or 3; from 0 to the largest
+        number. Radiographs with bone bright.
     masks
         uint8 (n, H, W), bit c set where class c is.
     spacing
@@ -94,6 +95,8 @@ class Dataset:
     volumes
         Name of the volume that each image is a plane of, in the order of its planes, None if it is
         none; if not given, what stands before the last slash of its id.
+    scale
+        One grey scale of each ``"volume"``, or ``"image"`` as in earlier versions.
     annotated
         Indices of the images that have masks; None if all do.
     values
@@ -113,6 +116,7 @@ class Dataset:
     groups: list[str] | None = None
     grouped_by: str | None = None
     volumes: list[str | None] | None = None
+    scale: str = "volume"
     annotated: list[int] | None = None
     values: tuple[int, ...] | None = None
     streams_to: torch.device | None = None
@@ -151,13 +155,18 @@ class Dataset:
         return replace(self, streams_to=device)
 
     @property
+    def bits(self) -> int:
+        """How many bits a grey level has."""
+        return 8 * self.images.itemsize
+
+    @property
     def device(self) -> torch.device:
         """Where batches lie."""
         return self.images.device if self.streams_to is None else self.streams_to
 
     def image_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Return images as float32 (b, C, H, W) in [0, 1]."""
-        return self._batch(self.images, indices).to(torch.float32) / 255
+        return self._batch(self.images, indices).to(torch.float32) / ((1 << self.bits) - 1)
 
     def mask_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Return masks as uint8 (b, 1, H, W), bit c set where class c is."""
@@ -170,7 +179,10 @@ class Dataset:
     def _batch(self, tensor: Tensor, indices: Sequence[int] | Tensor) -> Tensor:
         # Of indices on another device, as when streaming, this waits for their values.
         index = torch.as_tensor(indices, dtype=torch.int64, device=tensor.device)
-        return tensor[index].to(self.device)
+        # As signed numbers, which all devices can take by an index, and back.
+        signed = tensor.view(torch.int16) if tensor.dtype == torch.uint16 else tensor
+        taken: Tensor = signed[index].to(self.device).view(tensor.dtype)
+        return taken
 
 
 def fits(size: int, device: torch.device) -> bool:

@@ -23,6 +23,7 @@ from tcseg.data.dataset import Dataset
 from tcseg.data.layout import find_layout
 from tcseg.data.masks import mask_reader
 from tcseg.errors import DataError, Problems
+from tcseg.io.grey import as_levels
 from tcseg.io.images import is_image, orientation, suffix
 from tcseg.io.placement import Placement
 from tcseg.io.series import Collection
@@ -34,6 +35,9 @@ def load(
     problems: Problems | None = None,
     group: str | None = None,
     mask_pattern: str | None = None,
+    *,
+    window: str | None = None,
+    scale: str = "volume",
 ) -> Dataset:
     """Read every image, and the masks that there are.
 
@@ -49,6 +53,8 @@ def load(
         Regular expression that finds the patient in the names of images; see `Collection`.
     mask_pattern
         How masks are named; see `find_layout`.
+    window, scale
+        What is black and white; see `Collection`. Images of scale ``"image"`` have 8 bits.
 
     Raises
     ------
@@ -60,11 +66,11 @@ def load(
     layout = find_layout(root, mask_pattern, problems)
     _check_axes(layout.images.values(), problems)
     masks = mask_reader(root, layout, problems)
-    collection = Collection(layout.images, group, problems)
+    collection = Collection(layout.images, group, problems, window=window, scale=scale)
 
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     ids: list[str] = []
-    pixels: list[NDArray[np.uint8]] = []
+    pixels: list[NDArray[np.unsignedinteger]] = []
     bits: list[torch.Tensor] = []
     annotated: list[int] = []
     spacings: list[tuple[float, float] | None] = []
@@ -76,7 +82,8 @@ def load(
                 shape = (picture.pixels.shape[1], picture.pixels.shape[2])
                 place = Placement.of(shape, size)
                 mask = masks.read(picture, place)
-                pixels.append((place.fit(picture.pixels) * 255 + 0.5).astype(np.uint8))
+                kind = np.uint8 if picture.bits == 8 or scale == "image" else np.uint16
+                pixels.append(as_levels(place.fit(picture.pixels), kind))
                 bits.append(torch.zeros(size, size, dtype=torch.uint8) if mask is None else mask)
                 if mask is not None:
                     annotated.append(len(ids))
@@ -95,23 +102,34 @@ def load(
                 f"folder: {name!r} is marked in no image at {size} x {size} pixels; mark it in one "
                 "at least, take it out of masks/ and classes.txt, or use a larger `size`"
             )
-    channels = max(map(len, pixels))
     return Dataset(
         name="folder",
         ids=ids,
         classes=masks.classes,
-        images=torch.from_numpy(
-            np.stack([np.broadcast_to(p, (channels, size, size)) for p in pixels])
-        ),
+        images=torch.from_numpy(_stacked(pixels)),
         masks=stacked,
         spacing=None,
         spacings=spacings,
         groups=groups,
         grouped_by=collection.grouped_by,
         volumes=volumes,
+        scale=scale,
         annotated=annotated,
         values=masks.values,
     )
+
+
+def _stacked(pixels: list[NDArray[np.unsignedinteger]]) -> NDArray[np.unsignedinteger]:
+    """Join images in the most channels and bits that one has; the list is emptied on the way."""
+    shape = (max(map(len, pixels)), *pixels[0].shape[1:])
+    kind = max((part.dtype for part in pixels), key=lambda dtype: dtype.itemsize)
+    images = np.empty((len(pixels), *shape), kind)
+    for index in reversed(range(len(pixels))):
+        image = pixels.pop()
+        images[index] = image
+        if image.dtype != kind:
+            images[index] *= 257  # white stays white
+    return images
 
 
 def formats(root: str | Path, mask_pattern: str | None = None) -> dict[str, Counter[str]]:

@@ -199,7 +199,10 @@ _PARTS = ("train", "validation", "test")
 def split_record(dataset: Dataset, split: Split) -> dict[str, Any]:
     """Return what a run has to remember of its data: ids of a split, and the structures."""
     parts = {**_named(dataset, split), "unlabelled": [dataset.ids[i] for i in split.unlabelled]}
-    return {"data": dataset.name, "classes": list(dataset.classes), "splits": [parts]}
+    record = {"data": dataset.name, "classes": list(dataset.classes), "splits": [parts]}
+    # Where that of a folder says nothing of its grey scale, an earlier version has written it.
+    scaled = dataset.name == "folder" and dataset.scale == "volume"
+    return {**record, "scale": dataset.scale} if scaled else record
 
 
 def _named(dataset: Dataset, split: Split) -> dict[str, list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ from numpy.typing import NDArray
 
 from tcseg.errors import DataError, reason
 from tcseg.extras import needs
+from tcseg.io.grey import Limits, tails
 
 __all__ = [
     "has_dicom_content",
+    "limits_of",
     "read_dataset",
     "read_frames",
     "read_segments",
@@ -62,20 +66,57 @@ def read_dataset(path: Path, **options: Any) -> Any:
     return data
 
 
-def read_frames(path: Path) -> tuple[NDArray[Any], list[Spacing | None], bool]:
-    """Read all frames of a file.
+@dataclass(frozen=True)
+class Frames:
+    """The frames of a file.
 
-    Returns
-    -------
-    frames : array (frames, H, W) or (frames, H, W, 3)
-        Bright where they are to be shown bright. uint8 where the file says which values to show as
-        black and white (a window), or of other numbers.
+    Attributes
+    ----------
+    values : list of array (H, W) or (H, W, 3)
+        In the units of the file, such as Hounsfield's.
+    windows : list of (float, float) or None
+        Values of each frame that are to be shown as black and white, where the file says.
+    inverted : bool
+        Whether black and white are to be exchanged.
+    bits : int
+        How many a value is stored in.
     spacings : list of (float, float) or None
         Height and width of a pixel of each frame in mm.
     at_detector : bool
         Whether that is the size on the detector or film, where a projection shows things larger
         than they are.
     """
+
+    values: list[NDArray[Any]]
+    windows: list[Limits | None]
+    inverted: bool
+    bits: int
+    spacings: list[Spacing | None]
+    at_detector: bool
+
+    @property
+    def limits(self) -> Limits | None:
+        """What is black and white in all frames; None if 8 bits are to stay as they are."""
+        return limits_of([self])
+
+
+def limits_of(files: Sequence[Frames]) -> Limits | None:
+    """Return what is black and white in all frames of some files, as one volume.
+
+    That is the median of their windows, or, unless all have one, the range of all values. None if
+    these have 8 bits, which are to stay as they are.
+    """
+    windows = [window for frames in files for window in frames.windows]
+    known = [window for window in windows if window is not None]
+    if len(known) == len(windows):
+        low, high = np.median(known, axis=0).tolist()
+        return low, high
+    values = [part for frames in files for part in frames.values]
+    return None if {part.dtype for part in values} == {np.dtype(np.uint8)} else tails(values)
+
+
+def read_frames(path: Path) -> Frames:
+    """Read all frames of a file."""
     with needs("dicom"):
         from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
@@ -83,8 +124,9 @@ def read_frames(path: Path) -> tuple[NDArray[Any], list[Spacing | None], bool]:
     count = int(data.get("NumberOfFrames", 1) or 1)
     frames = data.pixel_array if count > 1 else data.pixel_array[None]
     headers = [_header(data, number) for number in range(count)] if _is_enhanced(data) else [data]
+    headers *= count // len(headers)
     measured = [_spacing(header) for header in headers]
-    spacings = [spacing for spacing, _ in measured] * (count // len(measured))
+    spacings = [spacing for spacing, _ in measured]
     at_detector = any(at for _, at in measured)
     photometric = str(data.get("PhotometricInterpretation"))
     if photometric == "PALETTE COLOR":
@@ -92,17 +134,17 @@ def read_frames(path: Path) -> tuple[NDArray[Any], list[Spacing | None], bool]:
         wide = colours.dtype.itemsize > 1
         if wide and not data.original_encoding[1] and "RedPaletteColorLookupTableData" in data:
             colours = colours.byteswap()  # pydicom takes these tables for little-endian ones
-        return (colours >> 8).astype(np.uint8) if wide else colours, spacings, at_detector
+        frames = (colours >> 8).astype(np.uint8) if wide else colours
     if frames.ndim == 4:
-        return frames, spacings, at_detector
-    parts = zip(np.split(frames, len(headers)), headers, strict=True)
-    values = [apply_modality_lut(part, header) for part, header in parts]
-    windowed = [_windowed(part, header) for part, header in zip(values, headers, strict=True)]
-    shown = [part for part in windowed if part is not None]
-    stack: NDArray[Any] = np.concatenate(shown if len(shown) == len(values) else values)
-    if photometric == "MONOCHROME1":
-        stack = 255 - stack if stack.dtype == np.uint8 else -stack.astype(np.float64)
-    return stack, spacings, at_detector
+        return Frames(list(frames), [None] * count, False, 8, spacings, at_detector)
+    values, windows = [], []
+    for frame, header in zip(frames, headers, strict=True):
+        value, window = _windowed(apply_modality_lut(frame, header), header)
+        # Volumes are large; as float32 all values of 24 bits are exact.
+        values.append(value.astype(np.float32) if value.dtype == np.float64 else value)
+        windows.append(window)
+    inverted, bits = photometric == "MONOCHROME1", int(data.get("BitsStored", 16))
+    return Frames(values, windows, inverted, bits, spacings, at_detector)
 
 
 def _is_enhanced(data: Any) -> bool:
@@ -123,25 +165,18 @@ def _header(data: Any, frame: int) -> Any:
     return header
 
 
-def _windowed(values: NDArray[Any], header: Any) -> NDArray[np.uint8] | None:
-    """Apply the window that the file asks for: what a reader would see; None if it has none.
-
-    As 8 bits then, whose ends stay the ends.
-    """
+def _windowed(values: NDArray[Any], header: Any) -> tuple[NDArray[Any], Limits | None]:
+    """Return values, and the window that the file asks for: what a reader would see."""
     from pydicom.pixels.processing import apply_voi_lut
 
     if "VOILUTSequence" in header:
-        seen = apply_voi_lut(values, header).astype(np.float64)
-        levels = (seen - seen.min()) / max(seen.max() - seen.min(), 1e-12)
-    elif "WindowWidth" in header and "WindowCenter" in header:
+        seen = apply_voi_lut(values, header)
+        return seen, (float(seen.min()), float(seen.max()))
+    if "WindowWidth" in header and "WindowCenter" in header:
         centre, width = (_first(header[name].value) for name in ("WindowCenter", "WindowWidth"))
-        if not width > 1:
-            return None
-        # DICOM PS3.3 C.11.2.1.2
-        levels = (values.astype(np.float64) - (centre - 0.5)) / (width - 1) + 0.5
-    else:
-        return None
-    return np.asarray(np.rint(levels.clip(0, 1) * 255), np.uint8)
+        if width > 1:  # DICOM PS3.3 C.11.2.1.2
+            return values, (centre - width / 2, centre + width / 2 - 1)
+    return values, None
 
 
 def _first(value: Any) -> float:

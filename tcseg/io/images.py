@@ -21,16 +21,13 @@ from PIL import Image, ImageOps
 from tcseg.errors import DataError, reason
 from tcseg.extras import needs
 from tcseg.io.dicom import has_dicom_content, read_frames
+from tcseg.io.grey import Limits, as_pixels, tails
 from tcseg.io.placement import Pixels
 from tcseg.io.plain import open_plain
 
 PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 DICOM = (".dcm", ".dicom")
 NIFTI = (".nii", ".nii.gz")
-# Beyond these fractions of the pixels, values of more than 8 bits are cut off: a few hot pixels, a
-# burnt-in label or metal would leave the rest in a tenth of the range.
-TAILS = (0.1, 99.9)
-
 # Of the units that files name, with the micro sign, the Greek letter, and what ImageJ writes.
 _MILLIMETRES = {"meter": 1000.0, "m": 1000.0, "cm": 10.0, "mm": 1.0, "nm": 1e-6, "inch": 25.4}
 _MILLIMETRES |= dict.fromkeys(("micron", "um", "\u00b5m", "\u03bcm", "\\u00B5m"), 0.001)
@@ -65,6 +62,8 @@ class Picture:
         What it belongs to with others, a patient perhaps, where that was looked for.
     volume : str or None
         Name of the volume that it is a plane of, where that was looked for.
+    bits : int
+        How many its file has for a value.
     """
 
     name: str
@@ -75,6 +74,7 @@ class Picture:
     at_detector: bool = False
     group: str | None = None
     volume: str | None = None
+    bits: int = 8
 
 
 def suffix(path: Path) -> str:
@@ -113,8 +113,21 @@ def is_dicom(path: Path) -> bool:
     )
 
 
-def read_pictures(path: Path) -> Iterator[Picture]:
+def read_pictures(
+    path: Path, limits: Limits | None = None, scale: str = "volume"
+) -> Iterator[Picture]:
     """Read all planes of one file, one at a time.
+
+    Parameters
+    ----------
+    path
+        The file.
+    limits
+        Values to be black and white; if not given, a window that the file has, the levels of 8
+        bits, or the range of its values.
+    scale
+        One of ``"volume"`` for all planes, or of each ``"image"`` for itself where that was so in
+        earlier versions: pages of TIFF, and frames of DICOM files with windows of their own.
 
     Raises
     ------
@@ -126,11 +139,11 @@ def read_pictures(path: Path) -> Iterator[Picture]:
         raise DataError(f"{str(path)!r}: {NO_TEXT}")
     try:
         if kind in NIFTI:
-            yield from _read_nifti(path)
+            yield from _read_nifti(path, limits)
         elif kind in PLAIN:
-            yield from _read_plain(path)
+            yield from _read_plain(path, limits, scale)
         elif is_dicom(path):
-            yield from _read_dicom(path)
+            yield from _read_dicom(path, limits, scale)
         else:
             raise DataError(f"{path}: {kind!r} is not a known image format")
     except DataError:
@@ -154,68 +167,42 @@ def png(values: NDArray[np.uint8]) -> bytes:
     return content.getvalue()
 
 
-def as_pixels(values: NDArray[Any]) -> Pixels:
-    """Bring an image of any number type into [0, 1], as float32 (C, H, W).
-
-    Parameters
-    ----------
-    values
-        (H, W), (H, W, 3) or (H, W, 4), whose last channel is left out. 8 bits keep their levels;
-        of anything wider the range between its tails is stretched. Booleans are 0 and 1. NaN
-        counts as the lowest level.
-
-    Raises
-    ------
-    ValueError
-        If the shape is another one, or a side is 0.
-    """
-    values = np.asarray(values)
-    colour = values.ndim == 3 and values.shape[2] in (3, 4)
-    if not (values.ndim == 2 or colour) or 0 in values.shape:
-        raise ValueError(
-            f"an image must have the shape (H, W), (H, W, 3) or (H, W, 4), got {values.shape}"
-        )
-    if colour:
-        values = values[..., :3]
-    if values.dtype == np.uint8:
-        levels = values.astype(np.float32) / 255
-    elif values.dtype == bool:
-        levels = values.astype(np.float32)
-    else:
-        known = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-        low, high = np.percentile(known, TAILS) if known.size else (0.0, 0.0)
-        if not high > low:  # all alike but for a few pixels
-            low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
-        # Volumes are large: no more precision, and no more copies, than it takes.
-        wide: NDArray[Any] = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
-        low, high = wide.dtype.type(low), wide.dtype.type(high)
-        np.nan_to_num(wide, copy=False, nan=low)
-        wide.clip(low, high, out=wide)
-        wide -= low
-        wide /= high - low if high > low else 1
-        levels = wide.astype(np.float32, copy=False)
-    return np.ascontiguousarray(levels.transpose(2, 0, 1) if colour else levels[None])
-
-
 # ---- formats --------------------------------------------------------------------------------
 
 
-def _read_plain(path: Path) -> Iterator[Picture]:
+def _read_plain(path: Path, limits: Limits | None, scale: str) -> Iterator[Picture]:
+    given = limits is not None
     with open_plain(path) as file:
         count = getattr(file, "n_frames", 1) if suffix(path) in (".tif", ".tiff") else 1
         spacing = _tiff_spacing(file)
+        if limits is None and scale == "volume" and count > 1:
+            values = [page for k in range(count) if (page := _page(file, k)).dtype.itemsize > 1]
+            limits = tails(values) if values else None
         for plane in range(count):
-            file.seek(plane)
-            picture: Image.Image = ImageOps.exif_transpose(file)
-            if picture.mode in ("P", "RGBA", "CMYK", "YCbCr", "PA", "LAB", "HSV"):
-                picture = picture.convert("RGB")
-            elif picture.mode in ("LA", "1", "La"):
-                picture = picture.convert("L")
-            pixels = as_pixels(np.asarray(picture))
+            page = _page(file, plane)
+            bits = 8 * page.dtype.itemsize
+            if bits == 8 and given:
+                raise DataError(
+                    f"{path}: its grey levels of 8 bits are no values that `window` could choose "
+                    "from; leave `window` out, or give the original files"
+                )
+            pixels = as_pixels(page, limits if bits > 8 else None)
             if len(pixels) == 3 and (pixels == pixels[:1]).all():
                 pixels = pixels[:1]  # grey, saved as colour
             name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
-            yield Picture(name, pixels, spacing, path, None if count == 1 else plane)
+            number = None if count == 1 else plane
+            yield Picture(name, pixels, spacing, path, number, bits=bits)
+
+
+def _page(file: Image.Image, number: int) -> NDArray[Any]:
+    """Return the values of a page, in grey or in colours."""
+    file.seek(number)
+    picture: Image.Image = ImageOps.exif_transpose(file)
+    if picture.mode in ("P", "RGBA", "CMYK", "YCbCr", "PA", "LAB", "HSV"):
+        picture = picture.convert("RGB")
+    elif picture.mode in ("LA", "1", "La"):
+        picture = picture.convert("L")
+    return np.asarray(picture)
 
 
 def _tiff_spacing(file: Image.Image) -> tuple[float, float] | None:
@@ -242,17 +229,17 @@ def _tiff_spacing(file: Image.Image) -> tuple[float, float] | None:
     return (sizes[0], sizes[1]) if sizes and min(sizes) > 0 else None
 
 
-def _read_dicom(path: Path) -> Iterator[Picture]:
-    frames, spacings, at_detector = read_frames(path)
-    if frames.ndim == 4:
-        levels = [as_pixels(frame) for frame in frames]
-    else:  # one scale for all frames
-        rows = as_pixels(frames.reshape(-1, frames.shape[-1]))[0]
-        levels = [frame[None] for frame in rows.reshape(frames.shape)]
-    for plane, (pixels, spacing) in enumerate(zip(levels, spacings, strict=True)):
-        name = stem(path) if len(levels) == 1 else f"{stem(path)}/{plane:03d}"
-        number = None if len(levels) == 1 else plane
-        yield Picture(name, pixels, spacing, path, number, at_detector)
+def _read_dicom(path: Path, limits: Limits | None, scale: str) -> Iterator[Picture]:
+    frames = read_frames(path)
+    count = len(frames.values)
+    by_frame = limits is None and scale == "image" and None not in frames.windows
+    levels = frames.windows if by_frame else [frames.limits if limits is None else limits] * count
+    for plane, (values, spacing) in enumerate(zip(frames.values, frames.spacings, strict=True)):
+        pixels = as_pixels(values, levels[plane] if values.ndim == 2 else None)
+        pixels = 1 - pixels if frames.inverted else pixels
+        name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
+        number = None if count == 1 else plane
+        yield Picture(name, pixels, spacing, path, number, frames.at_detector, bits=frames.bits)
 
 
 def read_volume(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
@@ -303,11 +290,13 @@ def exif_orientation(path: Path) -> int:
         return int(file.getexif().get(0x0112, 1))
 
 
-def _read_nifti(path: Path) -> Iterator[Picture]:
+def _read_nifti(path: Path, limits: Limits | None) -> Iterator[Picture]:
     planes, spacing = read_volume(path)
-    count, height, width = planes.shape
-    # One scale for all planes.
-    levels = as_pixels(planes.reshape(count * height, width))[0].reshape(planes.shape)
-    for plane, pixels in enumerate(levels):
+    bits, count = 8 * planes.dtype.itemsize, len(planes)
+    if limits is None and bits > 8:
+        limits = tails([planes])
+    for plane, values in enumerate(planes):
+        pixels = as_pixels(values, limits)
         name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
-        yield Picture(name, pixels[None], spacing, path, None if count == 1 else plane)
+        number = None if count == 1 else plane
+        yield Picture(name, pixels, spacing, path, number, bits=bits)

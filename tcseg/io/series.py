@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from tcseg.errors import DataError, Problems
-from tcseg.io.dicom import read_dataset
+from tcseg.io.dicom import limits_of, read_dataset, read_frames
+from tcseg.io.grey import Limits, window_limits
 from tcseg.io.images import Picture, is_dicom, read_pictures, stem
 
 __all__ = ["Collection"]
@@ -47,6 +49,10 @@ class Collection:
         folders, the folder.
     problems
         Where to collect what is wrong.
+    window
+        Values to be black and white, as centre and width, or a name; see `window_limits`.
+    scale
+        One of ``"volume"``, or ``"image"`` as in earlier versions, which took each file for itself.
 
     Attributes
     ----------
@@ -61,12 +67,18 @@ class Collection:
         names: Mapping[str, Path],
         group: str | None = None,
         problems: Problems | None = None,
+        *,
+        window: str | None = None,
+        scale: str = "volume",
     ) -> None:
         self._names = {path: name for name, path in names.items()}
         paths = list(self._names)
-        slices = {path: _slice(path) for path in paths if is_dicom(path)}
+        self._window, self._scale = None if window is None else window_limits(window), scale
+        dicom = filter(is_dicom, paths) if scale == "volume" else ()
+        slices = {path: _slice(path) for path in dicom}
         known = [found for found in slices.values() if found is not None]
         self._volumes: dict[Path, str] = {}
+        self._limits: dict[tuple[Path, ...], Limits | None] = {}
         self._stacks: dict[Path, list[Path]] = {}
         for members in _stacks(known):
             self._add_stack(members)
@@ -85,7 +97,8 @@ class Collection:
     def read(self, path: Path) -> Iterator[Picture]:
         """Read the images of one file, as `read_pictures`, with group and volume."""
         name = self._names[path]
-        for picture in read_pictures(path):
+        limits = self._window or self._limits_of_stack(tuple(self._stacks.get(path, ())))
+        for picture in read_pictures(path, limits, self._scale):
             yield replace(
                 picture,
                 name=name + picture.name.removeprefix(stem(path)),
@@ -110,6 +123,17 @@ class Collection:
             taken.add(name)
             if len(part) > 1:
                 self._volumes |= dict.fromkeys(part, name)
+
+    def _limits_of_stack(self, files: tuple[Path, ...]) -> Limits | None:
+        """Return what is black and white in a series, None of no files; like one of its files."""
+        if files not in self._limits:
+            frames = []
+            for path in files:
+                with contextlib.suppress(Exception):  # told on reading that file
+                    frames.append(read_frames(path))
+            grey = [part for part in frames if all(values.ndim == 2 for values in part.values)]
+            self._limits[files] = limits_of(grey) if grey else None
+        return self._limits[files]
 
     def _group_by_name(self, expression: str, problems: Problems) -> None:
         try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcseg.io.files import write_atomically
+from tcseg.io.grey import WINDOWS, window_limits
 from tcseg.method import names
 from tcseg.method.variants import METHODS
 
@@ -92,6 +93,11 @@ class Config:
         None,
         "folder: how masks are named, such as {name}_mask, where that is not found by itself: "
         "{name} stands for the name of the image, {class} for a structure, * for anything.",
+    )
+    window: str | None = _option(
+        None,
+        "folder: values to be black and white, as centre and width in the units of the files, such "
+        f"as -600,1500 for CT, or one of {', '.join(WINDOWS)}.",
     )
     validation_images: int | None = _option(
         None,
@@ -179,6 +185,11 @@ class Config:
             "device",
             "auto, cpu, cuda or cuda:N",
         )
+        if self.window is not None:
+            try:
+                window_limits(self.window)
+            except ValueError as error:
+                problems.append(str(error))
         dotted = all(part.isidentifier() for part in self.network.split("."))
         expect(
             self.network in names.OWN_NETWORKS or (dotted and "." in self.network),

@@ -278,6 +278,13 @@ class RunFolder:
         return record
 
     @property
+    def scale(self) -> str:
+        """Grey scale of the images: of each "image" in a run that an earlier version began."""
+        if not (self.path / "split.json").exists():
+            return "volume"
+        return str(self.split_record().get("scale", "image"))
+
+    @property
     def begun(self) -> bool:
         """Whether a training has left more than its options."""
         if not (self.path / "config.toml").exists():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tcseg.data import Dataset
 from tcseg.errors import RunError
 from tcseg.io.files import write_json
+from tcseg.io.grey import window_limits
 from tcseg.io.label_maps import LARGEST_LABEL
 from tcseg.method.names import OWN_NETWORKS
 from tcseg.method.network import build_network
@@ -46,6 +47,12 @@ class Model:
     spacing
         Height and width in mm of a pixel of that size: the median over the training data; None
         where it is not known.
+    scale
+        One grey scale of each ``"volume"``, or of each ``"image"`` as in earlier versions.
+    bits
+        How many a grey level has, between image and network.
+    window
+        Values to be black and white, as in the options of the training.
     """
 
     network: str
@@ -55,6 +62,9 @@ class Model:
     size: int
     values: tuple[int, ...] | None = None
     spacing: tuple[float, float] | None = None
+    scale: str = "image"
+    bits: int = 8
+    window: str | None = None
 
     @classmethod
     def of(cls, config: Config, dataset: Dataset) -> Model:
@@ -67,6 +77,9 @@ class Model:
             size=config.size,
             values=dataset.values if max(dataset.values or (0,)) <= LARGEST_LABEL else None,
             spacing=_median_spacing(dataset),
+            scale=dataset.scale,
+            bits=dataset.bits,
+            window=config.window,
         )
 
     def save(self, run: Path) -> None:
@@ -106,7 +119,12 @@ class Model:
             if spacing is not None:
                 height, width = map(float, spacing)
                 values["spacing"] = (height, width)
-            return cls(**values)
+            model = cls(**values)
+            if model.scale not in ("volume", "image") or model.bits not in (8, 16):
+                raise ValueError("scale must be volume or image, and bits 8 or 16")
+            if model.window is not None:
+                window_limits(str(model.window))
+            return model
         except FileNotFoundError as error:
             RunFolder(run).config()  # a folder that is not a run says so
             raise RunError(

@@ -73,6 +73,8 @@ class Trainer:
                 size=config.size,
                 group=config.group,
                 mask_pattern=config.mask_pattern,
+                window=config.window,
+                scale=run.scale,
             )
         self.split: Split = make_split(dataset, config.split, config.split_file)
         default = None if config.data == "folder" else LABELLED

@@ -22,9 +22,10 @@ from tcseg.errors import DataError, RunError
 from tcseg.evaluation.metrics import cardiothoracic_ratio
 from tcseg.evaluation.metrics import postprocess as postprocess_mask
 from tcseg.evaluation.pictures import outlined
-from tcseg.io.images import Picture, is_image, png, read_pictures, stem
+from tcseg.io.images import Picture, is_image, png, stem
 from tcseg.io.label_maps import LabelWriter, write_into
 from tcseg.io.placement import Placement
+from tcseg.io.series import Collection
 from tcseg.runs.model import Model
 from tcseg.use.segmenter import Prediction, Segmenter
 
@@ -83,7 +84,13 @@ def predict(
     files = _files(inputs, out, problems)
     # Under a name of its own until it is whole, so that an earlier table is not lost.
     table, partial = out / "measurements.csv", out / "measurements.csv.partial"
-    segmentation = _Segmentation(segmenter, out, postprocess, consistency, overlays, spacing)
+    model = segmenter.model
+    collection = Collection(
+        {name: path for path, name in files.items()}, window=model.window, scale=model.scale
+    )
+    segmentation = _Segmentation(
+        segmenter, collection, out, postprocess, consistency, overlays, spacing
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
         partial.write_text(segmentation.rows.header, encoding="utf-8")
@@ -124,6 +131,7 @@ class _Segmentation:
     """What is done with each file; the options are those of `predict`."""
 
     segmenter: Segmenter
+    collection: Collection
     out: Path
     postprocess: bool
     consistency: bool
@@ -139,7 +147,9 @@ class _Segmentation:
         model = self.segmenter.model
         writer = LabelWriter(path, name, self.out, model.classes, model.values)
         measured = []
-        for picture, prediction in _pairs(self.segmenter, path, self.consistency):
+        for picture, prediction in _pairs(
+            self.segmenter, self.collection.read(path), self.consistency
+        ):
             if picture.spacing is None and self.spacing is not None:
                 picture = replace(picture, spacing=(self.spacing, self.spacing))
             masks = prediction.masks
@@ -195,10 +205,9 @@ def _walk(folder: Path, out: Path) -> Iterator[Path]:
 
 
 def _pairs(
-    segmenter: Segmenter, path: Path, consistency: bool
+    segmenter: Segmenter, pictures: Iterator[Picture], consistency: bool
 ) -> Iterator[tuple[Picture, Prediction]]:
     """Segment the planes of a file, few in memory at a time."""
-    pictures = read_pictures(path)
     while chunk := list(itertools.islice(pictures, BATCH)):
         pixels: Iterable[NDArray[np.float32]] = [picture.pixels for picture in chunk]
         predictions = segmenter.predict_all(pixels, consistency=consistency, batch_size=BATCH)

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from tcseg.data import Dataset, Split, load_dataset, read_splits
 from tcseg.errors import RunError
-from tcseg.io.images import as_pixels
+from tcseg.io.grey import as_pixels, window_limits
 from tcseg.io.placement import Placement
 from tcseg.method.transforms import Elastic, align
 from tcseg.runs.config import resolve_device
@@ -100,16 +100,24 @@ class Segmenter:
         ----------
         image : array
             (H, W), or (H, W, 3) for colour, of any size and number type; 8 bits are taken as they
-            are, of anything wider the range of values is stretched.
+            are, of anything wider the range of values is stretched, or the window of the training
+            taken.
         consistency : bool
             Whether to compute the consistency as well, which takes some times as long.
 
         Raises
         ------
         ValueError
-            If the shape is another one.
+            If the shape is another one, or 8 bits are given to a network trained in a window.
         """
-        return next(self.predict_all([as_pixels(np.asarray(image))], consistency=consistency))
+        image, window = np.asarray(image), self.model.window
+        if window is not None and image.dtype.itemsize == 1:
+            raise ValueError(
+                f"the network was trained in the window {window}: give it the values themselves, "
+                f"such as Hounsfield units, got {image.dtype}"
+            )
+        pixels = as_pixels(image, None if window is None else window_limits(window))
+        return next(self.predict_all([pixels], consistency=consistency))
 
     def predict_all(
         self,
@@ -157,8 +165,9 @@ class Segmenter:
             Placement.of((image.shape[1], image.shape[2]), self.model.size) for image in batch
         ]
         fitted = np.stack([place.fit(image) for place, image in zip(places, batch, strict=True)])
-        # Levels of 8 bits, as in training.
-        images = torch.from_numpy((fitted * 255 + 0.5).astype(np.uint8)).to(self.device) / 255
+        # Levels of as many bits as in training.
+        most = (1 << self.model.bits) - 1
+        images = torch.from_numpy(np.floor(fitted * most + 0.5)).to(self.device) / most
         answers = self.network(images)
         agreement = self._consistency(images) if consistency else [None] * len(batch)
         squares = answers.float().cpu().numpy()
@@ -252,6 +261,8 @@ def load_with_data(
         root=root or config.root,
         size=config.size,
         mask_pattern=config.mask_pattern,
+        window=segmenter.model.window,
+        scale=segmenter.model.scale,
     )
     segmenter.check(dataset, run)
     folder.split_record()  # or a clear error

@@ -105,6 +105,7 @@ def test_images_without_masks_of_a_held_out_patient_are_not_used(slices):
     held_out = set.union(*parts(data, split)[1:])
     assert held_out.isdisjoint(map(data.group_of, split.unlabelled))
     result = CliRunner().invoke(main, ["data", "check", "--data", "folder", "--root", str(root)])
+    assert "24 of them are planes of 6 volumes" in result.output
     assert "24 images in 6 groups, by PatientID." in result.output
     assert "2 images without masks are not used" in result.output
     assert result.exit_code == 0

@@ -13,7 +13,8 @@ from PIL import Image
 from pydicom import Dataset
 
 from tcseg.errors import DataError
-from tcseg.io.images import as_pixels, is_image, read_pictures, stem
+from tcseg.io.grey import as_pixels
+from tcseg.io.images import is_image, read_pictures, stem
 from tcseg.io.placement import Placement
 
 GREY = (np.add.outer(np.arange(30) * 5, np.arange(40)) + 3).astype(np.uint8)
