@@ -1,7 +1,7 @@
 """Reading images of any kind as grey levels in [0, 1], and fitting them into a square and back.
 
-PNG, JPEG and TIFF by Pillow, DICOM by pydicom, NIfTI by nibabel. What holds several planes (a
-volume, a multi-frame DICOM or TIFF file) is read plane by plane.
+PNG, JPEG and TIFF by Pillow, DICOM by pydicom, NIfTI by nibabel, others in `arrays`. What holds
+several planes (a volume, a multi-frame DICOM or TIFF file) is read plane by plane.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 
 from tcseg.errors import DataError, reason
 from tcseg.extras import needs
+from tcseg.io.arrays import ARRAYS, ITK, itk_orientation, read_array
 from tcseg.io.dicom import has_dicom_content, read_frames
 from tcseg.io.grey import Limits, as_pixels, tails
 from tcseg.io.placement import Pixels
@@ -101,7 +102,7 @@ def is_image(path: Path) -> bool:
     """Whether a file looks like one that `read_pictures` takes: by its name, DICOM by content."""
     if path.name.startswith(".") or not path.is_file():
         return False
-    if suffix(path) in (*PLAIN, *DICOM, *NIFTI):
+    if suffix(path) in (*PLAIN, *DICOM, *NIFTI, *ARRAYS):
         return True
     return has_dicom_content(path)  # archives name them by number, or give them no suffix
 
@@ -109,7 +110,7 @@ def is_image(path: Path) -> bool:
 def is_dicom(path: Path) -> bool:
     """Whether a file is to be read as DICOM."""
     return suffix(path) in DICOM or (
-        suffix(path) not in (*PLAIN, *NIFTI) and has_dicom_content(path)
+        suffix(path) not in (*PLAIN, *NIFTI, *ARRAYS) and has_dicom_content(path)
     )
 
 
@@ -139,7 +140,9 @@ def read_pictures(
         raise DataError(f"{str(path)!r}: {NO_TEXT}")
     try:
         if kind in NIFTI:
-            yield from _read_nifti(path, limits)
+            yield from _read_stack(path, limits, *read_volume(path))
+        elif kind in ARRAYS:
+            yield from _read_stack(path, limits, *read_array(path))
         elif kind in PLAIN:
             yield from _read_plain(path, limits, scale)
         elif is_dicom(path):
@@ -270,10 +273,12 @@ def read_volume(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
 
 
 def orientation(path: Path) -> str | None:
-    """Return which way in the patient the axes of a NIfTI file run, as "RAS"; None of others."""
-    if suffix(path) not in NIFTI:
+    """Return which way in the patient the axes of a volume run, as "RAS"; None of other files."""
+    if suffix(path) not in (*NIFTI, *ITK):
         return None
     try:
+        if suffix(path) in ITK:
+            return itk_orientation(path)
         import nibabel
 
         affine: Any = nibabel.load(path).affine  # type: ignore[attr-defined]
@@ -290,8 +295,12 @@ def exif_orientation(path: Path) -> int:
         return int(file.getexif().get(0x0112, 1))
 
 
-def _read_nifti(path: Path, limits: Limits | None) -> Iterator[Picture]:
-    planes, spacing = read_volume(path)
+def _read_stack(
+    path: Path,
+    limits: Limits | None,
+    planes: NDArray[Any],
+    spacing: tuple[float, float] | None,
+) -> Iterator[Picture]:
     bits, count = 8 * planes.dtype.itemsize, len(planes)
     if limits is None and bits > 8:
         limits = tails([planes])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tcseg.errors import DataError, reason
+from tcseg.io.arrays import ARRAYS, read_array
 from tcseg.io.dicom import read_dataset
 from tcseg.io.images import NIFTI, PLAIN, is_dicom, read_volume, suffix
 from tcseg.io.plain import open_plain
@@ -46,6 +47,11 @@ def read_planes(
     with _named(path):
         if suffix(path) in NIFTI:
             return _whole(read_volume(path)[0], path)
+        if suffix(path) in ARRAYS:
+            planes = read_array(path)[0]
+            if planes.ndim > 3:
+                raise DataError(f"folder: {path} is a colour picture; a mask must have one value")
+            return _whole(planes, path)
         if is_dicom(path):
             values = read_dataset(path).pixel_array
             return _whole(values if values.ndim == 3 else values[None], path)

@@ -131,7 +131,12 @@ def test_a_command_without_its_packages(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("file", "package", "extra"), [("a.nii", "nibabel", "nifti"), ("a.dcm", "pydicom", "dicom")]
+    ("file", "package", "extra"),
+    [
+        ("a.nii", "nibabel", "nifti"),
+        ("a.dcm", "pydicom", "dicom"),
+        ("a.mha", "SimpleITK", "itk"),
+    ],
 )
 def test_a_file_whose_reader_is_missing(monkeypatch, tmp_path, file, package, extra):
     from tcseg.errors import DataError

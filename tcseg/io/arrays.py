@@ -1,0 +1,84 @@
+"""Reading arrays of NumPy, and NRRD and MetaImage by SimpleITK."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tcseg.errors import DataError
+from tcseg.extras import needs
+
+__all__ = ["ARRAYS", "ITK", "itk_orientation", "read_array"]
+
+ITK = (".nrrd", ".mha")
+ARRAYS = (".npy", *ITK)
+
+# Headers as far as the values, and what says that these lie in another file, which may be any.
+_HEADER = 2**16
+_HEADERS = {".nrrd": rb".*?\n\r?\n", ".mha": rb".*?\nElementDataFile[^\n]*\n"}
+_ELSEWHERE = re.compile(rb"^(data ?file:|ElementDataFile\s*=\s*+(?!LOCAL\s))", re.M | re.I)
+
+
+def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
+    """Read planes (planes, H, W), or in colour (planes, H, W, C), and the size of a pixel in mm.
+
+    An array of three axes is a stack of planes; with 3 or 4 at the end and 8 bits, a picture in
+    colour. Values are read from files that may come from anybody: nothing else is.
+    """
+    if path.suffix.lower() == ".npy":
+        # Mapped: a header that promises more than there is takes no memory.
+        values, spacing = np.load(path, mmap_mode="r", allow_pickle=False), None
+        colour = values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8
+    else:
+        image = _itk_reader(path).Execute()
+        with needs("itk"):
+            import SimpleITK
+        values, colour = (
+            SimpleITK.GetArrayFromImage(image),
+            image.GetNumberOfComponentsPerPixel() > 1,
+        )
+        width, height = image.GetSpacing()[:2]
+        spacing = (height, width)
+    if values.ndim == 2 + colour:
+        values = values[None]
+    if values.ndim != 3 + colour or 0 in values.shape or values.dtype.kind not in "buif":
+        raise DataError(
+            f"{path}: has shape {values.shape} of {values.dtype}; expected numbers, (H, W), "
+            "(planes, H, W), or (H, W, 3) of 8 bits for colour"
+        )
+    return values, spacing
+
+
+def itk_orientation(path: Path) -> str:
+    """Return which way in the patient the axes of a file run, as "LPS"."""
+    reader = _itk_reader(path)
+    with needs("itk"):
+        import SimpleITK
+    reader.ReadImageInformation()
+    cosines, axes = np.eye(3), reader.GetDimension()
+    cosines[:axes, :axes] = np.reshape(reader.GetDirection(), (axes, axes))
+    code = SimpleITK.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(
+        cosines.ravel().tolist()
+    )
+    return str(code)
+
+
+def _itk_reader(path: Path) -> Any:
+    with open(path, "rb") as file:
+        beginning = file.read(_HEADER)
+    header = re.match(_HEADERS[path.suffix.lower()], beginning, re.S)
+    endless = header is None and len(beginning) == _HEADER
+    if endless or (header is not None and _ELSEWHERE.search(header[0])):
+        raise DataError(
+            f"{path}: its values lie in a file of their own; save it as one file (.nrrd or .mha)"
+        )
+    with needs("itk"):
+        import SimpleITK
+    reader = SimpleITK.ImageFileReader()
+    reader.SetImageIO("NrrdImageIO" if path.suffix.lower() == ".nrrd" else "MetaImageIO")
+    reader.SetFileName(str(path))
+    return reader
