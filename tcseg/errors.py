@@ -1,10 +1,10 @@
-"""Errors that are shown as one line."""
+"""Errors that are shown as one line, and how foreign text is shown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["DataError", "Problems", "RunError", "RunFinished", "RunStopped", "reason"]
+__all__ = ["DataError", "Problems", "RunError", "RunFinished", "RunStopped", "printable", "reason"]
 
 
 class DataError(Exception):
@@ -14,6 +14,19 @@ class DataError(Exception):
 def reason(error: Exception) -> str:
     """Return what an error says, on one line; its kind where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    r"""Escape what a terminal would obey, not show: text may hold names that others gave to files.
+
+    Examples
+    --------
+    >>> print(printable("scan\x1b[2J.png"))
+    scan\x1b[2J.png
+    """
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 class Problems:

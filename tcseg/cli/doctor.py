@@ -19,7 +19,7 @@ __all__ = ["Finding", "examine", "findings"]
 
 PACKAGES = (
     *("torch", "numpy", "scipy", "monai", "pillow", "matplotlib", "safetensors", "jinja2"),
-    *("click", "rich"),
+    *("msgspec", "click", "rich"),
 )
 # By the extra that brings them; only some commands need them.
 OPTIONAL = {

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from tcseg.errors import RunError, RunFinished, RunStopped
+from tcseg.errors import RunError, RunFinished, RunStopped, printable, reason
 from tcseg.extras import MissingPackageError, needs
 from tcseg.method.names import OWN_NETWORKS
 from tcseg.runs.config import Config
@@ -57,6 +57,11 @@ def _explain(error: Exception) -> tuple[str, int]:
         return str(error), 1
     if isinstance(error, ValueError):
         return str(error), 2
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search("of memory|allocate memory", str(error))
+    ):
+        way = "use a smaller `size` or `batch_size`, or a machine with more memory"
+        return f"out of memory ({reason(error)[:200]}); {way}", 1
     if isinstance(error, ImportError):
         return f"{error}; `tcseg doctor` says what is missing", 1
     # Only now: the import takes seconds, unless the error is of this kind.
@@ -66,8 +71,9 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 
 def with_options(message: str) -> str:
-    """Write names of options as one types them: `batch_size` becomes --batch-size."""
-    return re.sub(r"`([a-z_]+)`", lambda name: f"--{name[1].replace('_', '-')}", message)
+    """Write names of options as one types them, `batch_size` as --batch-size; escape the rest."""
+    typed = re.sub(r"`([a-z_]+)`", lambda name: f"--{name[1].replace('_', '-')}", message)
+    return printable(typed)
 
 
 def config_options(

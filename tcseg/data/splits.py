@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
@@ -14,7 +12,7 @@ import numpy as np
 
 from tcseg.data.dataset import Dataset
 from tcseg.errors import DataError
-from tcseg.io.files import write_json
+from tcseg.io.files import read_json, write_json
 
 JSRT_SPLITS = 5
 TRAINING_IMAGES = 100
@@ -229,7 +227,7 @@ def read_splits(path: str | os.PathLike[str], dataset: Dataset) -> list[Split]:
         the data set has not. Validation and test may be the same images: few have no others.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(path, dict[str, Any])
         splits = [
             {part: [normalize("NFC", str(name)) for name in split[part]] for part in _PARTS}
             for split in content["splits"]

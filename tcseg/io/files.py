@@ -8,9 +8,15 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["write_atomically", "write_json"]
+import msgspec
+
+__all__ = ["read_json", "write_atomically", "write_json"]
+
+T = TypeVar("T")
+LARGEST_JSON = 2**28
+"""Bytes; files of a run hold some thousand numbers and names."""
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview | str) -> None:
@@ -48,6 +54,31 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview |
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_json(path: str | os.PathLike[str], kind: type[T]) -> T:
+    """Read a JSON file that anybody may have written.
+
+    Parameters
+    ----------
+    path
+        The file.
+    kind
+        What it must hold: a type, whose annotations may have limits, see `msgspec.Meta`.
+
+    Raises
+    ------
+    ValueError
+        If it holds anything else, or is larger than any of ours.
+    OSError
+        If it cannot be read.
+    """
+    if os.path.getsize(path) > LARGEST_JSON:
+        raise ValueError(f"larger than {LARGEST_JSON >> 20} MiB")
+    try:
+        return msgspec.json.decode(Path(path).read_bytes(), type=kind)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from tcseg.io.plain import open_plain
 PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 DICOM = (".dcm", ".dicom")
 NIFTI = (".nii", ".nii.gz")
+FORMATS = (*PLAIN, *DICOM, *NIFTI, *ARRAYS)
 # Of the units that files name, with the micro sign, the Greek letter, and what ImageJ writes.
 _MILLIMETRES = {"meter": 1000.0, "m": 1000.0, "cm": 10.0, "mm": 1.0, "nm": 1e-6, "inch": 25.4}
 _MILLIMETRES |= dict.fromkeys(("micron", "um", "\u00b5m", "\u03bcm", "\\u00B5m"), 0.001)
@@ -102,7 +103,7 @@ def is_image(path: Path) -> bool:
     """Whether a file looks like one that `read_pictures` takes: by its name, DICOM by content."""
     if path.name.startswith(".") or not path.is_file():
         return False
-    if suffix(path) in (*PLAIN, *DICOM, *NIFTI, *ARRAYS):
+    if suffix(path) in FORMATS:
         return True
     return has_dicom_content(path)  # archives name them by number, or give them no suffix
 

@@ -170,7 +170,9 @@ class LabelWriter:
 
 def write_into(path: Path, content: bytes | memoryview) -> None:
     """Write a file in one step, and make its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        for folder in reversed(path.parents):  # mkdir(parents=True) would call itself for each
+            folder.mkdir(exist_ok=True)
     write_atomically(path, content)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tcseg.errors import RunError
-from tcseg.io.files import write_json
+from tcseg.io.files import read_json, write_json
 from tcseg.runs.config import MAY_DIFFER_ON_RESUME, Config
 
 __all__ = ["PRETRAINING", "Cell", "Results"]
@@ -119,7 +118,7 @@ class Results:
 
     def _read(self, path: Path) -> tuple[Cell, dict[str, Any]]:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path, dict[str, Any])
             options = Config(**content["options"])
             method = options.method if options.steps else PRETRAINING
             cell = Cell(

@@ -236,7 +236,7 @@ class Config:
         """
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
+        except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError
             raise ValueError(f"{path}: not a TOML file: {error}") from error
         try:
             return cls(**_checked(values))

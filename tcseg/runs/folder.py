@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from tcseg.errors import RunError, RunFinished
 from tcseg.extras import is_installed
-from tcseg.io.files import write_atomically, write_json
+from tcseg.io.files import read_json, write_atomically, write_json
 from tcseg.runs.checkpoint import load_checkpoint, save_checkpoint
 from tcseg.runs.config import Config
 from tcseg.runs.metrics_file import MetricsFile
@@ -238,12 +237,12 @@ class RunFolder:
         """
         path = self.path / "summary.json"
         try:
-            summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            summary = read_json(path, dict[str, Any])
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RunError(f"{self.path} is not a finished run: no summary.json") from error
         except ValueError as error:
             raise RunError(f"{path}: broken ({error}); {_AGAIN}") from error
-        if not isinstance(summary, dict) or not isinstance(summary.get("test"), dict):
+        if not isinstance(summary.get("test"), dict):
             raise RunError(f"{path}: not a summary of tcseg (it has no test results); {_AGAIN}")
         return summary
 
@@ -268,14 +267,13 @@ class RunFolder:
         """Read ``split.json``."""
         path = self.path / "split.json"
         try:
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return read_json(path, dict[str, Any])
         except FileNotFoundError as error:
             raise RunError(
                 f"{self.path} has no split.json: it is from an older version; train it again"
             ) from error
         except ValueError as error:
             raise RunError(f"{path}: broken ({error})") from error
-        return record
 
     @property
     def scale(self) -> str:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from msgspec import Meta
 from torch import Tensor, nn
 
 from tcseg.data import Dataset
-from tcseg.errors import RunError
-from tcseg.io.files import write_json
+from tcseg.errors import RunError, reason
+from tcseg.io.files import read_json, write_json
 from tcseg.io.grey import window_limits
 from tcseg.io.label_maps import LARGEST_LABEL
 from tcseg.method.names import OWN_NETWORKS
@@ -23,6 +23,9 @@ from tcseg.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from tcseg.runs.config import Config
+
+PrintableName = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$", max_length=1000)]
+Positive = Annotated[float, Meta(gt=0, lt=1e9)]
 
 __all__ = ["Model", "load_weights"]
 
@@ -55,15 +58,15 @@ class Model:
         Values to be black and white, as in the options of the training.
     """
 
-    network: str
-    precision: str
-    classes: tuple[str, ...]
-    channels: int
-    size: int
-    values: tuple[int, ...] | None = None
-    spacing: tuple[float, float] | None = None
-    scale: str = "image"
-    bits: int = 8
+    network: Annotated[str, Meta(pattern=r"^[a-zA-Z_]\w*(\.\w+)*$")]
+    precision: Annotated[str, Meta(pattern="^(float32|bfloat16)$")]
+    classes: Annotated[tuple[PrintableName, ...], Meta(min_length=1)]
+    channels: Annotated[int, Meta(ge=1, le=1024)]
+    size: Annotated[int, Meta(ge=16, le=16384, multiple_of=16)]
+    values: tuple[Annotated[int, Meta(ge=1, le=LARGEST_LABEL)], ...] | None = None
+    spacing: tuple[Positive, Positive] | None = None
+    scale: Annotated[str, Meta(pattern="^(volume|image)$")] = "image"
+    bits: Annotated[int, Meta(ge=8, le=16, multiple_of=8)] = 8
     window: str | None = None
 
     @classmethod
@@ -97,33 +100,12 @@ class Model:
         """
         path = run / "model.json"
         try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            for name, kind in (
-                ("network", str),
-                ("precision", str),
-                ("channels", int),
-                ("size", int),
-            ):
-                if type(values[name]) is not kind:
-                    raise TypeError(f"{name} must be {kind.__name__}, got {values[name]!r}")
-            values["classes"] = tuple(map(str, values["classes"]))
-            numbers, spacing = values.get("values"), values.get("spacing")
-            if numbers is not None:
-                values["values"] = numbers = tuple(map(int, numbers))
-                if (
-                    len(numbers) != len(values["classes"])
-                    or min(numbers) < 1
-                    or max(numbers) > LARGEST_LABEL
-                ):
-                    raise ValueError(f"values must be one of 1 to {LARGEST_LABEL} for each class")
-            if spacing is not None:
-                height, width = map(float, spacing)
-                values["spacing"] = (height, width)
-            model = cls(**values)
-            if model.scale not in ("volume", "image") or model.bits not in (8, 16):
-                raise ValueError("scale must be volume or image, and bits 8 or 16")
+            model = read_json(path, cls)
+            for numbers in (model.classes, model.values or model.classes):
+                if not len(model.classes) == len(numbers) == len({*numbers}):
+                    raise ValueError("classes and values must be of one number, no two alike")
             if model.window is not None:
-                window_limits(str(model.window))
+                window_limits(model.window)
             return model
         except FileNotFoundError as error:
             RunFolder(run).config()  # a folder that is not a run says so
@@ -131,8 +113,8 @@ class Model:
                 f"{run} has no model.json: it is not finished, or from an older version; continue "
                 "it with `resume`, or train it again"
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path}: broken ({error!r}); train the run again") from error
+        except ValueError as error:
+            raise RunError(f"{path}: broken ({reason(error)}); train the run again") from error
 
     def build(self, run: Path, trusted: str | None = None) -> nn.Module:
         """Return the network of a run, its weights not loaded.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tcseg.errors import RunError
 from tcseg.runs.checkpoint import load_checkpoint
@@ -34,8 +34,29 @@ class TrainingState:
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any]) -> TrainingState:
-        """Take it out of a checkpoint; one that lacks a part raises a KeyError."""
-        return cls(**{part.name: checkpoint[part.name] for part in fields(cls)})
+        """Take it out of a checkpoint, which anybody may have written.
+
+        Raises
+        ------
+        KeyError
+            If it lacks a part.
+        ValueError
+            If a part is of another type.
+        """
+        state = cls(**{part.name: checkpoint[part.name] for part in fields(cls)})
+        for name, empty in vars(cls()).items():
+            if not isinstance(value := getattr(state, name), type(empty)):
+                raise ValueError(f"{name} must be {type(empty).__name__}, got {value!r:.80}")
+        return state
+
+    def check(self, network: nn.Module, steps: int) -> None:
+        """Raise ValueError if it is of another network, or of a longer training."""
+        if not 0 <= self.step <= steps:
+            raise ValueError(f"step {self.step} of {steps}")
+        shapes = {name: value.shape for name, value in network.state_dict().items()}
+        for weights in (self.best, self.pretrained):
+            if weights and {name: value.shape for name, value in weights.items()} != shapes:
+                raise ValueError("weights of another network")
 
 
 def pretrained_weights(path: Path, config: Config, record: Mapping[str, Any]) -> dict[str, Tensor]:

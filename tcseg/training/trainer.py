@@ -293,6 +293,7 @@ class Trainer:
         """
         try:
             self.state = TrainingState.of(checkpoint)
+            self.state.check(self.network, self.total_steps)
             self.network.load_state_dict(checkpoint["network"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             if self.state.teacher:

@@ -18,11 +18,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from tcseg.errors import DataError, RunError
+from tcseg.errors import DataError, RunError, reason
 from tcseg.evaluation.metrics import cardiothoracic_ratio
 from tcseg.evaluation.metrics import postprocess as postprocess_mask
 from tcseg.evaluation.pictures import outlined
-from tcseg.io.images import Picture, is_image, png, stem
+from tcseg.io.images import (
+    FORMATS,
+    Picture,
+    is_image,
+    png,
+    stem,
+    suffix,
+)
 from tcseg.io.label_maps import LabelWriter, write_into
 from tcseg.io.placement import Placement
 from tcseg.io.series import Collection
@@ -109,6 +116,8 @@ def predict(
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except DataError as error:
                 problems.append(str(error))
+            except (ValueError, MemoryError) as error:  # such as of a NIfTI header full of nan
+                problems.append(f"{path}: cannot be segmented ({reason(error)})")
             except OSError as error:  # of writing, for reading has its own
                 if error.errno == errno.ENAMETOOLONG:
                     problems.append(
@@ -175,14 +184,16 @@ def _files(inputs: Sequence[Path], out: Path, problems: list[str]) -> dict[Path,
     names: dict[Path, str] = {}
     for path in inputs:
         if path.is_dir():
-            outputs = {p: str(p.relative_to(path).with_name(stem(p))) for p in _walk(path, out)}
-            if not outputs:
+            outputs = {
+                p: str(p.relative_to(path).with_name(stem(p))) for p in _walk(path, out, problems)
+            }
+            if not outputs and not problems:
                 raise RunError(f"{path}: no images in it, nor in the folders in it")
         elif path.exists():
             outputs = {path: stem(path)}
         else:
             raise RunError(f"{path}: no such file or folder")
-        names |= outputs
+        names |= {p: name for p, name in outputs.items() if _can_be_opened(p, problems)}
     if out.resolve() in {path.resolve().parent for path in names}:
         raise RunError(f"{out} holds the images themselves; choose another `out`")
     first: dict[str, Path] = {}
@@ -196,12 +207,44 @@ def _files(inputs: Sequence[Path], out: Path, problems: list[str]) -> dict[Path,
     return names
 
 
-def _walk(folder: Path, out: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name[0] != "." and path.resolve() != out.resolve():
-            yield from _walk(path, out)
-        elif is_image(path):
-            yield path
+def _walk(folder: Path, out: Path, problems: list[str]) -> Iterator[Path]:
+    """Yield what looks like an image in a folder and those in it, each real folder once.
+
+    Links may lead in circles, and folders lie deeper than functions can be nested.
+    """
+    seen = {_identity(out)} if out.is_dir() and not out.samefile(folder) else set()
+    waiting = [folder]
+    while waiting:
+        path = waiting.pop()
+        try:
+            if not path.is_dir():
+                if suffix(path) in FORMATS or is_image(path):
+                    yield path
+            elif (identity := _identity(path)) not in seen:
+                seen.add(identity)
+                content = sorted(path.iterdir(), reverse=True)
+                waiting += [p for p in content if not p.name.startswith(".")]
+        except OSError as error:
+            problems.append(f"{path}: cannot be read ({reason(error)})")
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Return what a folder is known by, whatever links lead to it."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _can_be_opened(path: Path, problems: list[str]) -> bool:
+    """Whether a file has a name that can be written down, and an end."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        problems.append(f"{path}: its name is not UTF-8; rename it")
+        return False
+    if not path.is_file():
+        problems.append(f"{path}: is no file but a pipe, a device or a link to nothing")
+        return False
+    return True
 
 
 def _pairs(
@@ -264,8 +307,16 @@ class _Rows:
 
     def text(self, rows: Iterable[Mapping[str, Any]]) -> str:
         with io.StringIO(newline="") as text:
-            csv.DictWriter(text, self.columns, lineterminator="\n").writerows(rows)
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerows(
+                [_no_formula(row.get(column)) for column in self.columns] for row in rows
+            )
             return text.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """Mark text that a spreadsheet would run, such as a file named ``=cmd``, as text."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r")) else value
 
 
 def _measure(

@@ -6,14 +6,15 @@ import base64
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jinja2
+import msgspec
 from matplotlib.figure import Figure
 
 from tcseg.data import Dataset, Split
@@ -29,10 +30,36 @@ from tcseg.use.segmenter import Segmenter, load_with_data
 
 __all__ = ["report"]
 
-SUMMARY = (
-    *("method", "data", "labelled", "size", "recipe", "pretrain_steps", "steps", "seed"),
-    *("seconds", "pretrained_test", "test"),
-)
+
+class _Results(TypedDict):
+    """Figures of a set of images, as `evaluate` gives them; null where nothing is known."""
+
+    miou: float | None
+    miou_std: NotRequired[float | None]
+    iou: dict[str, float | None]
+    iou_std: NotRequired[dict[str, float | None]]
+    dice: dict[str, float | None]
+    dice_std: NotRequired[dict[str, float | None]]
+    macd_mm: dict[str, float | None]
+    missed: NotRequired[dict[str, int]]
+
+
+class _Summary(TypedDict):
+    """What of ``summary.json`` is shown."""
+
+    method: str
+    data: str
+    labelled: int
+    size: int
+    recipe: str
+    pretrain_steps: int
+    steps: int
+    seed: int
+    seconds: float
+    pretrained_test: _Results
+    test: _Results
+
+
 CURVES = {"loss": "loss", "validation_miou": "validation mIOU"}
 CASES = 3  # best ones, and as many worst
 CASE_SIZE = 256  # pixels of an image, at least
@@ -41,7 +68,7 @@ CASE_SIZE = 256  # pixels of an image, at least
 @dataclass
 class _Run:
     name: str
-    summary: dict[str, Any]
+    summary: _Summary
     rows: list[dict[str, str]]
     cases: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)
     key: list[tuple[str, str]] = field(default_factory=list)
@@ -88,13 +115,14 @@ def report(
     names = _names([folder.path for folder in folders])
     shown = []
     for name, folder in zip(names, folders, strict=True):
-        run = _Run(name, folder.summary(), folder.metrics.rows())
-        missing = [key for key in SUMMARY if key not in run.summary]
-        if missing:
+        try:
+            summary = msgspec.convert(folder.summary(), _Summary)
+        except msgspec.ValidationError as error:
             raise RunError(
-                f"{folder.path / 'summary.json'} has no {missing[0]!r}: it is from an older "
-                "version; delete it, and write it again with tcseg train --resume"
-            )
+                f"{folder.path / 'summary.json'}: broken, or from an older version ({error}); "
+                "delete it, and write it again with tcseg train --resume"
+            ) from error
+        run = _Run(name, summary, folder.metrics.rows())
         try:
             _add_cases(run, *load_with_data(folder.path, device, root, network))
         except (DataError, RunError, ValueError) as error:
@@ -158,7 +186,7 @@ def _curve(runs: Sequence[_Run], name: str, label: str) -> str:
     figure = Figure(figsize=(5.5, 4), layout="constrained", facecolor="white")
     axes = figure.subplots()
     for run in runs:
-        points = [(int(r["step"]), float(r[name])) for r in run.rows if name in r]
+        points = [(int(r["step"]), _number(r[name])) for r in run.rows if name in r]
         if points:
             axes.plot(*zip(*points, strict=True), label=run.name, linewidth=1.2)
         axes.axvline(run.summary["pretrain_steps"], color="grey", linewidth=0.8, linestyle=":")
@@ -173,18 +201,27 @@ def _curve(runs: Sequence[_Run], name: str, label: str) -> str:
     return _embedded("image/svg+xml", content.getvalue())
 
 
+def _number(text: str) -> float:
+    """Return the number of a field of a table; nan, which is not drawn, where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _embedded(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _percent(results: dict[str, Any], figure: str, name: str | None = None) -> str:
-    mean, deviation = results.get(figure), results.get(f"{figure}_std")
+def _percent(results: _Results, figure: str, name: str | None = None) -> str:
+    figures: Mapping[str, Any] = results
+    mean, deviation = figures.get(figure), figures.get(f"{figure}_std")
     if name is not None:
         mean, deviation = (None if v is None else v.get(name) for v in (mean, deviation))
     mean, deviation = (None if v is None else 100 * v for v in (mean, deviation))
     return plus_minus(mean, deviation)
 
 
-def _distance(results: dict[str, Any], name: str) -> str:
+def _distance(results: _Results, name: str) -> str:
     value, missed = results["macd_mm"].get(name), results.get("missed", {}).get(name, 0)
     return ("-" if value is None else f"{value:.2f}") + (f" ({missed})" if missed else "")

@@ -14,7 +14,10 @@ from click.testing import CliRunner
 
 from tcwarp import _native
 
-TRAINER = ("scipy", "click", "rich", "PIL", "monai", "matplotlib", "safetensors", "jinja2")
+TRAINER = (
+    *("scipy", "click", "rich", "PIL", "monai", "matplotlib", "safetensors", "msgspec"),
+    "jinja2",
+)
 OPTIONAL = (
     *("pydicom", "highdicom", "nibabel", "tensorboard", "onnx", "onnxscript", "onnxruntime"),
     *("skimage", "kornia", "cv2"),

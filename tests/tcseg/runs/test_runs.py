@@ -303,7 +303,7 @@ def test_a_summary_is_json_that_any_program_reads(run):
 def test_missing_and_broken_summaries_are_named(run):
     with pytest.raises(RunError, match="not a finished run"):
         run.summary()
-    for content, what in (("{", "broken"), ("[]", "not a summary"), ("{}", "not a summary")):
+    for content, what in (("{", "broken"), ("[]", "broken"), ("{}", "not a summary")):
         (run.path / "summary.json").write_text(content)
         with pytest.raises(RunError, match=f"summary.json: {what}.*delete it and continue"):
             run.summary()
