@@ -327,12 +327,13 @@ def _differences(mask: str, images: Iterable[str]) -> Iterator[tuple[str, str, s
 
 
 def _without(names: Iterable[str], before: str, after: str) -> list[str]:
-    """Return what stands between two ends of names; numbers are not cut."""
-    between = re.compile(
-        re.escape(before)
-        + (r"(?!\d)" if before[-1:].isdecimal() else "")
-        + "(.+)"
-        + (r"(?<!\d)" if after[:1].isdecimal() else "")
-        + re.escape(after)
-    )
-    return [match[1] for name in names if (match := between.fullmatch(name))]
+    """Return what stands between two ends of names, up to one that has them not."""
+    parts: list[str] = []
+    for name in names:
+        part = name[len(before) : len(name) - len(after)]
+        joints = (before[-1:] + part[:1], part[-1:] + after[:1])
+        cuts_number = any(len(joint) == 2 and joint.isdecimal() for joint in joints)
+        if not part or cuts_number or before + part + after != name:
+            break
+        parts.append(part)
+    return parts
