@@ -219,12 +219,14 @@ def _add_folders(
             if not is_text(name):
                 raise DataError(f"folder: {str(path)!r}: {NO_TEXT}")
             parts[name] = {}
+    # Folders whose files are named as images are classes, even if they are named so themselves.
+    by_class = any(part in layout.images for name in masks for part in name.split("/")[1:2])
     for name, path in masks.items():
         first, _, rest = name.partition("/")
         label, key = (first, rest) if rest else (None, first)
         if first in folders:
             label, key = None, name
-        elif rest and first in layout.images:
+        elif rest and first in layout.images and not by_class:
             label, key = OBJECT, first
         elif not folders:
             key = key.partition("/")[0]  # a folder of objects, within that of the class

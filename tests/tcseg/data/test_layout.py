@@ -78,6 +78,13 @@ def test_the_more_fitting_of_two_names_counts_or_none(tmp_path):
     refused(tmp_path, "'1' may be the mask of 1_a or 1_b", "`mask_pattern`")
 
 
+def test_classes_with_numbers_are_no_objects_of_images_with_numbers(tmp_path):
+    write(tmp_path / "images", ["1", "2", "3"])
+    write(tmp_path / "masks", ["disc: 1/1", "disc: 1/2", "disc: 2/1"])
+    data = load(tmp_path)
+    assert (data.classes, data.annotated) == (("1", "2"), [0, 1])
+
+
 def test_masks_named_as_images_may_be_added(tmp_path):
     """As those that `tcseg predict` writes."""
     write(tmp_path / "images", ["a", "b", "c"])
