@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from functools import partial
 from pathlib import Path
 from unicodedata import normalize
 
@@ -121,16 +122,16 @@ def _by_name(
 
 def _below(folder: Path, problems: Problems) -> dict[str, Path]:
     """Return the images in a folder and those in it, by their paths from there, without suffix."""
-
-    def name(path: Path) -> str:
-        return normalize("NFC", path.relative_to(folder).with_name(stem(path)).as_posix())
-
     paths = (
         path
         for path in sorted(folder.rglob("*"))
         if not any(part[0] == "." for part in path.relative_to(folder).parts) and is_image(path)
     )
-    return _by_name(paths, problems, name)
+    return _by_name(paths, problems, partial(_path_in, folder))
+
+
+def _path_in(folder: Path, path: Path) -> str:
+    return normalize("NFC", path.relative_to(folder).with_name(stem(path)).as_posix())
 
 
 def _side_by_side(
@@ -181,11 +182,16 @@ def _add_named(
     found, strays = [], []
     # Where the name of an image could end at several places, it ends where one has it.
     regexes = [_regex(pattern, lazy) for lazy in ("", "?")]
+    images = {name: name for name in layout.images}
+    # One that has the name of its folder has that of its path as well.
+    if all(path.is_relative_to(folder) for path in layout.images.values()):
+        images |= {_path_in(folder, path): name for name, path in layout.images.items()}
     for name, path in masks.items():
         matches = [match for regex in regexes if (match := regex.fullmatch(name))]
-        known = [match for match in matches if match["name"] in layout.images]
+        known = [match for match in matches if match["name"] in images]
         if known:
-            found.append((known[0].groupdict().get("class"), known[0]["name"], path))
+            label = known[0].groupdict().get("class")
+            found.append((label, images[known[0]["name"]], path))
         else:
             strays.append(name)
     layout.add(found)

@@ -112,6 +112,13 @@ def test_a_pattern_says_how_masks_are_named(tmp_path):
         load(tmp_path, mask_pattern="{name}_y*")
 
 
+@pytest.mark.parametrize("pattern", ["{name}_v*", "{name}/ct_v*", "{name}/*_v*"])
+def test_a_pattern_for_a_folder_of_each_patient(tmp_path, pattern):
+    write(tmp_path, ["P1/ct", "disc: P1/ct_v1", "P2/ct", "disc: P2/ct_v2", "P3/ct"])
+    data = load(tmp_path, mask_pattern=pattern)
+    assert (data.ids, data.annotated) == (["P1", "P2", "P3"], [0, 1])
+
+
 def test_a_pattern_may_name_classes_side_by_side_with_images(tmp_path):
     image, disc, square = picture(1)
     for name in ("p (1)", "p (2)"):
