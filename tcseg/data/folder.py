@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.progress import track
 
 from tcseg.data.dataset import Dataset
-from tcseg.data.layout import find_layout
+from tcseg.data.layout import Layout, find_layout
 from tcseg.data.masks import mask_reader
+from tcseg.data.nnunet import is_nnunet, nnunet_layout
 from tcseg.errors import DataError, Problems
 from tcseg.io.grey import as_levels
 from tcseg.io.images import is_image, orientation, suffix
@@ -63,7 +64,7 @@ def load(
     """
     problems = Problems() if problems is None else problems
     root = Path(root).expanduser()
-    layout = find_layout(root, mask_pattern, problems)
+    layout = _layout(root, mask_pattern, problems)
     _check_axes(layout.images.values(), problems)
     masks = mask_reader(root, layout, problems)
     collection = Collection(layout.images, group, problems, window=window, scale=scale)
@@ -135,7 +136,7 @@ def _stacked(pixels: list[NDArray[np.unsignedinteger]]) -> NDArray[np.unsignedin
 def formats(root: str | Path, mask_pattern: str | None = None) -> dict[str, Counter[str]]:
     """Count the image files by format, what in their folder is none, and how masks are named."""
     root = Path(root).expanduser()
-    layout = find_layout(root, mask_pattern, Problems(collect=True))
+    layout = _layout(root, mask_pattern, Problems(collect=True))
     files = layout.images.values()
     counts = {"images": Counter(suffix(path).lstrip(".").upper() or "DICOM" for path in files)}
     if axes := _axes(files):
@@ -156,6 +157,12 @@ def formats(root: str | Path, mask_pattern: str | None = None) -> dict[str, Coun
     if others:
         counts["not read, as no images"] = Counter(path.suffix or path.name for path in others)
     return counts
+
+
+def _layout(root: Path, mask_pattern: str | None, problems: Problems) -> Layout:
+    if is_nnunet(root):
+        return nnunet_layout(root, problems)
+    return find_layout(root, mask_pattern, problems)
 
 
 def _axes(files: Iterable[Path]) -> dict[str, list[Path]]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from unicodedata import normalize
 
 from tcseg.errors import DataError, Problems
-from tcseg.io.images import NIFTI, NO_TEXT, PLAIN, is_image, is_text, stem
+from tcseg.io.dicom import instance_of, segmented_files
+from tcseg.io.images import NIFTI, NO_TEXT, PLAIN, is_dicom, is_image, is_text, stem
 
 __all__ = ["OBJECT", "Layout", "find_layout"]
 
@@ -94,6 +95,7 @@ def find_layout(root: Path, pattern: str | None, problems: Problems) -> Layout:
     else:
         layout, masks = _side_by_side(root, pattern, problems)
         folder = root
+    masks = _add_segmentations(layout, masks)
     if pattern is not None:
         _add_named(layout, pattern, masks, folder, problems)
     elif folder == root:
@@ -197,6 +199,19 @@ def _add_named(
     layout.add(found)
     layout.naming[pattern] = len(found)
     _check(folder, layout, strays, problems)
+
+
+def _add_segmentations(layout: Layout, masks: Mapping[str, Path]) -> dict[str, Path]:
+    """Add DICOM segmentations of several files, which say of which; return the other masks."""
+    sources = {name: segmented_files(path) for name, path in masks.items() if is_dicom(path)}
+    several = {name: files for name, files in sources.items() if len(files) > 1}
+    if several:
+        instances = {instance_of(path): path for path in filter(is_dicom, layout.images.values())}
+        for name, files in several.items():
+            images = [instances[file] for file in files if file in instances]
+            layout.files |= dict.fromkeys(images, masks[name])
+            layout.naming[f"DICOM segmentation {name} of a series"] = len(images)
+    return {name: path for name, path in masks.items() if name not in several}
 
 
 def _add_side_by_side(

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from tcseg.data.dataset import pack_masks
 from tcseg.data.layout import OBJECT, Layout
 from tcseg.data.legend import Legend, read_legend
+from tcseg.data.nnunet import is_nnunet, nnunet_legend
 from tcseg.errors import DataError, Problems
-from tcseg.io.dicom import read_segments, segment_labels
+from tcseg.io.dicom import instance_of, read_segments, segment_labels
 from tcseg.io.images import (
     Picture,
     exif_orientation,
@@ -159,10 +160,10 @@ def mask_reader(root: Path, layout: Layout, problems: Problems) -> Masks:
         If none can be used, or they have too many classes.
     """
     # The names of the segments of those files that are segmentations.
-    segments = {path: segment_labels(path) for path in layout.files.values() if is_dicom(path)}
+    segments = {path: segment_labels(path) for path in set(layout.files.values()) if is_dicom(path)}
     labels = {path: names for path, names in segments.items() if names is not None}
     plain = [path for path in layout.files.values() if path not in labels]
-    legend = read_legend(root / "classes.txt")
+    legend = nnunet_legend(root) if is_nnunet(root) else read_legend(root / "classes.txt")
     if layout.by_class and plain:
         raise DataError(
             f"folder: {plain[0].parent} has both folders ({next(iter(layout.by_class))}) and masks "
@@ -242,7 +243,13 @@ def _value_of(label: str, names: Mapping[int, str], path: Path) -> int:
 
 def _label_planes(path: Path, names: Mapping[int, str]) -> Planes:
     """Read a segmentation as a file of values."""
-    segments = read_segments(path)
+    by_image = read_segments(path)
+    if len(by_image) > 1:
+        raise DataError(
+            f"folder: {path} is a segmentation of several files, beside masks of one value for "
+            "each class; save these as DICOM segmentations too"
+        )
+    (segments,) = by_image.values()
     planes = np.zeros_like(next(iter(segments.values())), np.int64)
     for label, masks in segments.items():
         planes[masks] = _value_of(label, names, path)
@@ -294,10 +301,12 @@ def _check_orientation(mask: Path, image: Path, settled: bool) -> None:
 
 
 def _segments_of(
-    segments: Mapping[str, NDArray[np.bool_]], path: Path, picture: Picture
+    by_image: Mapping[str, Mapping[str, NDArray[np.bool_]]], path: Path, picture: Picture
 ) -> dict[str, NDArray[np.bool_]]:
     """Return what is marked in an image; segmentations may leave out planes with nothing."""
     number = picture.plane or 0
+    image = instance_of(picture.path) if len(by_image) > 1 else next(iter(by_image))
+    segments = by_image.get(image, {})
     return {
         label: _plane_of(masks, path, picture).astype(bool)
         for label, masks in segments.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,13 @@ from tcseg.io.grey import Limits, tails
 
 __all__ = [
     "has_dicom_content",
+    "instance_of",
     "limits_of",
     "read_dataset",
     "read_frames",
     "read_segments",
     "segment_labels",
+    "segmented_files",
 ]
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -223,13 +226,43 @@ def segment_labels(path: Path) -> list[str] | None:
         return None
 
 
-def read_segments(path: Path) -> dict[str, NDArray[np.bool_]]:
-    """Read a DICOM segmentation of one file: (planes, H, W) for each segment, by its name.
+def segmented_files(path: Path) -> list[str]:
+    """Return the instances of the files that a DICOM segmentation is of; none of another file."""
+    try:
+        header = read_dataset(path, stop_before_pixels=True)
+        return _sources(header) if header.get("SOPClassUID") == SEGMENTATION else []
+    except Exception:  # what it is, is told on reading it
+        return []
+
+
+def instance_of(path: Path) -> str:
+    """Return the instance that a DICOM file is, an empty text if it does not say."""
+    try:
+        header = read_dataset(path, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
+        return str(header.get("SOPInstanceUID", ""))
+    except Exception:  # what is wrong is told on reading it
+        return ""
+
+
+def _sources(header: Any) -> list[str]:
+    """Return the instances that a segmentation is of, those without a segment too."""
+    series = header.get("ReferencedSeriesSequence") or []
+    listed = [str(i.ReferencedSOPInstanceUID) for s in series for i in s.ReferencedInstanceSequence]
+    shared = (header.get("SharedFunctionalGroupsSequence") or [{}])[0]
+    groups = header.get("PerFrameFunctionalGroupsSequence") or []
+    named = (_place_of(group, shared)[1] for group in groups)
+    return list(dict.fromkeys(filter(None, [*listed, *named])))
+
+
+def read_segments(path: Path) -> dict[str, dict[str, NDArray[np.bool_]]]:
+    """Read a DICOM segmentation: by image file, (planes, H, W) for each segment, by its name.
+
+    Image files are named by their instance; one that nothing is marked in has no segments.
 
     Raises
     ------
     DataError
-        If it cannot be read, or belongs to several files.
+        If it cannot be read, or does not say what its frames are of.
     """
     try:
         data = read_dataset(path)
@@ -239,19 +272,26 @@ def read_segments(path: Path) -> dict[str, NDArray[np.bool_]]:
         shared = (data.get("SharedFunctionalGroupsSequence") or [{}])[0]
         placed = [_place_of(group, shared) for group in groups]
         labels = {int(s.SegmentNumber): str(s.SegmentLabel) for s in data.SegmentSequence}
+        images = _sources(data)
     except Exception as error:  # decoders of damaged files raise almost anything
         raise DataError(f"folder: {path} cannot be read ({reason(error)})") from error
-    if len({source for _, source, _ in placed} - {""}) > 1 or len(set(placed)) < len(placed):
+    if len(images) == 1:  # frames need not name it
+        placed = [(number, images[0], plane) for number, _, plane in placed]
+    nameless = len(images) > 1 and "" in {source for _, source, _ in placed}
+    if len(set(placed)) < len(placed) or nameless:
         raise DataError(
-            f"folder: {path} is a segmentation of several files, or does not say of which frames; "
-            "save one for each file"
+            f"folder: {path} does not say which images, or frames, its frames are of; save a "
+            "segmentation for each image, under its name"
         )
-    planes = 1 + max(plane for _, _, plane in placed)
-    segments = {
-        label: np.zeros((planes, data.Rows, data.Columns), bool) for label in labels.values()
-    }
-    for (number, _, plane), frame in zip(placed, frames, strict=True):
-        segments[labels[number]][plane] |= frame > half
+    planes = Counter[str]()
+    for _, source, plane in placed:
+        planes[source] = max(planes[source], plane + 1)
+    segments: dict[str, dict[str, NDArray[np.bool_]]] = {image: {} for image in images}
+    for source, count in planes.items():
+        shape = (count, data.Rows, data.Columns)
+        segments[source] = {label: np.zeros(shape, bool) for label in labels.values()}
+    for (number, source, plane), frame in zip(placed, frames, strict=True):
+        segments[source][labels[number]][plane] |= frame > half
     return segments
 
 
