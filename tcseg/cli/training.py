@@ -87,7 +87,9 @@ def train(
 
 
 @click.command(
-    epilog=examples("tcseg evaluate first", "tcseg evaluate first --on validation --postprocess")
+    epilog=examples(
+        "tcseg evaluate first", "tcseg evaluate first --on validation --postprocess --original-size"
+    )
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
@@ -102,11 +104,23 @@ def train(
     is_flag=True,
     help="Keep the largest component of each structure only, and fill its holes.",
 )
+@click.option(
+    "--original-size",
+    is_flag=True,
+    help="Bring predictions back to the size of each image, and compare them there with the masks "
+    "as they are in their files.",
+)
 @click.option("--root", help="Folder of the data set, where it is not the one trained with.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @network_option
 def evaluate(
-    run: Path, on: str, postprocess: bool, root: str | None, device: str, network: str | None
+    run: Path,
+    on: str,
+    postprocess: bool,
+    original_size: bool,
+    root: str | None,
+    device: str,
+    network: str | None,
 ) -> None:
     """Measure the network of the folder RUN; print a table, write RUN/evaluation-....json."""
     config = RunFolder(run).config()
@@ -122,14 +136,20 @@ def evaluate(
     segmenter, dataset, split = load_with_data(run, config.device, config.root, network)
     validation = validation_subset(split, config.validation_images)
     indices = split.test if on == "test" else validation
-    results = evaluation.evaluate(segmenter.network, dataset, indices, postprocess=postprocess)
+    how = {"postprocess": postprocess, "original_size": original_size}
+    results = evaluation.evaluate(segmenter.network, dataset, indices, **how)
 
     console = Console(highlight=False, markup=False, soft_wrap=True)  # paths stay as they are
+    size = " at their own size" if original_size else ""
     processed = ", post-processed" if postprocess else ""
-    console.print(f"{run}: {len(indices)} {on} images{processed}")
+    console.print(f"{run}: {len(indices)} {on} images{size}{processed}")
+    remark = dataset.size_remark(indices, on)
+    if remark is not None and not original_size:
+        console.print(remark)
     console.print(evaluation.results_table({config.method: results}))
-    name = f"evaluation-{on}{'-postprocessed' if postprocess else ''}.json"
-    write_json(run / name, {"on": on, "postprocess": postprocess, **results})
+    kind = ("-original" if original_size else "") + ("-postprocessed" if postprocess else "")
+    name = f"evaluation-{on}{kind}.json"
+    write_json(run / name, {"on": on, **how, **results})
     console.print(f"Details by image: {run / name}")
 
 

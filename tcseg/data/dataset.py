@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 CLASSES = ("left lung", "right lung", "heart", "left clavicle", "right clavicle")
@@ -41,6 +44,14 @@ def pack_masks(masks: Tensor | np.ndarray) -> Tensor:
     return bits
 
 
+def lost_classes(
+    whole: Iterable[NDArray[Any]], fitted: NDArray[np.bool_], classes: Sequence[str]
+) -> list[str]:
+    """Return the classes of which resizing, from `whole` to `fitted`, has left nothing."""
+    pairs = zip(classes, whole, fitted, strict=True)
+    return [name for name, before, after in pairs if before.any() and not after.any()]
+
+
 def unpack_masks(bits: Tensor, classes: int) -> Tensor:
     """Unpack bytes of :func:`pack_masks` and add the background.
 
@@ -61,6 +72,9 @@ def unpack_masks(bits: Tensor, classes: int) -> Tensor:
     masks = (bits.unsqueeze(1) & weights.to(torch.uint8)) != 0
     background = ~masks.any(dim=1, keepdim=True)
     return torch.cat((masks, background), dim=1).to(torch.uint8)
+
+
+Original = tuple[NDArray[np.bool_], float | tuple[float, float] | None]
 
 
 @dataclass(frozen=True)
@@ -97,11 +111,17 @@ class Dataset:
         none; if not given, what stands before the last slash of its id.
     scale
         One grey scale of each ``"volume"``, or ``"image"`` as in earlier versions.
+    slice_spacings
+        Of planes of volumes: distance in mm to those beside each, None if not known.
     annotated
         Indices of the images that have masks; None if all do.
     values
         Number that stands for each class in the mask files, where these hold one for each pixel;
         None where each class has files of its own, and classes may overlap.
+    vanished
+        By index, classes that the masks of an image show in their file and no longer at this size.
+    originals
+        Reads the masks of an image as they are in their files; see `original`.
     streams_to
         Device that batches are sent to, where the tensors do not lie on it.
     """
@@ -117,8 +137,11 @@ class Dataset:
     grouped_by: str | None = None
     volumes: list[str | None] | None = None
     scale: str = "volume"
+    slice_spacings: list[float | None] | None = None
     annotated: list[int] | None = None
     values: tuple[int, ...] | None = None
+    vanished: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    originals: Callable[[int], Original] | None = None
     streams_to: torch.device | None = None
 
     def __len__(self) -> int:
@@ -128,6 +151,10 @@ class Dataset:
     def spacing_of(self, index: int) -> float | tuple[float, float] | None:
         """Return the size of a pixel of one image in mm, None if it is not known."""
         return self.spacing if self.spacings is None else self.spacings[index]
+
+    def slice_spacing_of(self, index: int) -> float | None:
+        """Return the distance of a plane to those beside it in mm, None if it is not known."""
+        return None if self.slice_spacings is None else self.slice_spacings[index]
 
     def volume_of(self, index: int) -> str | None:
         """Return the name of the volume that an image is a plane of, None if it is none."""
@@ -145,6 +172,29 @@ class Dataset:
         """Return the classes that none of these images shows."""
         masks = self.masks[list(indices)]
         return [name for c, name in enumerate(self.classes) if not (masks >> c & 1).any()]
+
+    def size_remark(self, indices: Sequence[int], part: str) -> str | None:
+        """Say which classes resizing took from how many of these images; None if it took none."""
+        lost = Counter(name for index in indices for name in self.vanished.get(index, ()))
+        if not lost:
+            return None
+        listed = ", ".join(f"{name} in {count}" for name, count in lost.items())
+        height, width = self.images.shape[-2:]
+        return (
+            f"Too small for {height} x {width} pixels: nothing is left of {listed} of "
+            f"{len(indices)} {part} images."
+        )
+
+    def original(self, index: int) -> Original:
+        """Return the masks of an image in its own size, and the size of a pixel there in mm.
+
+        As bool (C, H, W), the background not among them. Of images made, not read, that is the
+        size they were made at.
+        """
+        if self.originals is not None:
+            return self.originals(index)
+        masks = self.target_batch([index])[0, :-1].cpu().numpy().astype(bool)
+        return masks, self.spacing_of(index)
 
     def to(self, device: torch.device | str) -> Dataset:
         """Return the data set for work on `device`: moved there if it fits, else streamed."""

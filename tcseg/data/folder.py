@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +21,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from tcseg.data.dataset import Dataset
+from tcseg.data.dataset import Dataset, Original, lost_classes, pack_masks
 from tcseg.data.layout import Layout, find_layout
-from tcseg.data.masks import mask_reader
+from tcseg.data.masks import Masks, mask_reader
 from tcseg.data.nnunet import is_nnunet, nnunet_layout
 from tcseg.errors import DataError, Problems
 from tcseg.io.grey import as_levels
-from tcseg.io.images import is_image, orientation, suffix
+from tcseg.io.images import Picture, is_image, orientation, suffix
 from tcseg.io.placement import Placement
 from tcseg.io.series import Collection
 
@@ -70,31 +72,34 @@ def load(
     collection = Collection(layout.images, group, problems, window=window, scale=scale)
 
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
-    ids: list[str] = []
+    pictures: list[Picture] = []  # without their pixels
     pixels: list[NDArray[np.unsignedinteger]] = []
     bits: list[torch.Tensor] = []
     annotated: list[int] = []
     spacings: list[tuple[float, float] | None] = []
-    groups: list[str] = []
-    volumes: list[str | None] = []
+    vanished: dict[int, list[str]] = {}
     for path in track(collection.files, "Reading images", console=console, transient=True):
         try:
             for picture in collection.read(path):
                 shape = (picture.pixels.shape[1], picture.pixels.shape[2])
                 place = Placement.of(shape, size)
-                mask = masks.read(picture, place)
+                whole = masks.read(picture)
                 kind = np.uint8 if picture.bits == 8 or scale == "image" else np.uint16
                 pixels.append(as_levels(place.fit(picture.pixels), kind))
-                bits.append(torch.zeros(size, size, dtype=torch.uint8) if mask is None else mask)
-                if mask is not None:
-                    annotated.append(len(ids))
+                if whole is None:
+                    bits.append(torch.zeros(size, size, dtype=torch.uint8))
+                else:
+                    fitted = place.fit_masks(whole, disjoint=masks.values is not None)
+                    bits.append(pack_masks(fitted))
+                    if lost := lost_classes(whole, fitted, masks.classes):
+                        vanished[len(pictures)] = lost
+                    annotated.append(len(pictures))
                 spacings.append(place.spacing(picture.spacing))
-                ids.append(picture.name)
-                groups.append(picture.group or picture.name)
-                volumes.append(picture.volume)
+                pictures.append(replace(picture, pixels=np.empty((0, *shape), np.float32)))
         except DataError as error:
             problems.add(str(error))
-    if not ids:
+    masks.forget()
+    if not pictures:
         raise DataError(f"folder: no image in {root / 'images'} can be read")
     stacked = torch.stack(bits)
     for c, name in enumerate(masks.classes):
@@ -105,19 +110,30 @@ def load(
             )
     return Dataset(
         name="folder",
-        ids=ids,
+        ids=[picture.name for picture in pictures],
         classes=masks.classes,
         images=torch.from_numpy(_stacked(pixels)),
         masks=stacked,
         spacing=None,
         spacings=spacings,
-        groups=groups,
+        groups=[picture.group or picture.name for picture in pictures],
         grouped_by=collection.grouped_by,
-        volumes=volumes,
+        volumes=[picture.volume for picture in pictures],
         scale=scale,
+        slice_spacings=[picture.slice_spacing for picture in pictures],
         annotated=annotated,
         values=masks.values,
+        vanished=vanished,
+        originals=partial(_original, masks, pictures),
     )
+
+
+def _original(masks: Masks, pictures: Sequence[Picture], index: int) -> Original:
+    """Read the masks of an image again, as they are in their files."""
+    whole = masks.read(pictures[index])
+    if whole is None:
+        raise DataError(f"folder: {pictures[index].name} has no masks")
+    return whole, pictures[index].spacing
 
 
 def _stacked(pixels: list[NDArray[np.unsignedinteger]]) -> NDArray[np.unsignedinteger]:

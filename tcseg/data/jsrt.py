@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from tcseg.data.dataset import CLASSES, Dataset, pack_masks
+from tcseg.data.dataset import CLASSES, Dataset, Original, lost_classes, pack_masks
 from tcseg.errors import DataError, Problems
 from tcseg.io.placement import resize_picture
 
@@ -57,13 +58,18 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
 
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     ids: list[str] = []
+    vanished: dict[int, list[str]] = {}
     pixels = np.empty((len(masks), 1, size, size), np.uint8)
     bits = torch.empty((len(masks), size, size), dtype=torch.uint8)
     for name in track(masks, "Reading JSRT", console=console, transient=True):
         i = len(ids)
         try:
             pixels[i, 0] = read_image(images[name], size)
-            bits[i] = pack_masks(np.stack([_read_mask(path, size) for path in masks[name]]))
+            decoded = [_decode(path) for path in masks[name]]
+            fitted = np.stack([_fit_mask(mask, size) for mask in decoded])
+            bits[i] = pack_masks(fitted)
+            if lost := lost_classes([np.asarray(mask) for mask in decoded], fitted, CLASSES):
+                vanished[i] = lost
         except DataError as error:
             problems.add(str(error))
         else:
@@ -75,7 +81,18 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
         images=torch.from_numpy(pixels[: len(ids)]),
         masks=bits[: len(ids)],
         spacing=FIELD_OF_VIEW_MM / size,
+        vanished=vanished,
+        originals=partial(_original, ids, masks),
     )
+
+
+def _original(ids: Sequence[str], masks: Mapping[str, Sequence[Path]], index: int) -> Original:
+    """Read the masks of a radiograph as they are in their files."""
+    decoded = [np.asarray(_decode(path)) > 0 for path in masks[ids[index]]]
+    if len({mask.shape for mask in decoded}) > 1:
+        raise DataError(f"jsrt: the masks of {ids[index]} differ in size; copy them again")
+    whole = np.stack(decoded)
+    return whole, FIELD_OF_VIEW_MM / whole.shape[-1]
 
 
 # ---- finding --------------------------------------------------------------------------------
@@ -208,10 +225,9 @@ def _read_raw(path: Path) -> NDArray[np.uint16]:
     return (4095 - raw).astype(np.uint16)  # the film digitiser stored bone dark
 
 
-def _read_mask(path: Path, size: int) -> NDArray[np.bool_]:
+def _fit_mask(picture: Image.Image, size: int) -> NDArray[np.bool_]:
     # 254 and not 255: one half is then a whole number, and exactly half covered is outside.
-    picture = _decode(path).point([0] + [254] * 255)
-    return np.asarray(resize_picture(picture, (size, size))) > 127
+    return np.asarray(resize_picture(picture.point([0] + [254] * 255), (size, size))) > 127
 
 
 def _decode(path: Path) -> Image.Image:

@@ -14,10 +14,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from tcseg.data.dataset import pack_masks
 from tcseg.data.layout import OBJECT, Layout
 from tcseg.data.legend import Legend, read_legend
 from tcseg.data.nnunet import is_nnunet, nnunet_legend
@@ -29,7 +27,6 @@ from tcseg.io.images import (
     is_dicom,
     orientation,
 )
-from tcseg.io.placement import Placement
 from tcseg.io.planes import Planes, greys_of_palette, is_smoothed, read_planes
 
 __all__ = ["MAX_CLASSES", "Masks", "mask_reader"]
@@ -52,8 +49,12 @@ class Masks(abc.ABC):
     values: tuple[int, ...] | None = None
 
     @abc.abstractmethod
-    def read(self, picture: Picture, place: Placement) -> torch.Tensor | None:
-        """Return the masks of an image, fitted and packed into bits; None if it has none."""
+    def read(self, picture: Picture) -> NDArray[np.bool_] | None:
+        """Return the masks (C, H, W) of an image, of its size; None if it has none."""
+
+    @abc.abstractmethod
+    def forget(self) -> None:
+        """Free the memory of the file that was read last."""
 
 
 class _Valued(Masks):
@@ -108,16 +109,15 @@ class _Valued(Masks):
 
         self._planes = functools.lru_cache(maxsize=1)(planes)
 
-    def read(self, picture: Picture, place: Placement) -> torch.Tensor | None:
+    def read(self, picture: Picture) -> NDArray[np.bool_] | None:
         path = self.files.get(picture.path)
         if path is None:
             return None
         plane = _plane_of(self._planes(path), path, picture)
-        numbers = np.array(self.values).reshape(-1, 1, 1)
-        fitted = place.fit((plane == numbers).astype(np.float32))
-        # A pixel goes to the class that has most of it: two that touch leave no gap.
-        shares = np.concatenate([1 - fitted.sum(axis=0, keepdims=True), fitted])
-        return pack_masks(shares.argmax(axis=0) == 1 + np.arange(len(fitted)).reshape(-1, 1, 1))
+        return np.asarray(plane == np.array(self.values).reshape(-1, 1, 1))
+
+    def forget(self) -> None:
+        self._planes.cache_clear()
 
 
 class _ByClass(Masks):
@@ -135,7 +135,7 @@ class _ByClass(Masks):
         self._planes = functools.lru_cache(maxsize=MAX_CLASSES)(_white_planes)
         self._segments = functools.lru_cache(maxsize=1)(read_segments)
 
-    def read(self, picture: Picture, place: Placement) -> torch.Tensor | None:
+    def read(self, picture: Picture) -> NDArray[np.bool_] | None:
         paths = {c: self.folders[c].get(picture.path, ()) for c in self.folders}
         whole = self.files.get(picture.path)
         if whole is None and not any(paths.values()):
@@ -148,7 +148,11 @@ class _ByClass(Masks):
             for path in paths.get(c, ()):
                 plane = plane | _plane_of(self._planes(path), path, picture).astype(bool)
             planes.append(plane)
-        return pack_masks(place.fit(np.stack(planes).astype(np.float32)) > 0.5)
+        return np.stack(planes)
+
+    def forget(self) -> None:
+        self._planes.cache_clear()
+        self._segments.cache_clear()
 
 
 def mask_reader(root: Path, layout: Layout, problems: Problems) -> Masks:

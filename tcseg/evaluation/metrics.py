@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 if TYPE_CHECKING:
     import torch
 
     Mask = npt.ArrayLike | torch.Tensor
 
-__all__ = ["cardiothoracic_ratio", "contour_distance", "dice", "iou", "postprocess"]
+__all__ = [
+    "cardiothoracic_ratio",
+    "contour_distance",
+    "dice",
+    "iou",
+    "postprocess",
+    "postprocess_all",
+]
 
 
 def iou(a: Mask, b: Mask) -> float:
@@ -102,8 +110,9 @@ def contour_distance(a: Mask, b: Mask, spacing: float | Sequence[float] = 1.0) -
     """Mean absolute contour distance: the average surface distance, symmetric.
 
     The contour of a mask is its pixels with a neighbour (sharing an edge) outside the mask or
-    outside the image. For every pixel of either contour the distance to the nearest pixel of the
-    other one is taken, between pixel centres; the result is the mean of them all.
+    outside the image; the surface of a volume is its voxels with a neighbour (sharing a face)
+    outside. For every pixel of either contour the distance to the nearest pixel of the other one
+    is taken, between pixel centres; the result is the mean of them all.
 
     Parameters
     ----------
@@ -134,14 +143,14 @@ def contour_distance(a: Mask, b: Mask, spacing: float | Sequence[float] = 1.0) -
         raise ValueError(f"contour_distance: spacing must be positive and finite, got {spacing}")
     if not (first.any() and second.any()):
         return float("nan")
-    # The smallest box around both masks holds all contours; the distance transforms of the rest
-    # of the image would be thrown away.
+    # The smallest box around both masks holds all contours. A tree of their points takes a
+    # hundredth of the memory that distance transforms of a volume do.
     box = ndimage.find_objects((first | second).astype(np.uint8))[0]
-    contours = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (first, second)]
-    distances = [
-        ndimage.distance_transform_edt(~other, sampling=sampling)[contour]
-        for contour, other in (contours, contours[::-1])
+    contours = [
+        np.argwhere(mask[box] & ~ndimage.binary_erosion(mask[box])) * sampling
+        for mask in (first, second)
     ]
+    distances = [KDTree(other).query(contour)[0] for contour, other in (contours, contours[::-1])]
     return float(np.concatenate(distances).mean())
 
 
@@ -168,6 +177,15 @@ def postprocess(mask: Mask) -> npt.NDArray[np.bool_]:
         sizes = np.bincount(components.ravel())[1:]
         inside = components == 1 + sizes.argmax()
     return np.asarray(ndimage.binary_fill_holes(inside))
+
+
+def postprocess_all(masks: npt.NDArray[np.bool_], disjoint: bool = False) -> npt.NDArray[np.bool_]:
+    """Post-process each of the masks (C, H, W) of an image; disjoint ones stay so."""
+    processed = np.stack([postprocess(mask) for mask in masks])
+    if disjoint:  # the hole of one may be another
+        processed &= masks | ~masks.any(axis=0)
+        processed &= np.cumsum(processed, axis=0) == 1
+    return processed
 
 
 def _array(mask: Mask) -> npt.NDArray[np.bool_]:

@@ -23,15 +23,17 @@ _HEADERS = {".nrrd": rb".*?\n\r?\n", ".mha": rb".*?\nElementDataFile[^\n]*\n"}
 _ELSEWHERE = re.compile(rb"^(data ?file:|ElementDataFile\s*=\s*+(?!LOCAL\s))", re.M | re.I)
 
 
-def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
-    """Read planes (planes, H, W), or in colour (planes, H, W, C), and the size of a pixel in mm.
+def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, float | None]:
+    """Read planes (planes, H, W), or in colour (planes, H, W, C).
 
+    With height and width of a pixel and the distance of planes in mm, where the file says them.
     An array of three axes is a stack of planes; with 3 or 4 at the end and 8 bits, a picture in
     colour. Values are read from files that may come from anybody: nothing else is.
     """
     if path.suffix.lower() == ".npy":
         # Mapped: a header that promises more than there is takes no memory.
         values, spacing = np.load(path, mmap_mode="r", allow_pickle=False), None
+        between = None
         colour = values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8
     else:
         image = _itk_reader(path).Execute()
@@ -41,8 +43,8 @@ def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
             SimpleITK.GetArrayFromImage(image),
             image.GetNumberOfComponentsPerPixel() > 1,
         )
-        width, height = image.GetSpacing()[:2]
-        spacing = (height, width)
+        width, height, *others = image.GetSpacing()
+        spacing, between = (height, width), (others[0] if others else None)
     if values.ndim == 2 + colour:
         values = values[None]
     if values.ndim != 3 + colour or 0 in values.shape or values.dtype.kind not in "buif":
@@ -50,7 +52,7 @@ def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
             f"{path}: has shape {values.shape} of {values.dtype}; expected numbers, (H, W), "
             "(planes, H, W), or (H, W, 3) of 8 bits for colour"
         )
-    return values, spacing
+    return values, spacing, between
 
 
 def itk_orientation(path: Path) -> str:

@@ -29,7 +29,10 @@ __all__ = [
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 
 # Functional groups of enhanced files with attributes that other files have at the top.
-MACROS = ("PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence")
+MACROS = (
+    *("PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence"),
+    *("PlanePositionSequence", "PlaneOrientationSequence"),
+)
 
 Spacing = tuple[float, float]
 
@@ -88,6 +91,8 @@ class Frames:
     at_detector : bool
         Whether that is the size on the detector or film, where a projection shows things larger
         than they are.
+    slice_spacing : float or None
+        Distance in mm from frame to frame, where the file says.
     """
 
     values: list[NDArray[Any]]
@@ -96,6 +101,7 @@ class Frames:
     bits: int
     spacings: list[Spacing | None]
     at_detector: bool
+    slice_spacing: float | None
 
     @property
     def limits(self) -> Limits | None:
@@ -130,7 +136,7 @@ def read_frames(path: Path) -> Frames:
     headers *= count // len(headers)
     measured = [_spacing(header) for header in headers]
     spacings = [spacing for spacing, _ in measured]
-    at_detector = any(at for _, at in measured)
+    where = any(at for _, at in measured), _slice_spacing(headers)
     photometric = str(data.get("PhotometricInterpretation"))
     if photometric == "PALETTE COLOR":
         colours = apply_color_lut(frames, data)
@@ -139,7 +145,7 @@ def read_frames(path: Path) -> Frames:
             colours = colours.byteswap()  # pydicom takes these tables for little-endian ones
         frames = (colours >> 8).astype(np.uint8) if wide else colours
     if frames.ndim == 4:
-        return Frames(list(frames), [None] * count, False, 8, spacings, at_detector)
+        return Frames(list(frames), [None] * count, False, 8, spacings, *where)
     values, windows = [], []
     for frame, header in zip(frames, headers, strict=True):
         value, window = _windowed(apply_modality_lut(frame, header), header)
@@ -147,7 +153,7 @@ def read_frames(path: Path) -> Frames:
         values.append(value.astype(np.float32) if value.dtype == np.float64 else value)
         windows.append(window)
     inverted, bits = photometric == "MONOCHROME1", int(data.get("BitsStored", 16))
-    return Frames(values, windows, inverted, bits, spacings, at_detector)
+    return Frames(values, windows, inverted, bits, spacings, *where)
 
 
 def _is_enhanced(data: Any) -> bool:
@@ -201,6 +207,28 @@ def _spacing(header: Any) -> tuple[Spacing | None, bool]:
     if spacing is not None and magnification >= 1:
         return (spacing[0] / magnification, spacing[1] / magnification), False
     return spacing, spacing is not None
+
+
+def even_step(steps: NDArray[np.float64]) -> float | None:
+    """Return the step from plane to plane, None if they are not alike, to a hundredth."""
+    even = np.ptp(steps) <= 0.01 * abs(steps[0])
+    return abs(float(steps.mean())) if even and steps[0] else None
+
+
+def _slice_spacing(headers: Sequence[Any]) -> float | None:
+    """Return the distance of frames: of evenly spaced ones in the patient, else as the file has it.
+
+    That is not their thickness: slices overlap, or leave gaps.
+    """
+    positions = [header.get("ImagePositionPatient") for header in headers]
+    axes = headers[0].get("ImageOrientationPatient")
+    if len(headers) > 1 and axes is not None and None not in positions:
+        normal = np.cross(*np.array(axes, float).reshape(2, 3))
+        steps = np.diff(np.array(positions, float) @ normal)
+        if steps.any():  # all at one place are frames of an older file
+            return even_step(steps)
+    spacing = float(headers[0].get("SpacingBetweenSlices") or 0)
+    return abs(spacing) or None
 
 
 def _pair(value: Any) -> Spacing | None:

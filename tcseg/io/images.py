@@ -66,6 +66,8 @@ class Picture:
         Name of the volume that it is a plane of, where that was looked for.
     bits : int
         How many its file has for a value.
+    slice_spacing : float or None
+        Distance in mm to the planes beside it, of a file of several that says it.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Picture:
     group: str | None = None
     volume: str | None = None
     bits: int = 8
+    slice_spacing: float | None = None
 
 
 def suffix(path: Path) -> str:
@@ -243,13 +246,25 @@ def _read_dicom(path: Path, limits: Limits | None, scale: str) -> Iterator[Pictu
         pixels = 1 - pixels if frames.inverted else pixels
         name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
         number = None if count == 1 else plane
-        yield Picture(name, pixels, spacing, path, number, frames.at_detector, bits=frames.bits)
+        yield Picture(
+            name,
+            pixels,
+            spacing,
+            path,
+            number,
+            frames.at_detector,
+            bits=frames.bits,
+            slice_spacing=frames.slice_spacing,
+        )
 
 
-def read_volume(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
-    """Read a NIfTI file as planes (planes, H, W), as viewers show them, and the size of a pixel.
+def read_volume(
+    path: Path,
+) -> tuple[NDArray[Any], tuple[float, float] | None, float | None]:
+    """Read a NIfTI file as planes (planes, H, W), as viewers show them.
 
-    Rows run along the second axis of the file, the first row at its end.
+    With the height and width of a pixel and the distance of planes in mm, where it says them. Rows
+    run along the second axis of the file, the first row at its end.
     """
     with needs("nifti"):
         import nibabel
@@ -268,9 +283,10 @@ def read_volume(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
             "channel as a file of its own"
         )
     unit = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
-    zooms = [float(z) * unit for z in image.header.get_zooms()[:2]]
-    spacing = (zooms[1], zooms[0]) if min(zooms) > 0 else None
-    return volume.transpose(2, 1, 0)[:, ::-1], spacing
+    width, height, *others = (float(zoom) * unit for zoom in image.header.get_zooms())
+    spacing = (height, width) if min(height, width) > 0 else None
+    distance = others[0] if others and others[0] > 0 else None
+    return volume.transpose(2, 1, 0)[:, ::-1], spacing, distance
 
 
 def orientation(path: Path) -> str | None:
@@ -301,6 +317,7 @@ def _read_stack(
     limits: Limits | None,
     planes: NDArray[Any],
     spacing: tuple[float, float] | None,
+    slice_spacing: float | None = None,
 ) -> Iterator[Picture]:
     bits, count = 8 * planes.dtype.itemsize, len(planes)
     if limits is None and bits > 8:
@@ -309,4 +326,4 @@ def _read_stack(
         pixels = as_pixels(values, limits)
         name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
         number = None if count == 1 else plane
-        yield Picture(name, pixels, spacing, path, number, bits=bits)
+        yield Picture(name, pixels, spacing, path, number, bits=bits, slice_spacing=slice_spacing)

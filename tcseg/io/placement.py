@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["Placement", "resize", "resize_picture"]
+__all__ = ["Placement", "as_masks", "resize", "resize_picture"]
 
 Pixels = NDArray[np.float32]
 
@@ -60,10 +60,27 @@ class Placement:
         square[:, *self.window] = [resize(channel, self.inner) for channel in pixels]
         return square
 
+    def fit_masks(self, masks: NDArray[np.bool_], disjoint: bool) -> NDArray[np.bool_]:
+        """Resize masks (C, H, W) into the square, disjoint ones without a gap where they touch."""
+        shares = self.fit(masks.astype(np.float32))
+        return as_masks(np.concatenate([shares, 1 - shares.sum(axis=0, keepdims=True)]), disjoint)
+
     def restore(self, square: Pixels) -> Pixels:
         """Cut (C, size, size) to the image and bring it to the image's own size."""
         inner = np.asarray(square, np.float32)[:, *self.window]
         return np.stack([resize(np.ascontiguousarray(c), self.shape) for c in inner])
+
+
+def as_masks(shares: Pixels, disjoint: bool) -> NDArray[np.bool_]:
+    """Return (C, H, W): where the share or probability of each structure exceeds one half.
+
+    Of disjoint ones, where it is the largest of all. The shares are (C + 1, H, W), that of the
+    background is the last one.
+    """
+    if not disjoint:
+        return shares[:-1] > 0.5
+    best = np.concatenate([shares[-1:], shares[:-1]]).argmax(axis=0)
+    return np.asarray(best == 1 + np.arange(len(shares) - 1).reshape(-1, 1, 1))
 
 
 def resize(channel: Pixels, shape: tuple[int, int]) -> Pixels:

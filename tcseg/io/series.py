@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tcseg.errors import DataError, Problems
-from tcseg.io.dicom import limits_of, read_dataset, read_frames
+from tcseg.io.dicom import even_step, limits_of, read_dataset, read_frames
 from tcseg.io.grey import Limits, window_limits
 from tcseg.io.images import Picture, is_dicom, read_pictures, stem
 
@@ -78,6 +78,7 @@ class Collection:
         slices = {path: _slice(path) for path in dicom}
         known = [found for found in slices.values() if found is not None]
         self._volumes: dict[Path, str] = {}
+        self._slice_spacings: dict[Path, float | None] = {}
         self._limits: dict[tuple[Path, ...], Limits | None] = {}
         self._stacks: dict[Path, list[Path]] = {}
         for members in _stacks(known):
@@ -104,6 +105,7 @@ class Collection:
                 name=name + picture.name.removeprefix(stem(path)),
                 group=self._groups.get(path, name),
                 volume=self._volumes.get(path) if picture.plane is None else name,
+                slice_spacing=self._slice_spacings.get(path, picture.slice_spacing),
             )
 
     def _add_stack(self, members: Sequence[_Slice]) -> None:
@@ -116,6 +118,7 @@ class Collection:
         ordered = [path for part in volumes.values() for path in part]
         for path in ordered:
             self._stacks[path] = ordered
+        places = {found.path: found.place[0] for found in members}
         taken = set(self._volumes.values())
         for part in volumes.values():
             names = (members[0].series + (f"#{n}" if n else "") for n in range(len(taken) + 1))
@@ -123,6 +126,8 @@ class Collection:
             taken.add(name)
             if len(part) > 1:
                 self._volumes |= dict.fromkeys(part, name)
+                step = even_step(np.diff([places[path] for path in part]))
+                self._slice_spacings |= dict.fromkeys(part, step)
 
     def _limits_of_stack(self, files: tuple[Path, ...]) -> Limits | None:
         """Return what is black and white in a series, None of no files; like one of its files."""

@@ -205,6 +205,8 @@ def _describe(trainer: Trainer, console: Console) -> None:
         if absent := trainer.dataset.absent_from(indices):
             message = f"No {part} image shows {', '.join(absent)}."
             console.print(message, highlight=False, soft_wrap=True, markup=False)
+        if remark := trainer.dataset.size_remark(indices, part):
+            console.print(remark, highlight=False, soft_wrap=True, markup=False)
     for remark in split_remarks(trainer.dataset, trainer.split):
         console.print(remark, highlight=False, soft_wrap=True, markup=False)
     if not is_installed("tensorboard"):

@@ -19,8 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from tcseg.errors import DataError, RunError, reason
-from tcseg.evaluation.metrics import cardiothoracic_ratio
-from tcseg.evaluation.metrics import postprocess as postprocess_mask
+from tcseg.evaluation.metrics import cardiothoracic_ratio, postprocess_all
 from tcseg.evaluation.pictures import outlined
 from tcseg.io.images import (
     FORMATS,
@@ -163,7 +162,7 @@ class _Segmentation:
                 picture = replace(picture, spacing=(self.spacing, self.spacing))
             masks = prediction.masks
             if self.postprocess:
-                masks = _postprocessed(masks, disjoint=model.values is not None)
+                masks = postprocess_all(masks, disjoint=model.values is not None)
             writer.add(masks)
             if self.overlays:
                 plane = "" if picture.plane is None else f"/{picture.plane:03d}"
@@ -258,15 +257,6 @@ def _pairs(
 
 
 # ---- overlays and measurements --------------------------------------------------------------
-
-
-def _postprocessed(masks: NDArray[np.bool_], disjoint: bool) -> NDArray[np.bool_]:
-    """Keep the largest component of each structure, and fill its holes; disjoint ones stay so."""
-    processed = np.stack([postprocess_mask(mask) for mask in masks])
-    if disjoint:  # the hole of one may be another
-        processed &= masks | ~masks.any(axis=0)
-        processed &= np.cumsum(processed, axis=0) == 1
-    return processed
 
 
 def _scale(model: Model, picture: Picture) -> float:

@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from tcseg.data import Dataset, Split, load_dataset, read_splits
 from tcseg.errors import RunError
 from tcseg.io.grey import as_pixels, window_limits
-from tcseg.io.placement import Placement
+from tcseg.io.placement import Placement, as_masks
 from tcseg.method.transforms import Elastic, align
 from tcseg.runs.config import resolve_device
 from tcseg.runs.folder import RunFolder
@@ -173,13 +173,8 @@ class Segmenter:
         squares = answers.float().cpu().numpy()
         for place, square, score in zip(places, squares, agreement, strict=True):
             probabilities = place.restore(square)
-            structures = probabilities[:-1]
-            if self.model.values is None:
-                masks = structures > 0.5
-            else:  # a pixel has one value, the likeliest; the background is the last one
-                best = probabilities.argmax(axis=0)
-                masks = best == np.arange(len(structures)).reshape(-1, 1, 1)
-            yield Prediction(masks, structures, score)
+            masks = as_masks(probabilities, disjoint=self.model.values is not None)
+            yield Prediction(masks, probabilities[:-1], score)
 
     def _consistency(self, images: Tensor) -> list[float | None]:
         """Return the mean IOU of predictions under pairs of deformations, for each image."""

@@ -271,6 +271,12 @@ def test_evaluate_prints_a_table_and_writes_json(network_module, phantom, tmp_pa
     assert processed["postprocess"] is True
     assert len(processed["images"]) == len(make_split(phantom, 1).test)
 
+    result = tcseg("evaluate", run.path, "--original-size", "--on", "validation", "--device", "cpu")
+    assert f"{run.path}: 20 validation images at their own size\n" in result.stdout
+    original = json.loads((run.path / "evaluation-validation-original.json").read_text())
+    assert original["original_size"] is True
+    assert original["iou"] == written["iou"]  # phantoms are made at the size of the training
+
 
 def test_evaluate_of_something_else_is_an_error(network_module, phantom, tmp_path):
     assert "is not a run: it has no config.toml" in tcseg("evaluate", tmp_path).stderr

@@ -24,6 +24,17 @@ from tcseg.runs.model import Model
 from tcseg.training.session import train
 
 
+@pytest.fixture
+def valued_elsewhere(by_class, tmp_path_factory):
+    """The same with values, in a folder of its own beside the one by class."""
+    root = tmp_path_factory.mktemp("valued")
+    shutil.copytree(by_class / "images", root / "images")
+    for number in range(6):
+        _, disc, square = picture(number)
+        save(root / "masks" / f"scan{number}.png", np.where(square, 5, disc).astype("u1"))
+    return root
+
+
 def test_a_folder_for_each_class(by_class):
     data = load(by_class)
     assert data.classes == ("disc", "square")
@@ -126,9 +137,55 @@ def test_dicom_and_nifti_with_their_spacing(tmp_path):
     data = load(tmp_path, size=32)
     assert data.ids == ["a", "ct/000", "ct/001"]
     assert [data.spacing_of(i) for i in range(3)] == [(1.0, 1.0), (4.0, 4.0), (4.0, 4.0)]
+    assert [data.slice_spacing_of(i) for i in range(3)] == [None, 5, 5]
+    assert [data.original(i)[1] for i in range(3)] == [(0.5, 0.5), (2, 2), (2, 2)]
     first, second = data.target_batch([1, 2])[:, 0]
     assert first.any()
     assert torch.equal(second, first.flip(0))
+
+
+def test_masks_at_their_own_size_are_those_of_the_files(by_class, valued_elsewhere):
+    for root in (by_class, valued_elsewhere):
+        data = load(root, size=32)
+        for number in (2, 1):
+            _, disc, square = picture(number)
+            masks, spacing = data.original(number)
+            exclusive = root == valued_elsewhere
+            assert np.array_equal(masks, [disc & ~square if exclusive else disc, square])
+            assert spacing is None
+    with pytest.raises(DataError, match="scan7 has no masks"):
+        data.original(7)
+
+
+def test_structures_smaller_than_a_pixel_are_noted(by_class, tmp_path, capsys):
+    for number, dots in ((0, True), (1, False)):
+        mask = np.zeros(SHAPES[number], np.uint8)
+        if dots:
+            mask[7, 9] = mask[20, 30] = 255
+        save(by_class / "masks" / "disc" / f"scan{number}.png", mask)
+    data = load(by_class, size=32)
+    assert data.vanished == {0: ["disc"]}
+    assert load(by_class, size=64).vanished == {}
+    tested = next(number for number in range(20) if 0 in make_split(data, number).test)
+    config = Config(
+        data="folder",
+        root=str(by_class),
+        size=32,
+        split=tested,
+        batch_size=2,
+        pretrain_steps=1,
+        steps=1,
+    )
+    summary = train(config, tmp_path / "run", False)
+    remark = "Too small for 32 x 32 pixels: nothing is left of disc in 1 of 1 test images.\n"
+    assert capsys.readouterr().out.count("Too small") == 1
+    assert summary["test"]["vanished"] == {"disc": 1, "square": 0}
+    command = ["evaluate", str(tmp_path / "run"), "--device", "cpu"]
+    assert remark in CliRunner().invoke(main, command).output
+    result = CliRunner().invoke(main, [*command, "--original-size"])
+    assert remark not in result.output
+    written = json.loads((tmp_path / "run" / "evaluation-test-original.json").read_text())
+    assert written["iou"]["disc"] is not None
 
 
 # ---- splits and training --------------------------------------------------------------------

@@ -48,6 +48,21 @@ def test_resizing_averages_areas(tree):
     assert np.array_equal(data.target_batch([2])[0, :5].numpy(), covered > 0.5)
 
 
+def test_masks_at_their_own_size_are_those_of_the_files(tree):
+    dot = np.zeros((128, 128), np.uint8)
+    dot[64, 64] = 255
+    Image.fromarray(dot).save(mask_file(tree, IDS[0]))
+    data = load_dataset("jsrt", root=tree, size=32)
+    assert data.vanished == {0: ["heart"]}
+    masks, spacing = data.original(2)
+    assert np.array_equal(masks, made_up(2)[1])
+    assert spacing == 0.175 * 2048 / 128
+    assert data.original(0)[0][2].sum() == 1
+    Image.fromarray(dot[:64, :64]).save(mask_file(tree, IDS[2]))
+    with pytest.raises(DataError, match="the masks of JPCNN001 differ in size"):
+        data.original(2)
+
+
 def test_exactly_half_covered_is_outside_and_thin_structures_keep_their_width(tree):
     mask = np.zeros((128, 128), np.uint8)
     mask[40:42] = 255  # half of a row of blocks

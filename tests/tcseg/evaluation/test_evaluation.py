@@ -127,9 +127,77 @@ def test_a_class_that_no_image_holds_has_no_figures_in_the_table(lesion):
         for line in text.splitlines()
         if "│" in line
     }
-    assert [cell.strip() for cell in rows["liver"]] == ["-", "-", "-"]
-    assert [cell.strip() for cell in rows["mean"]] == ["100.0 ± 0.0", "100.0 ± 0.0", "0.00"]
+    assert [cell.strip() for cell in rows["liver"]] == ["-"] * 4
+    figures = [cell.strip() for cell in rows["mean"]]
+    assert figures == ["100.0 ± 0.0", "100.0 ± 0.0", "0.00", "0.00"]
     assert "planes of a volume taken together" in " ".join(text.split())
+
+
+def test_distances_of_volumes_are_those_of_surfaces(lesion):
+    """A cuboid found two planes too far: of spacing 3 x 1 x 1 mm, or in voxels."""
+    masks = lesion.target_batch(range(20)).roll(2, dims=0)
+    true, found = (m[:, 0].numpy() > 0 for m in (lesion.target_batch(range(20)), masks))
+    order = [*range(10, 20), *range(10)]  # planes come in any order
+    network = Truth(masks[order])
+    unknown = evaluate(network, lesion, order, batch_size=3)["volumes"]
+    assert unknown["macd_px"]["lesion"] == pytest.approx(contour_distance(true, found))
+    assert np.isnan(unknown["macd_mm"]["lesion"])
+    known = dataclasses.replace(lesion, slice_spacings=[3.0] * 20)
+    measured = evaluate(Truth(masks[order]), known, order)["volumes"]
+    expected = contour_distance(true, found, (3, 1, 1))
+    assert measured["macd_mm"]["lesion"] == pytest.approx(expected)
+    assert expected == 4.5  # from planes 7 and 8 to 9 and 10: 6, 3, 3 and 6 mm
+    assert "macd_px" not in measured
+    # Of every second plane no surface is known, the overlap is.
+    part = list(range(0, 20, 2))
+    sparse = evaluate(Truth(lesion.target_batch(part)), known, part)["volumes"]
+    assert np.isnan(sparse["macd_mm"]["lesion"])
+    assert sparse["iou"]["lesion"] == 1
+
+
+def test_distances_are_in_pixels_where_their_size_is_not_known(phantom):
+    masks, unknown = phantom.target_batch([0]), dataclasses.replace(phantom, spacing=None)
+    masks[0, 2] = masks[0, 2].roll(1, dims=0)
+    in_mm = evaluate(Truth(masks), phantom, [0])["macd_mm"]["heart"]
+    results = evaluate(Truth(masks), unknown, [0])
+    assert results["macd_px"]["heart"] == pytest.approx(in_mm / phantom.spacing)
+    assert np.isnan(results["macd_mm"]["heart"])
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(results_table({"run": results}))
+    text = console.export_text()
+    assert "MACD px" in text
+    assert "MACD mm" not in text
+    assert "where files do not say theirs in mm" in " ".join(text.split())
+
+
+def test_what_vanished_by_resizing_is_not_taken_for_nothing(lesion):
+    lost = dataclasses.replace(
+        lesion, ids=[f"a{k}" for k in range(20)], vanished={3: ["lesion"], 4: ["lesion"]}
+    )
+    masks = lost.target_batch(range(20))
+    masks[4, 0, 5, 5] = 1  # found where it may be
+    results = evaluate(Truth(masks), lost, range(20))
+    assert results["vanished"] == {"lesion": 2, "liver": 0}
+    assert results["missed"]["lesion"] == 0
+    assert results["iou"]["lesion"] == validation_miou(Truth(masks), lost, range(20)) == 1
+    masks[5, 0, 5, 5] = 1  # here there is nothing
+    results = evaluate(Truth(masks), lost, range(20))
+    assert results["missed"]["lesion"] == 1
+    assert results["iou"]["lesion"] == pytest.approx(2 / 3)
+    assert validation_miou(Truth(masks), lost, range(20)) == pytest.approx(2 / 3)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(results_table({"run": results}))
+    assert "vanished" in console.export_text()
+    # A volume that shows it elsewhere is measured.
+    whole = dataclasses.replace(lost, ids=lesion.ids)
+    volumes = evaluate(Truth(masks), whole, range(20))["volumes"]
+    assert volumes["iou"]["lesion"] == pytest.approx(800 / 802)
+    assert validation_miou(Truth(masks), whole, range(20)) == pytest.approx(800 / 802)
+    assert volumes["vanished"]["lesion"] == 0
+    remark = lost.size_remark(range(10), "test")
+    wanted = "Too small for 32 x 32 pixels: nothing is left of lesion in 2 of 10 test images."
+    assert remark == wanted
+    assert lost.size_remark([7, 8], "test") is None
 
 
 def test_nothing_anywhere_is_no_figure(lesion):

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import ndimage
 
 from tcseg.evaluation.metrics import cardiothoracic_ratio, contour_distance, dice, iou, postprocess
 
@@ -90,6 +91,56 @@ def test_contour_distance_of_concentric_discs(radii):
     distance = contour_distance(disc(inner), disc(outer), 1.0)
     assert distance == pytest.approx(outer - inner, abs=0.5)
     assert contour_distance(disc(inner), disc(outer), 0.7) == pytest.approx(0.7 * distance)
+
+
+def box(*sides, shape=(13, 17, 21)):
+    """A box of odd sides in the middle."""
+    offsets = np.indices(shape) - np.array(shape).reshape(-1, 1, 1, 1) // 2
+    return (abs(offsets) <= np.array(sides).reshape(-1, 1, 1, 1) // 2).all(axis=0)
+
+
+def test_surface_distance_of_a_box_in_a_box():
+    spacing, inner, outer = np.array([2.5, 0.8, 1.1]), np.array([3, 5, 9]), np.array([7, 11, 15])
+    surfaces = []
+    for sides in (inner, outer):
+        offsets = np.argwhere(box(*sides)) - np.array([6, 8, 10])
+        surfaces.append(offsets[(abs(offsets) == sides // 2).any(axis=1)])
+    outwards = ((outer // 2 - abs(surfaces[0])) * spacing).min(axis=1)
+    beyond = np.maximum(abs(surfaces[1]) - inner // 2, 0)
+    inwards = np.linalg.norm(beyond * spacing, axis=1)
+    expected = np.concatenate([outwards, inwards]).mean()
+    assert contour_distance(box(*inner), box(*outer), spacing) == pytest.approx(expected)
+
+
+def test_surface_distance_of_shifted_slabs_is_the_distance_of_planes():
+    slabs = np.zeros((2, 12, 9, 8), bool)
+    slabs[0, 3], slabs[1, 8] = True, True
+    assert contour_distance(*slabs, (3.0, 0.7, 0.7)) == pytest.approx(15)
+    # Whole blocks, shifted along the planes: all but the sides agree.
+    blocks = np.zeros((2, 12, 30, 8), bool)
+    blocks[0, :, 5:15], blocks[1, :, 7:17] = True, True
+    planar = contour_distance(blocks[0, 0], blocks[1, 0], (0.7, 0.7))
+    assert 0 < contour_distance(*blocks, (3.0, 0.7, 0.7)) < planar
+
+
+@settings(max_examples=20)
+@given(
+    arrays(bool, (4, 6, 7)),
+    arrays(bool, (4, 6, 7)),
+    st.tuples(st.floats(0.5, 5), st.floats(0.1, 3), st.floats(0.1, 3)),
+)
+def test_surface_distance_against_distance_transforms(a, b, spacing):
+    if not (a.any() and b.any()):
+        return
+    # A frame of outside: the edge of the volume counts as surface.
+    a, b = np.pad(a, 1), np.pad(b, 1)
+    surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (a, b)]
+    distances = [
+        ndimage.distance_transform_edt(~other, sampling=spacing)[surface]
+        for surface, other in (surfaces, surfaces[::-1])
+    ]
+    expected = np.concatenate(distances).mean()
+    assert contour_distance(a, b, spacing) == pytest.approx(expected, abs=1e-9)
 
 
 def test_contour_distance_counts_the_edge_of_the_image_as_contour():

@@ -208,6 +208,34 @@ def test_an_enhanced_file_says_by_frame(tmp_path):
         assert abs(pixels[centre == GREY].mean() - 0.5) < 0.03
 
 
+def test_the_distance_of_planes_is_read(tmp_path):
+    frames = np.stack([GREY] * 3).astype(np.uint16)
+    axes = [0, 1, 0, 0, 0, -1]  # sagittal planes
+
+    def distance(positions, **attributes):
+        groups = [
+            item(PlanePositionSequence=item(ImagePositionPatient=[x, 7, 9]))[0] for x in positions
+        ]
+        shared = item(PlaneOrientationSequence=item(ImageOrientationPatient=axes))
+        attributes |= {"NumberOfFrames": 3, "SharedFunctionalGroupsSequence": shared}
+        write_dicom(
+            tmp_path / "a.dcm", frames, **attributes, PerFrameFunctionalGroupsSequence=groups
+        )
+        return {picture.slice_spacing for picture in read_pictures(tmp_path / "a.dcm")}
+
+    assert distance([30, 26.5, 23]) == {3.5}
+    assert distance([30, 26.5, 20]) == {None}  # not even
+    write_dicom(tmp_path / "b.dcm", frames, NumberOfFrames=3, SpacingBetweenSlices="2.5")
+    assert {picture.slice_spacing for picture in read_pictures(tmp_path / "b.dcm")} == {2.5}
+    write_dicom(tmp_path / "c.dcm", frames, NumberOfFrames=3, SliceThickness="2.5")
+    assert {picture.slice_spacing for picture in read_pictures(tmp_path / "c.dcm")} == {None}
+    image = nibabel.Nifti1Image(np.zeros((4, 5, 3), np.int16), np.diag([0.5, 0.25, 1.5, 1]))
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, tmp_path / "d.nii")
+    (found,) = {(p.spacing, p.slice_spacing) for p in read_pictures(tmp_path / "d.nii")}
+    np.testing.assert_allclose([*found[0], found[1]], [0.00025, 0.0005, 0.0015])
+
+
 def test_frames_without_windows_are_on_one_scale_also_if_enhanced(tmp_path):
     frames = np.stack([GREY, GREY]).astype(np.uint16)
     groups = [

@@ -23,6 +23,9 @@ import tcseg
 from tcseg.cli import main
 from tcseg.data import load_dataset
 from tcseg.errors import DataError, RunError
+from tcseg.evaluation.evaluate import evaluate
+from tcseg.evaluation.metrics import contour_distance, iou
+from tcseg.io.images import read_pictures
 from tcseg.runs.config import Config
 from tcseg.runs.folder import RunFolder
 from tcseg.runs.model import Model
@@ -102,6 +105,33 @@ def test_number_types_and_colour_do_not_matter(segmenter, kind):
     assert np.array_equal(segmenter.predict(colour).masks, masks)
     with pytest.raises(ValueError, match=r"shape \(H, W\)"):
         segmenter.predict(wide[None, None])
+
+
+@pytest.mark.parametrize("values", [None, (1, 2, 3)])
+def test_evaluation_at_the_original_size_is_of_what_predict_finds(segmenter, tmp_path, values):
+    segmenter.model = dataclasses.replace(segmenter.model, values=values)
+    (tmp_path / "images").mkdir()
+    truth = {}
+    for name, shape in {"x": (300, 200), "y": (64, 96), "z": (250, 333)}.items():
+        image, truth[name] = chest(*shape)
+        image[0] = 255
+        values_of = image.astype("u2")
+        write_dicom(tmp_path / "images" / f"{name}.dcm", values_of, PixelSpacing=[0.5, 0.25])
+        for c, part in zip("abc", truth[name], strict=True):
+            folder = tmp_path / "masks" / ("" if values else c)
+            folder.mkdir(parents=True, exist_ok=True)
+            label = np.tensordot([1, 2, 3], truth[name], 1) if values else part * 255
+            Image.fromarray(label.astype("u1")).save(folder / f"{name}.png")
+    data = load_dataset("folder", root=tmp_path, size=96)
+    results = evaluate(segmenter.network, data, [2, 0, 1], original_size=True, batch_size=2)
+    assert [row["id"] for row in results["images"]] == ["z", "x", "y"]
+    for row in results["images"]:
+        (shown,) = read_pictures(tmp_path / "images" / f"{row['id']}.dcm")
+        (found,) = segmenter.predict_all([shown.pixels])
+        for c, a, b in zip(data.classes, found.masks, truth[row["id"]], strict=True):
+            assert row["iou"][c] == iou(a, b) > 0.5
+            assert row["macd_mm"][c] == contour_distance(a, b, (0.5, 0.25))
+    assert results["images"][0]["miou"] < 1
 
 
 def test_a_grey_image_for_a_network_of_colour():
