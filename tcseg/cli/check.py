@@ -14,7 +14,8 @@ from tcseg.data import folder, jsrt
 from tcseg.data.dataset import Dataset
 from tcseg.data.splits import JSRT_SPLITS, make_split, read_splits, split_remarks
 from tcseg.errors import DataError, Problems
-from tcseg.sheet import Sheet
+from tcseg.evaluation.resizing import ENOUGH, candidates, kept_by_resizing, suggested
+from tcseg.sheet import Sheet, plus_minus
 
 SHEET_IMAGES = 24
 
@@ -66,6 +67,8 @@ def check(
         console.print(f"masks hold a value for each structure: {listed}", markup=False)
     if len(dataset):
         console.print(_structures(dataset))
+        if dataset.originals is not None:
+            _tell_resizing(dataset, problems, console)
         _tell_splits(dataset, split_file, problems, console)
     tell_problems(problems, console)
     if not problems.found:
@@ -105,6 +108,38 @@ def _structures(dataset: Dataset) -> Sheet:
         shares = (f"{v:.2f}" for v in (known.mean(), known.min(), known.max()))
         rows.append([name, str(int(present.sum())), *shares, f"{shared:.0f}"])
     return Sheet("Structures", columns, [("", rows)])
+
+
+def _tell_resizing(dataset: Dataset, problems: Problems, console: Console) -> None:
+    """Say what is left of masks at this size and others, and suggest one."""
+    size = dataset.images.shape[-1]
+    try:
+        sizes = candidates(dataset)
+        kept = kept_by_resizing(dataset, sorted({*sizes, size}))
+    except DataError as error:
+        problems.add(str(error))
+        return
+    sheet = Sheet("Masks brought to a size and back", ["structure"])
+    sheet.columns += [f"IOU %\nat {tried}" for tried in kept]
+    sheet.columns.append(f"parts lost\nat {size}")
+    rows = []
+    for name in dataset.classes:
+        here = kept[size][name]
+        cells = [plus_minus(100 * structures[name].iou, None) for structures in kept.values()]
+        rows.append([name, *cells, f"{here.lost} of {here.components}"])
+    sheet.sections.append(("", rows))
+    sheet.notes.append("IOU with the masks themselves. Parts: connected components.")
+    console.print(sheet)
+    annotated = range(len(dataset)) if dataset.annotated is None else dataset.annotated
+    if remark := dataset.size_remark(annotated, "annotated"):
+        console.print(remark, markup=False)
+    best, name, value = suggested({tried: kept[tried] for tried in sizes})
+    which = "the smallest" if value >= ENOUGH else "the best, though not"
+    console.print(
+        f"Suggested: --size {best}, of {', '.join(map(str, sizes))} {which} at which every "
+        f"structure keeps {100 * ENOUGH:.0f} % IOU ({name} least, {100 * value:.1f} %)",
+        markup=False,
+    )
 
 
 def _tell_splits(

@@ -1,0 +1,122 @@
+"""What resizing takes from masks: brought to the size of a network, and back to their own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from scipy import ndimage
+
+from tcseg.data import Dataset
+from tcseg.evaluation.metrics import iou
+from tcseg.io.placement import Placement, as_masks
+
+__all__ = ["ENOUGH", "Kept", "candidates", "kept_by_resizing", "suggested"]
+
+SIZES = (64, 128, 256, 512, 1024, 2048)
+ENOUGH = 0.95
+IMAGES = 50  # of a structure that are measured at most, spread over all
+
+
+@dataclass
+class Kept:
+    """What is left of one structure, in each of some images that show it.
+
+    Attributes
+    ----------
+    overlaps
+        IOU of its mask with itself, brought to a size and back.
+    components, lost
+        Its connected components, over corners as well, and those of which no pixel is left.
+    """
+
+    overlaps: list[float] = field(default_factory=list)
+    components: int = 0
+    lost: int = 0
+
+    @property
+    def iou(self) -> float:
+        """Mean over the images."""
+        return float(np.mean(self.overlaps)) if self.overlaps else float("nan")
+
+
+def kept_by_resizing(dataset: Dataset, sizes: Sequence[int]) -> dict[int, dict[str, Kept]]:
+    """Bring true masks to sizes and back to their own, as in training and prediction.
+
+    Parameters
+    ----------
+    dataset
+        The masks are read from its files again.
+    sizes
+        In pixels, as `load_dataset` takes them.
+
+    Returns
+    -------
+    dict
+        By size and structure.
+
+    Raises
+    ------
+    DataError
+        If the files can no longer be read.
+    """
+    kept = {size: {name: Kept() for name in dataset.classes} for size in sizes}
+    console = Console(stderr=True, quiet=not sys.stderr.isatty())
+    images = _images(dataset)
+    for index in track(images, "Resizing masks", console=console, transient=True):
+        whole, _ = dataset.original(index)
+        labelled = [ndimage.label(mask, np.ones((3, 3))) for mask in whole]
+        for size in sizes:
+            back = _there_and_back(whole, size, dataset.values is not None)
+            parts = zip(kept[size].values(), whole, back, labelled, strict=True)
+            for found, before, after, (labels, count) in parts:
+                if count:
+                    found.overlaps.append(iou(before, after))
+                    found.components += count
+                    found.lost += count - int(np.count_nonzero(np.unique(labels[after])))
+    return kept
+
+
+def candidates(dataset: Dataset) -> list[int]:
+    """Return sizes to choose from, up to the first one that no image exceeds."""
+    largest = max(max(dataset.original(index)[0].shape[1:]) for index in _images(dataset))
+    return [size for n, size in enumerate(SIZES) if n == 0 or SIZES[n - 1] < largest]
+
+
+def suggested(kept: dict[int, dict[str, Kept]]) -> tuple[int, str, float]:
+    """Return the smallest size that keeps enough of every structure, else that which keeps most.
+
+    With the structure that keeps least there, and its IOU.
+    """
+    least = {}
+    for size, structures in sorted(kept.items()):
+        known = {name: found.iou for name, found in structures.items() if found.overlaps}
+        name = min(known, key=lambda name: known[name])
+        least[size] = (name, known[name])
+    enough = [size for size, (_, value) in least.items() if value >= ENOUGH]
+    size = enough[0] if enough else max(least, key=lambda size: least[size][1])
+    return size, *least[size]
+
+
+def _images(dataset: Dataset) -> list[int]:
+    """Return images that show each structure, few of each."""
+    annotated = range(len(dataset)) if dataset.annotated is None else dataset.annotated
+    shown: dict[str, list[int]] = {name: [] for name in dataset.classes}
+    for index in annotated:
+        present = dataset.target_batch([index])[0, :-1].amax(dim=(1, 2)).tolist()
+        for name, here in zip(dataset.classes, present, strict=True):
+            if here or name in dataset.vanished.get(index, ()):
+                shown[name].append(index)
+    return sorted({i for part in shown.values() for i in part[:: -(-len(part) // IMAGES) or 1]})
+
+
+def _there_and_back(masks: NDArray[np.bool_], size: int, disjoint: bool) -> NDArray[np.bool_]:
+    place = Placement.of((masks.shape[1], masks.shape[2]), size)
+    fitted = place.fit_masks(masks, disjoint)
+    found = np.concatenate([fitted, ~fitted.any(axis=0, keepdims=True)])
+    return as_masks(place.restore(found.astype(np.float32)), disjoint)
