@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-__all__ = ["DataError", "Problems", "RunError", "RunFinished", "RunStopped", "printable", "reason"]
+__all__ = [
+    "DataError",
+    "Problems",
+    "RunError",
+    "RunFinished",
+    "RunStopped",
+    "RunUnfinished",
+    "printable",
+    "reason",
+]
 
 
 class DataError(Exception):
@@ -61,6 +71,14 @@ class RunError(Exception):
 
 class RunFinished(RunError):
     """The run to be continued is finished already; nothing was changed."""
+
+
+class RunUnfinished(RunError):
+    """What is asked of the folder `run` has to wait until its training is continued to its end."""
+
+    def __init__(self, message: str, run: Path) -> None:
+        super().__init__(message)
+        self.run = run
 
 
 class RunStopped(RunError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tcseg.cli.options import OF_FOLDERS, FileToWrite, config_option, examples
+from tcseg.cli.options import OF_FOLDERS, FileToWrite, check_root, config_option, examples
 from tcseg.errors import RunError
 from tcseg.runs.config import DATA_SETS, Config
 
@@ -47,7 +47,7 @@ def _data_option(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--split-file", type=click.Path(path_type=Path), help="File of splits to check, too.")
 @click.option(
     "--sheet",
-    type=FileToWrite(),
+    type=FileToWrite(".png"),
     help="PNG to draw a contact sheet to: images with the outlines of their masks.",
 )
 @click.pass_context
@@ -66,6 +66,8 @@ def check(
 
     The exit status is 1 if there is a problem.
     """
+    check_root(data, root)
+
     from rich.console import Console
 
     from tcseg.cli.check import SHEET_IMAGES, file_formats, tell_problems
@@ -106,7 +108,7 @@ def check(
 @click.option(
     "--out",
     required=True,
-    type=FileToWrite(),
+    type=FileToWrite(".json"),
     help="JSON file to write; to be used, changed or not, with --split-file.",
 )
 def splits(
@@ -121,6 +123,8 @@ def splits(
 
     The first n training images of a split are the n labelled ones, so that subsets are nested.
     """
+    check_root(data, root)
+
     from tcseg.data import load_dataset, make_split, save_splits
     from tcseg.errors import Problems
 

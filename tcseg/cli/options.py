@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
 import re
-from collections.abc import Callable
+import shlex
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from tcseg.errors import RunError, RunFinished, RunStopped, printable, reason
+from tcseg.errors import (
+    RunError,
+    RunFinished,
+    RunStopped,
+    RunUnfinished,
+    printable,
+    reason,
+)
 from tcseg.extras import MissingPackageError, needs
 from tcseg.method.names import OWN_NETWORKS
 from tcseg.runs.config import Config
+from tcseg.runs.folder import RunFolder
+
+FOLDS = (
+    "Note: some of the random deformations fold, so that labels cannot be carried from one view to "
+    "the other everywhere; with a smaller --displacement-std they do not"
+)
 
 
 class Commands(click.Group):
@@ -25,7 +41,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; tell an expected error in one line."""
         try:
-            with needs("tcseg"):
+            with needs("tcseg"), _folding_told_once():
                 return super().invoke(ctx)
         # Click's own: wrong usage, the end of --help, and `tcseg ... | head`.
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
@@ -41,6 +57,8 @@ class Commands(click.Group):
             message, status = _explain(error)
             if not message or os.environ.get("TCSEG_DEBUG"):
                 raise
+            if isinstance(error, RunUnfinished):
+                message += f": {resume_command(error.run)}"
             for line in with_options(message).splitlines():
                 click.echo(f"Error: {line}", err=True)
             ctx.exit(status)
@@ -68,6 +86,43 @@ def _explain(error: Exception) -> tuple[str, int]:
     from tcseg.errors import DataError
 
     return (str(error), 1) if isinstance(error, DataError) else ("", 1)
+
+
+@contextlib.contextmanager
+def _folding_told_once() -> Iterator[None]:
+    """Tell that deformations fold in words of options, once; the operator's are for programmers."""
+    told, show = False, warnings.showwarning
+
+    def tell(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+        nonlocal told
+        if category.__name__ != "FoldingWarning":  # its import takes seconds
+            show(message, category, *where, **more)
+        elif not told:
+            click.echo(FOLDS, err=True)
+            told = True
+
+    warnings.showwarning = tell
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
+
+
+def resume_command(run: Path) -> str:
+    """Return the command that continues a run."""
+    command = f"tcseg train --out {shlex.quote(str(run))} --resume"
+    with contextlib.suppress(RunError, ValueError):  # of options that cannot be read
+        network = RunFolder(run).config().network
+        command += "" if network in OWN_NETWORKS else f" --network {network}"
+    return command
+
+
+def check_root(data: str, root: str | None, way: str = "say which data it has with --data") -> None:
+    """Refuse a folder for data that are drawn."""
+    if root is not None and data == "phantom":
+        raise click.UsageError(
+            f"--root {root}: the data are phantoms, which no folder has; {way}, or leave it out"
+        )
 
 
 def with_options(message: str) -> str:
@@ -115,6 +170,7 @@ def read_config(
     default = Config() if default is None else default
     config = dataclasses.replace(default if file is None else Config.load(file), **given)
     config.validate()
+    check_root(config.data, given.get("root"))
     of_file = "network" in options and "network" not in given
     if of_file and config.network not in OWN_NETWORKS:
         raise click.UsageError(
@@ -158,19 +214,25 @@ config_file_option = click.option(
 
 
 class FileToWrite(click.Path):
-    """A file in a folder that exists and can be written to: found out before any work."""
+    """A file in a folder that exists and can be written to: found out before any work.
 
-    def __init__(self) -> None:
+    Its name must have one of `endings`, as what is written does not depend on it.
+    """
+
+    def __init__(self, *endings: str) -> None:
         super().__init__(dir_okay=False, path_type=Path)
+        self.endings = endings
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Check the folder."""
+        """Check the name and the folder."""
         path: Any = super().convert(value, param, ctx)
         folder = Path(path).absolute().parent
         if not folder.is_dir():
             self.fail(f"there is no folder {folder}; make it first", param, ctx)
         if not os.access(folder, os.W_OK):
             self.fail(f"{folder} is read-only", param, ctx)
+        if Path(path).suffix.lower() not in self.endings:
+            self.fail(f"{path} does not end in {' or '.join(self.endings)}", param, ctx)
         return path
 
 

@@ -13,16 +13,17 @@ import click
 
 from tcseg.cli.options import (
     ListOf,
+    check_root,
     config_file_option,
     config_options,
     examples,
     grid_options,
     network_option,
     read_config,
+    resume_command,
 )
 from tcseg.errors import RunStopped
 from tcseg.io.files import write_json
-from tcseg.method.names import OWN_NETWORKS
 from tcseg.method.variants import METHODS
 from tcseg.runs.config import Config
 from tcseg.runs.folder import RunFolder
@@ -77,10 +78,7 @@ def train(
     except (KeyboardInterrupt, RunStopped, OSError) as error:
         if (out / "config.toml").exists() and not RunFolder(out).finished:
             where = "" if isinstance(error, RunStopped) else " from the last checkpoint"
-            command = f"tcseg train --out {shlex.quote(str(out))} --resume"
-            if config.network not in OWN_NETWORKS:
-                command += f" --network {config.network}"
-            click.echo(f"\nStopped. To continue{where}: {command}", err=True)
+            click.echo(f"\nStopped. To continue{where}: {resume_command(out)}", err=True)
             if isinstance(error, KeyboardInterrupt):
                 ctx.exit(130)
         raise
@@ -124,6 +122,7 @@ def evaluate(
 ) -> None:
     """Measure the network of the folder RUN; print a table, write RUN/evaluation-....json."""
     config = RunFolder(run).config()
+    check_root(config.data, root, "the run was trained on them")
     config = dataclasses.replace(config, device=device, root=root or config.root)
     config.validate()
 

@@ -9,6 +9,7 @@ import click
 
 from tcseg.cli.options import (
     FileToWrite,
+    check_root,
     config_file_option,
     examples,
     network_option,
@@ -30,7 +31,7 @@ from tcseg.runs.folder import RunFolder
 @click.option(
     "--out",
     required=True,
-    type=FileToWrite(),
+    type=FileToWrite(".png"),
     help="PNG file to write.",
 )
 @config_file_option
@@ -156,13 +157,16 @@ def predict(
     show_default=True,
     help="Form of the file: ONNX, or that of torch.export.",
 )
-@click.option("--out", required=True, type=FileToWrite(), help="File to write.")
+@click.option("--out", required=True, type=FileToWrite(".onnx", ".pt2"), help="File to write.")
 @network_option
 def export(run: Path, form: Any, out: Path, network: str | None) -> None:
     """Write the network of the folder RUN for other programs; run it there and compare.
 
     ONNX needs the packages onnx, onnxscript and onnxruntime: pip install "tcwarp[export]".
     """
+    if out.suffix.lower() != f".{form}":
+        raise click.UsageError(f"--out {out} does not end in .{form}, the --format")
+
     from tcseg.use.export import export as write
     from tcseg.use.segmenter import load
 
@@ -182,7 +186,7 @@ def export(run: Path, form: Any, out: Path, network: str | None) -> None:
     )
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=FileToWrite(), help="HTML file.")
+@click.option("--out", required=True, type=FileToWrite(".html", ".htm"), help="HTML file.")
 @click.option("--root", help="Folder of the data set, where it is not the one trained with.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @network_option
@@ -190,8 +194,10 @@ def report(
     runs: tuple[Path, ...], out: Path, root: str | None, device: str, network: str | None
 ) -> None:
     """Write finished RUNS as one HTML page: curves, tables, best and worst cases."""
-    for run in runs:
-        RunFolder(run).summary()  # or an error, before the slow imports
+    for run in map(RunFolder, runs):
+        run.summary()  # or an error, before the slow imports
+    if all(RunFolder(run).config().data == "phantom" for run in runs):
+        check_root("phantom", root, "the runs were trained on them")
 
     from tcseg.use.report import report as write
 

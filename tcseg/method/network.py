@@ -1,6 +1,8 @@
 """The network f: images in [0, 1] to one probability per class and pixel."""
 
 import importlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +43,18 @@ class Segmentation(nn.Module):
             logits = self.backbone(standard).float()
         structures, background = logits[:, :-1] + STRUCTURE_LOGIT, logits[:, -1:]
         return torch.sigmoid(torch.cat([structures, background], dim=1))
+
+
+def network_factory(name: str) -> Callable[..., Any]:
+    """Import the callable that a dotted path names; one that names none raises a ValueError."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        factory: Any = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"`network` {name!r} cannot be imported: {error}") from error
+    if not callable(factory):
+        raise ValueError(f"`network` {name!r} cannot be called, it is {type(factory).__name__}")
+    return factory  # type: ignore[no-any-return]
 
 
 def build_network(
@@ -88,13 +102,7 @@ def build_network(
                 # leaves out costs a copy, and fails compiled with channels last (torch 2.13).
                 part.is_pad = False
         return Segmentation(unet, dtype)
-    module, _, attribute = name.rpartition(".")
-    try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"`network` {name!r} cannot be imported: {error}") from error
-    if not callable(factory):
-        raise ValueError(f"`network` {name!r} cannot be called, it is {type(factory).__name__}")
+    factory = network_factory(name)
     try:
         backbone = factory(in_channels=channels, out_channels=classes + 1)
     except TypeError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tcseg.data import labelled_subset, load_dataset, make_split, validation_subset
+from tcseg.data.phantom import population
 from tcseg.data.splits import TRAINING_IMAGES
 from tcseg.errors import RunStopped
 from tcseg.method.variants import METHODS
@@ -149,7 +150,10 @@ def grid(
 
 def _check_data(base: Config, cells: Sequence[Cell]) -> None:
     """Find out before any training whether the data set has all that is asked for."""
-    dataset = load_dataset(base.data, root=base.root, size=base.size)
+    if base.data == "phantom":
+        dataset = population.undrawn()
+    else:
+        dataset = load_dataset(base.data, root=base.root, size=base.size)
     for cell in cells:
         split = make_split(dataset, cell.split, base.split_file)
         labelled_subset(split, cell.labelled)

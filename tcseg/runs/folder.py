@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from tcseg.errors import RunError, RunFinished
+from tcseg.errors import RunError, RunFinished, RunUnfinished
 from tcseg.extras import is_installed
 from tcseg.io.files import read_json, write_atomically, write_json
 from tcseg.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -88,10 +88,15 @@ class RunFolder:
         return run
 
     def check_free(self) -> None:
-        """Raise RunError if the folder holds a run already, or something else."""
+        """Raise RunError if the folder cannot be written, or holds a run or something else."""
+        present = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not (present.is_dir() and os.access(present, os.W_OK)):
+            what = "is read-only" if present.is_dir() else "is no folder"
+            message = f"{self.path}: cannot be written ({present} {what}); choose another `out`"
+            raise RunError(message)
         # What starts with a dot is left by a kill in the middle of a write, or by the desktop.
-        present = self.path.iterdir() if self.path.is_dir() else ()
-        names = {path.name for path in present if not path.name.startswith(".")}
+        files = self.path.iterdir() if self.path.is_dir() else ()
+        names = {path.name for path in files if not path.name.startswith(".")}
         # Options alone are a run that never began, because of a wrong option perhaps.
         if names <= {"config.toml"}:
             return
@@ -100,7 +105,7 @@ class RunFolder:
         if self.finished:
             raise RunError(f"{self.path} holds a finished run; choose another `out`")
         way = "continue it with `resume`, or choose another `out`"
-        raise RunError(f"{self.path} holds an unfinished run; {way}")
+        raise RunUnfinished(f"{self.path} holds an unfinished run; {way}", self.path)
 
     def check_resumable(self, config: Config) -> None:
         """Raise RunError if there is not a run of these options to continue."""
@@ -155,7 +160,8 @@ class RunFolder:
         try:
             return Config.load(self.path / "config.toml")
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise RunError(f"{self.path} is not a run: it has no config.toml") from error
+            what = "it has no config.toml" if self.path.is_dir() else "there is no such folder"
+            raise RunError(f"{self.path} is not a run: {what}") from error
 
     def log(self, row: Mapping[str, float | int | str]) -> None:
         """Append one row to ``metrics.csv``, its numbers to TensorBoard where that is installed.
@@ -217,7 +223,8 @@ class RunFolder:
         path = self.path / "model.safetensors"
         if not path.exists():
             self.config()  # a folder that is not a run says so
-            raise RunError(f"{self.path} has no weights yet; continue the run with `resume`")
+            message = f"{self.path} has no weights yet; continue the run with `resume`"
+            raise RunUnfinished(message, self.path)
         try:
             return load_file(path)
         except SafetensorError as error:
@@ -239,7 +246,11 @@ class RunFolder:
         try:
             summary = read_json(path, dict[str, Any])
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise RunError(f"{self.path} is not a finished run: no summary.json") from error
+            self.config()  # a folder that is not a run says so
+            message = (
+                f"{self.path} is not a finished run: no summary.json; continue it with `resume`"
+            )
+            raise RunUnfinished(message, self.path) from error
         except ValueError as error:
             raise RunError(f"{path}: broken ({error}); {_AGAIN}") from error
         if not isinstance(summary.get("test"), dict):

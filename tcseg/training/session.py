@@ -20,18 +20,30 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from tcseg.data import Dataset, split_record, split_remarks
+from tcseg.data import (
+    Dataset,
+    labelled_subset,
+    make_split,
+    split_record,
+    split_remarks,
+    validation_subset,
+)
+from tcseg.data.phantom import population
 from tcseg.evaluation.evaluate import evaluate, predict, results_table, validation_miou
 from tcseg.evaluation.pictures import save_panel
 from tcseg.extras import is_installed
+from tcseg.method.names import OWN_NETWORKS
+from tcseg.method.network import network_factory
 from tcseg.method.variants import Method
 from tcseg.runs.config import Config, resolve_device
 from tcseg.runs.folder import RunFolder
 from tcseg.runs.model import Model, load_weights
 from tcseg.training import distributed
-from tcseg.training.trainer import SUPERVISED, Trainer, picture_cases
+from tcseg.training.state import pretrained_weights
+from tcseg.training.trainer import LABELLED, SUPERVISED, Trainer, picture_cases
 
 REHEARSED_STEPS = 5
+LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal to draw a bar in
 
 
 def train(
@@ -81,6 +93,7 @@ def train(
         writes = distributed.rank() == 0
         console = Console(quiet=show is not None or not writes)
         with distributed.first_of_all(lambda: RunFolder.create(out, config, resume=resume)) as run:
+            _check_before_data(config, resume)
             trainer = Trainer(config, run, device, dataset)
             _start(trainer, resume)
             if writes:
@@ -93,8 +106,21 @@ def train(
             return _finish(trainer, console, show_results) if writes else {}
 
 
+def _check_before_data(config: Config, resume: bool) -> None:
+    """Refuse what can be refused without the images: reading or drawing them takes a while."""
+    if config.network not in OWN_NETWORKS:
+        network_factory(config.network)
+    if config.data == "phantom":
+        phantoms = population.undrawn()
+        split = make_split(phantoms, config.split, config.split_file)
+        labelled_subset(split, config.labelled or LABELLED)
+        validation_subset(split, config.validation_images)
+        if config.pretrained is not None and not resume:
+            pretrained_weights(Path(config.pretrained), config, split_record(phantoms, split))
+
+
 def _fit(trainer: Trainer, console: Console, stop: Callable[[], int]) -> None:
-    """Train with a progress bar."""
+    """Train with a progress bar; where it is not shown, with a line of it now and then."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -107,6 +133,7 @@ def _fit(trainer: Trainer, console: Console, stop: Callable[[], int]) -> None:
     config = trainer.config
     with Progress(*columns, console=console, refresh_per_second=4, expand=True) as progress:
         bar = progress.add_task("training", total=trainer.total_steps, figures="")
+        told = time.monotonic()
 
         def show(step: int, loss: float, miou: float) -> None:
             figures = f"best mIOU {miou:.3f}" if miou >= 0 else ""
@@ -114,6 +141,10 @@ def _fit(trainer: Trainer, console: Console, stop: Callable[[], int]) -> None:
             pretraining = step <= config.pretrain_steps
             name = "pre-training" if pretraining else config.method
             progress.update(bar, completed=step, figures=figures, description=name)
+            nonlocal told
+            if not console.is_terminal and time.monotonic() > told + LINE_EVERY:
+                console.print(progress.get_renderable())
+                told = time.monotonic()
 
         show(trainer.state.step, float("nan"), trainer.state.best_miou)
         trainer.fit(show, stop)
@@ -129,6 +160,7 @@ def rehearse(config: Config, out: Path, resume: bool) -> None:
             RunFolder(out).check_resumable(config)
         else:
             RunFolder(out).check_free()
+        _check_before_data(config, resume)
         trainer = Trainer(config, RunFolder(folder))
         _start(trainer, resume, RunFolder(out))
         console = Console()

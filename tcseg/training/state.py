@@ -77,10 +77,11 @@ def pretrained_weights(path: Path, config: Config, record: Mapping[str, Any]) ->
         If that run is of other data or options, or has not finished pre-training.
     """
     run = RunFolder(path)
-    if not (path / "config.toml").exists():
-        what = "has no config.toml: it is not a run" if path.is_dir() else "there is no such folder"
-        raise RunError(f"`pretrained` {path}: {what}")
-    differences = config.differences(run.config(), MAY_DIFFER_ON_RESUME + AFTER_PRETRAINING)
+    try:
+        theirs = run.config()
+    except RunError as error:
+        raise RunError(f"`pretrained` {error}") from error
+    differences = config.differences(theirs, MAY_DIFFER_ON_RESUME + AFTER_PRETRAINING)
     if differences:
         raise RunError(
             f"`pretrained` {path}: its pre-training had other options "

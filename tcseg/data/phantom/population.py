@@ -6,6 +6,7 @@ projection. As in JSRT, the patient's right side is on the left of the image.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,23 @@ FINE_SIZE = 128  # so many pixels at least are rendered
 def load(size: int, *, count: int = COUNT, seed: int = 0) -> Dataset:
     """Make `count` phantoms of `size` x `size` pixels; number i does not depend on `count`."""
     pairs = [make_phantom(index, size, seed=seed) for index in range(count)]
+    return replace(
+        undrawn(count),
+        images=torch.from_numpy(np.stack([image for image, _ in pairs])[:, None]),
+        masks=torch.stack([pack_masks(masks) for _, masks in pairs]),
+        spacing=FIELD_OF_VIEW_MM / size,
+    )
+
+
+def undrawn(count: int = COUNT) -> Dataset:
+    """Return the data set without its pixels, which take a while: enough to divide it."""
     return Dataset(
         name="phantom",
         ids=[f"phantom{index:03d}" for index in range(count)],
         classes=CLASSES,
-        images=torch.from_numpy(np.stack([image for image, _ in pairs])[:, None]),
-        masks=torch.stack([pack_masks(masks) for _, masks in pairs]),
-        spacing=FIELD_OF_VIEW_MM / size,
+        images=torch.empty(count, 1, 0, 0, dtype=torch.uint8),
+        masks=torch.empty(count, 0, 0, dtype=torch.uint8),
+        spacing=None,
     )
 
 

@@ -131,7 +131,8 @@ def test_defaults_then_file_then_command_line(train, tmp_path):
 
 
 def test_paths_are_made_absolute(train, tmp_path):
-    tcseg("train", "--root", "data", "--pretrained", "a/b", "--out", tmp_path / "run")
+    options = ("--data", "folder", "--root", "data", "--pretrained", "a/b")
+    tcseg("train", *options, "--out", tmp_path / "run")
     ((config, _, _),) = train.calls
     assert config.root == os.path.abspath("data")
     assert config.pretrained == os.path.abspath("a/b")
@@ -154,6 +155,16 @@ def test_resume_takes_the_options_of_the_run(train, tmp_path):
         (["train", "--out", "x", "--config", "bad.toml"], "Error: bad.toml: unknown option 'step'"),
         (["evaluate", "x", "--on", "training"], "'training' is not one of"),
         (["evaluate", "run", "--device", "gpu"], "Error: --device must be auto, cpu"),
+        (["evaluate", "run", "--root", "."], "--root .: the data are phantoms"),
+        (["train", "--out", "x", "--root", "."], "phantoms, which no folder has; say which data"),
+        (["preview", "--out", "x.png", "--root", "."], "--root"),
+        (["data", "check", "--root", "."], "--root .: the data are phantoms"),
+        (["data", "splits", "--out", "x.json", "--root", "."], "--root .: the data are phantoms"),
+        (["preview", "--out", "x.jpgg"], "x.jpgg does not end in .png"),
+        (["data", "check", "--sheet", "x.jpg"], "x.jpg does not end in .png"),
+        (["data", "splits", "--out", "x"], "x does not end in .json"),
+        (["report", "run", "--out", "x.pdf"], "x.pdf does not end in .html or .htm"),
+        (["export", "run", "--format", "onnx", "--out", "x.pt2"], "x.pt2 does not end in .onnx"),
     ],
 )
 def test_wrong_usage_is_one_clear_line_and_status_2(
@@ -209,6 +220,31 @@ def test_ctrl_c_says_how_to_go_on(train, tmp_path):
     late = tcseg("train", "--out", tmp_path / "a run")
     assert late.exit_code == 130
     assert f"tcseg train --out '{tmp_path / 'a run'}' --resume" in late.stderr
+
+
+def test_what_needs_a_finished_run_gives_the_command_to_go_on(tmp_path):
+    run = tmp_path / "a run"
+    config = Config(size=32, network="my.net")
+    with RunFolder.create(run, config, resume=False) as folder:
+        folder.log({"step": 1})
+    way = f"tcseg train --out '{run}' --resume --network my.net\n"
+    for words in (
+        ("train", "--out", run),
+        ("evaluate", run, "--network", "my.net"),
+        ("report", run, "--out", tmp_path / "x.html"),
+    ):
+        result = tcseg(*words)
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+        assert result.stderr.endswith(way)
+
+
+def test_deformations_that_fold_are_told_once_in_words_of_options(tmp_path):
+    command = ["train", "--size", 32, "--batch-size", 4, "--pretrain-steps", 0, "--steps", 3]
+    result = tcseg(*command, "--displacement-std", 200, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("fold") == 1
+    assert "smaller --displacement-std" in result.stderr
+    assert "invert" not in result.output
 
 
 def test_resuming_a_finished_run_changes_nothing_and_succeeds(train, tmp_path):

@@ -162,7 +162,7 @@ def test_trainings_stop_with_the_process_that_started_them(tmp_path, number):
         assert (run / "checkpoint.pt").exists()
 
 
-def test_a_launcher_stands_before_each_training(finished, tmp_path):
+def test_a_launcher_stands_before_each_training(finished, tmp_path, capsys):
     script = tmp_path / "launch"
     script.write_text('#!/bin/sh\necho "$@" >> "$1"; shift; exec "$@"\n')
     script.chmod(0o755)
@@ -170,6 +170,9 @@ def test_a_launcher_stands_before_each_training(finished, tmp_path):
     out = tmp_path / "grid"
     assert reproduce("table1", TINY, out, launcher=launcher, **PART)
     assert names(out) == names(finished)
+    told = [line for line in capsys.readouterr().out.splitlines() if "Finished: " in line]
+    assert told[0].split()[-1] == "l5-s0-pretraining"  # where no bar is seen
+    assert len(told) == len(names(out))
     launched = (tmp_path / "launched").read_text().splitlines()
     assert len(launched) == len(names(out))
     assert all(" -m tcseg train --config " in line for line in launched)

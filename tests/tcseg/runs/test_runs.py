@@ -12,7 +12,7 @@ import pytest
 import torch
 from processes import python, started
 
-from tcseg.errors import RunError, RunFinished
+from tcseg.errors import RunError, RunFinished, RunUnfinished
 from tcseg.io import files
 from tcseg.runs.checkpoint import load_checkpoint
 from tcseg.runs.config import Config
@@ -109,8 +109,17 @@ def test_missing_parent_folders_are_made(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(RunError, match="cannot be written"):
-        RunFolder.create(tmp_path / "run", CONFIG, resume=False)
+    for path in (tmp_path / "run", tmp_path / "run" / "below"):
+        message = rf"cannot be written \({tmp_path / 'run'} is no folder\); choose another `out`"
+        with pytest.raises(RunError, match=message):
+            RunFolder(path).check_free()
+
+
+def test_a_read_only_folder_is_found_before_anything_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(RunError, match=rf"cannot be written \({tmp_path} is read-only\)"):
+        RunFolder(tmp_path / "missing" / "run").check_free()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_read_only_parent_folder(tmp_path, monkeypatch):
@@ -129,9 +138,10 @@ def test_a_read_only_run_is_not_resumed(run, monkeypatch):
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    for action in (RunFolder(tmp_path).config, RunFolder(tmp_path / "missing").load_weights):
-        with pytest.raises(RunError, match=r"is not a run: it has no config.toml"):
-            action()
+    with pytest.raises(RunError, match=r"is not a run: it has no config.toml"):
+        RunFolder(tmp_path).config()
+    with pytest.raises(RunError, match="is not a run: there is no such folder"):
+        RunFolder(tmp_path / "missing").load_weights()
 
 
 def test_figures_go_to_csv_and_tensorboard(run):
@@ -301,7 +311,7 @@ def test_a_summary_is_json_that_any_program_reads(run):
 
 
 def test_missing_and_broken_summaries_are_named(run):
-    with pytest.raises(RunError, match="not a finished run"):
+    with pytest.raises(RunUnfinished, match=r"not a finished run: .*; continue it with `resume`"):
         run.summary()
     for content, what in (("{", "broken"), ("[]", "broken"), ("{}", "not a summary")):
         (run.path / "summary.json").write_text(content)

@@ -26,7 +26,7 @@ from tcseg.method.variants import METHODS
 from tcseg.runs.folder import RunFolder
 from tcseg.training.batches import sample
 from tcseg.training.schedule import consistency_weight, learning_rate
-from tcseg.training.session import train
+from tcseg.training.session import rehearse, train
 from tcseg.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("phantoms_made_once")
@@ -491,6 +491,23 @@ def test_bad_options_are_one_clear_line_and_block_nothing(tmp_path, change, erro
     with pytest.raises(error, match=message):
         train(dataclasses.replace(TINY, **change), out, False)
     assert RunFolder.create(out, TINY, resume=False)  # the folder can still be used
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labelled": 101},
+        {"validation_images": 21},
+        {"network": "no.such.network"},
+        {"pretrained": "/nowhere"},
+        {"split_file": "/nowhere.json"},
+    ],
+)
+def test_what_needs_no_image_is_checked_before_they_are_drawn(tmp_path, monkeypatch, change):
+    monkeypatch.setattr("tcseg.data.phantom.population.load", None)
+    for act in (train, rehearse):
+        with pytest.raises((DataError, ValueError, RunError), match=rf"`{next(iter(change))}`"):
+            act(dataclasses.replace(TINY, **change), tmp_path / "run", False)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):

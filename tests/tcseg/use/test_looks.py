@@ -127,6 +127,15 @@ def test_the_line_of_a_training_fits_80_columns(tmp_path):
     assert max(map(len, figures)) <= 80
 
 
+def test_without_a_terminal_a_training_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tcseg.training.session.LINE_EVERY", 0.0)
+    train(TINY, tmp_path / "run", False, show_results=False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "/12" in line]
+    assert [int(re.search(r"(\d+)/12", line)[1]) for line in lines[:4]] == [0, 2, 3, 4]
+    assert "pre-training" in lines[1] and re.search(r"loss \d\.\d\d\d", lines[1])
+    assert "semitc" in lines[-2] and "best mIOU" in lines[-2]
+
+
 # ---- training -------------------------------------------------------------------------------
 
 
@@ -145,6 +154,9 @@ def test_a_rehearsal_says_what_a_run_takes_and_writes_nothing(tmp_path):
     bad = command("train", "--size", 32, "--labelled", 101, "--dry-run", "--out", out)
     assert bad.exit_code == 1
     assert "--labelled must be 1 to 100" in bad.stderr
+    (tmp_path / "file").touch()
+    bad = command("train", "--size", 32, "--dry-run", "--out", tmp_path / "file" / "run")
+    assert (bad.exit_code, "cannot be written" in bad.stderr) == (1, True)
 
 
 def test_a_rehearsal_of_a_run_that_goes_on(run, tmp_path):
@@ -304,10 +316,10 @@ def test_files_are_not_written_into_folders_that_are_not_there(run, tmp_path):
 
 def test_a_report_on_what_is_no_finished_run_is_refused(tmp_path):
     RunFolder.create(tmp_path / "run", TINY, resume=False).close()
-    for folder in (tmp_path / "run", tmp_path / "missing"):
-        result = command("report", folder, "--out", tmp_path / "report.html")
+    for folder, message in (("run", "is not a finished run"), ("missing", "no such folder")):
+        result = command("report", tmp_path / folder, "--out", tmp_path / "report.html")
         assert result.exit_code == 1
-        assert "is not a finished run" in result.stderr
+        assert message in result.stderr
     assert not (tmp_path / "report.html").exists()
 
 
