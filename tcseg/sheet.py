@@ -11,7 +11,14 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table
 
-__all__ = ["Sheet", "plus_minus"]
+__all__ = ["Sheet", "plain_console", "plus_minus"]
+
+
+def plain_console(*, quiet: bool = False) -> Console:
+    """Return a console that prints names and paths as they are: unbroken, and not as markup."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, soft_wrap=True, quiet=quiet)
 
 
 @dataclass

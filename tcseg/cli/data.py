@@ -10,6 +10,7 @@ import click
 from tcseg.cli.options import OF_FOLDERS, FileToWrite, check_root, config_option, examples
 from tcseg.errors import RunError
 from tcseg.runs.config import DATA_SETS, Config
+from tcseg.sheet import plain_console
 
 
 @click.group()
@@ -68,8 +69,6 @@ def check(
     """
     check_root(data, root)
 
-    from rich.console import Console
-
     from tcseg.cli.check import SHEET_IMAGES, file_formats, tell_problems
     from tcseg.cli.check import check as check_dataset
     from tcseg.data import jsrt_root, load_dataset
@@ -77,7 +76,7 @@ def check(
 
     problems = Problems(collect=True)
     folder = jsrt_root(root) if data == "jsrt" else root or ""
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     try:
         dataset = load_dataset(
             data,
@@ -98,7 +97,7 @@ def check(
 
         shown = list(range(0, len(dataset), max(1, len(dataset) // SHEET_IMAGES)))[:SHEET_IMAGES]
         save_contact_sheet(sheet, dataset, shown, f"{data}: {len(shown)} of {len(dataset)} images")
-        console.print(f"Contact sheet: {sheet}", markup=False)
+        console.print(f"Contact sheet: {sheet}")
     if not fine:
         ctx.exit(1)
 

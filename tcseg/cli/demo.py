@@ -1,22 +1,22 @@
 """The demonstration: what unlabelled images add, on the phantom, in a few minutes."""
 
-import dataclasses
+import contextlib
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from tcseg.errors import RunError
+from tcseg.errors import RunFinished
 from tcseg.evaluation.evaluate import predict, results_table
+from tcseg.evaluation.pictures import save_panel
 from tcseg.runs.config import Config
 from tcseg.runs.folder import RunFolder
+from tcseg.sheet import plain_console
 from tcseg.training.session import train
-from tcseg.training.trainer import Trainer, picture_cases
+from tcseg.training.trainer import picture_cases
+from tcseg.use.segmenter import load_with_data
 
 METHODS = ("baseline", "semitc")
 
 
-def demo(out: Path, *, size: int, pretrain_steps: int, steps: int, seed: int = 0) -> float:
+def demo(out: Path, *, size: int, pretrain_steps: int, steps: int) -> None:
     """Train the baseline and semitc from one pre-training with 5 labelled phantoms; compare them.
 
     What is finished in `out` already is shown again and not trained again; what was interrupted
@@ -26,59 +26,36 @@ def demo(out: Path, *, size: int, pretrain_steps: int, steps: int, seed: int = 0
     ----------
     out : Path
         Folder for the two runs and the picture that compares them.
-    size, pretrain_steps, steps, seed : int
+    size, pretrain_steps, steps : int
         As for `tcseg train`.
-
-    Returns
-    -------
-    float
-        Test mIOU of semitc minus that of the baseline.
     """
-    console = Console()
-    common = Config(
-        data="phantom", size=size, labelled=5, pretrain_steps=pretrain_steps, steps=steps, seed=seed
-    )
-    summaries: dict[str, dict[str, Any]] = {}
+    summaries, predictions = {}, {}
     for method in METHODS:
-        # The second run takes the pre-training of the first.
-        pretrained = None if method == METHODS[0] else str(out.absolute() / METHODS[0])
-        config = dataclasses.replace(common, method=method, pretrained=pretrained)
         run = RunFolder(out / method)
-        if run.finished:
-            differences = run.config().differences(config)
-            if differences:
-                raise RunError(
-                    f"{run.path} was run with other options ({'; '.join(differences)}); use the "
-                    "same ones, or choose another --out"
-                )
-            summaries[method] = run.summary()
-        else:
-            started = (run.path / "config.toml").exists()
-            summaries[method] = train(config, run.path, started, show_results=False)
+        config = Config(
+            size=size,
+            labelled=5,
+            pretrain_steps=pretrain_steps,
+            steps=steps,
+            method=method,
+            # The second run takes the pre-training of the first.
+            pretrained=None if method == METHODS[0] else str(out.absolute() / METHODS[0]),
+        )
+        with contextlib.suppress(RunFinished):
+            train(config, run.path, run.begun, show_results=False)
+        summaries[method] = run.summary()
+        segmenter, dataset, split = load_with_data(run.path, config.device)
+        cases = picture_cases(split.test)
+        predictions[method] = predict(segmenter.network, dataset, cases)
 
     picture = out / "comparison.png"
-    _draw(out, picture)
+    save_panel(picture, dataset, cases, predictions, "phantom, 5 labelled images")
     columns = {"pre-trained": summaries[METHODS[0]]["pretrained_test"]}
-    columns |= {method: summaries[method]["test"] for method in METHODS}
-    before, after = (summaries[method]["test"]["miou"] for method in METHODS)
+    columns |= {method: summary["test"] for method, summary in summaries.items()}
+    before, after = (summary["test"]["miou"] for summary in summaries.values())
+    console = plain_console()
     console.print(results_table(columns, "Test images, 5 labelled training images"))
     console.print(
         f"95 unlabelled images and the consistency term: {100 * (after - before):+.1f} points of "
-        f"mIOU over the baseline with the same 5 labels and as many steps.\nPicture: {picture}",
-        highlight=False,
-        soft_wrap=True,
+        f"mIOU over the baseline with the same 5 labels and as many steps.\nPicture: {picture}"
     )
-    return float(after - before)
-
-
-def _draw(out: Path, picture: Path) -> None:
-    from tcseg.evaluation.pictures import save_panel
-
-    predictions = {}
-    for method in METHODS:
-        run = RunFolder(out / method)
-        trainer = Trainer(run.config(), run)
-        cases = picture_cases(trainer.split.test)
-        trainer.network.load_state_dict(run.load_weights())
-        predictions[method] = predict(trainer.network, trainer.dataset, cases)
-    save_panel(picture, trainer.dataset, cases, predictions, "phantom, 5 labelled images")

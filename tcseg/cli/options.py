@@ -189,6 +189,19 @@ network_option = click.option(
 )
 
 
+postprocess_option = click.option(
+    "--postprocess",
+    is_flag=True,
+    help="Keep the largest component of each structure only, and fill its holes.",
+)
+moved_root_option = click.option(
+    "--root", help="Folder of the data set, where it is not the one trained with."
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
+
+
 def grid_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add an option for each field of `Config` that a grid does not vary."""
     varied = ("data", "method", "labelled", "validation_images", "split", "pretrained", *OF_FOLDERS)

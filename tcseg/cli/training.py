@@ -16,9 +16,12 @@ from tcseg.cli.options import (
     check_root,
     config_file_option,
     config_options,
+    device_option,
     examples,
     grid_options,
+    moved_root_option,
     network_option,
+    postprocess_option,
     read_config,
     resume_command,
 )
@@ -27,6 +30,7 @@ from tcseg.io.files import write_json
 from tcseg.method.variants import METHODS
 from tcseg.runs.config import Config
 from tcseg.runs.folder import RunFolder
+from tcseg.sheet import plain_console
 
 
 @click.command(
@@ -97,19 +101,15 @@ def train(
     show_default=True,
     help="Part of the data set.",
 )
-@click.option(
-    "--postprocess",
-    is_flag=True,
-    help="Keep the largest component of each structure only, and fill its holes.",
-)
+@postprocess_option
 @click.option(
     "--original-size",
     is_flag=True,
     help="Bring predictions back to the size of each image, and compare them there with the masks "
     "as they are in their files.",
 )
-@click.option("--root", help="Folder of the data set, where it is not the one trained with.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@moved_root_option
+@device_option
 @network_option
 def evaluate(
     run: Path,
@@ -126,8 +126,6 @@ def evaluate(
     config = dataclasses.replace(config, device=device, root=root or config.root)
     config.validate()
 
-    from rich.console import Console
-
     from tcseg.data import validation_subset
     from tcseg.evaluation import evaluate as evaluation
     from tcseg.use.segmenter import load_with_data
@@ -138,7 +136,7 @@ def evaluate(
     how = {"postprocess": postprocess, "original_size": original_size}
     results = evaluation.evaluate(segmenter.network, dataset, indices, **how)
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)  # paths stay as they are
+    console = plain_console()
     size = " at their own size" if original_size else ""
     processed = ", post-processed" if postprocess else ""
     console.print(f"{run}: {len(indices)} {on} images{size}{processed}")

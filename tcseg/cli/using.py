@@ -11,13 +11,17 @@ from tcseg.cli.options import (
     FileToWrite,
     check_root,
     config_file_option,
+    device_option,
     examples,
+    moved_root_option,
     network_option,
+    postprocess_option,
     preview_options,
     read_config,
     with_options,
 )
 from tcseg.runs.folder import RunFolder
+from tcseg.sheet import plain_console
 
 
 @click.command(
@@ -75,11 +79,7 @@ def preview(
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder to write to, made if it is missing.",
 )
-@click.option(
-    "--postprocess",
-    is_flag=True,
-    help="Keep the largest component of each structure only, and fill its holes.",
-)
+@postprocess_option
 @click.option(
     "--consistency/--no-consistency",
     default=True,
@@ -93,7 +93,7 @@ def preview(
     metavar="MM",
     help="Height and width of a pixel in mm, of images whose files do not say.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @network_option
 @click.pass_context
 def predict(
@@ -119,12 +119,10 @@ def predict(
 
     A file that cannot be read is named and skipped; the exit status is then 1.
     """
-    from rich.console import Console
-
     from tcseg.use.predict import predict as predict_files
     from tcseg.use.segmenter import load
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     problems = predict_files(
         load(run, device, network=network),
         inputs,
@@ -135,7 +133,7 @@ def predict(
         spacing=spacing,
         console=console,
     )
-    console.print(f"Masks, overlays and measurements.csv: {out}", markup=False)
+    console.print(f"Masks, overlays and measurements.csv: {out}")
     for problem in problems:
         click.echo(f"Error: {with_options(problem)}", err=True)
     if problems:
@@ -187,8 +185,8 @@ def export(run: Path, form: Any, out: Path, network: str | None) -> None:
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=FileToWrite(".html", ".htm"), help="HTML file.")
-@click.option("--root", help="Folder of the data set, where it is not the one trained with.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@moved_root_option
+@device_option
 @network_option
 def report(
     runs: tuple[Path, ...], out: Path, root: str | None, device: str, network: str | None

@@ -5,8 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tcseg.method import names
-
 __all__ = [
     "LOSSES",
     "cross_entropy_loss",
@@ -136,13 +134,13 @@ def squared_error_loss(target: Tensor, prediction: Tensor) -> Tensor:
 
 
 # What `loss` and `consistency_loss` name.
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = dict(
-    zip(
-        names.LOSSES,
-        (soft_iou_loss, jaccard_metric_loss, dice_loss, cross_entropy_loss, squared_error_loss),
-        strict=True,
-    )
-)
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "soft-iou": soft_iou_loss,
+    "jaccard-metric": jaccard_metric_loss,
+    "dice": dice_loss,
+    "cross-entropy": cross_entropy_loss,
+    "squared-error": squared_error_loss,
+}
 
 
 def _pair(function: str, target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:

@@ -183,7 +183,7 @@ class _Trainings:
         self.results.add(cell, run.summary())
         self.done[cell] = self._steps(cell)
         if not self.progress.console.is_terminal:  # bars are not seen there
-            self.progress.console.print(f"Finished: {cell.name}", markup=False)
+            self.progress.console.print(f"Finished: {cell.name}")
         if cell.method != PRETRAINING:  # the one that others start from
             (run.path / "checkpoint.pt").unlink(missing_ok=True)
         for suffix in (".toml", ".log"):

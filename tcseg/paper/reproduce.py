@@ -21,6 +21,7 @@ from tcseg.paper import tables
 from tcseg.paper.grid import Cell, Results
 from tcseg.paper.processes import run_grid
 from tcseg.runs.config import Config
+from tcseg.sheet import plain_console
 from tcseg.training.interrupts import stop_requests
 
 __all__ = ["grid", "reproduce"]
@@ -79,7 +80,7 @@ def reproduce(
     RunStopped
         After a signal to stop, the table made of what is there.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     methods = list(methods or TABLE_METHODS[table])
     labelled = list(labelled or TABLE_LABELLED[table])
     cells = grid(table, labelled, methods, splits)
@@ -91,18 +92,18 @@ def reproduce(
         _check_data(base, cells)
     results = Results(out, base)
     for other in merge:
-        console.print(f"{other}: {results.merge(other)} new results", markup=False)
+        console.print(f"{other}: {results.merge(other)} new results")
     failed: dict[Cell, str] = {}
     with stop_requests() as stopped:
         if minutes > 0:
             failed = run_grid(cells, results, workers, launcher, minutes, stopped, console)
     _show(table, base, results, cells, methods, labelled, console)
     for cell, reason in failed.items():
-        console.print(f"Failed: {cell.name}: {reason}", markup=False)
+        console.print(f"Failed: {cell.name}: {reason}")
     if left := sum(cell not in results.finished for cell in cells):
         message = "Stopped. " if stopped() else ""
         message += f"{len(cells) - left} of {len(cells)} runs are finished"
-        console.print(f"{message}; the same command continues.", markup=False)
+        console.print(f"{message}; the same command continues.")
     if stopped():
         raise RunStopped(f"{out}: stopped", stopped())
     return not failed
@@ -130,7 +131,7 @@ def _show(
     for sheet in sheets:
         console.print(sheet)
     written = tables.save(results.folder, table, sheets, known)
-    console.print(f"Written: {', '.join(map(str, written))}", markup=False)
+    console.print(f"Written: {', '.join(map(str, written))}")
 
 
 def grid(

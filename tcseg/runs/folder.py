@@ -94,9 +94,7 @@ class RunFolder:
             what = "is read-only" if present.is_dir() else "is no folder"
             message = f"{self.path}: cannot be written ({present} {what}); choose another `out`"
             raise RunError(message)
-        # What starts with a dot is left by a kill in the middle of a write, or by the desktop.
-        files = self.path.iterdir() if self.path.is_dir() else ()
-        names = {path.name for path in files if not path.name.startswith(".")}
+        names = self._names()
         # Options alone are a run that never began, because of a wrong option perhaps.
         if names <= {"config.toml"}:
             return
@@ -276,15 +274,14 @@ class RunFolder:
 
     def split_record(self) -> dict[str, Any]:
         """Read ``split.json``."""
-        path = self.path / "split.json"
         try:
-            return read_json(path, dict[str, Any])
+            return read_json(self.path / "split.json", dict[str, Any])
         except FileNotFoundError as error:
             raise RunError(
                 f"{self.path} has no split.json: it is from an older version; train it again"
             ) from error
         except ValueError as error:
-            raise RunError(f"{path}: broken ({error})") from error
+            raise RunError(f"{self.path / 'split.json'}: broken ({error})") from error
 
     @property
     def scale(self) -> str:
@@ -296,9 +293,12 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether a training has left more than its options."""
-        if not (self.path / "config.toml").exists():
-            return False
-        return any(p.name[0] != "." and p.name != "config.toml" for p in self.path.iterdir())
+        return self._names() > {"config.toml"}
+
+    def _names(self) -> set[str]:
+        # What starts with a dot is left by a kill in the middle of a write, or by the desktop.
+        files = self.path.iterdir() if self.path.is_dir() else ()
+        return {path.name for path in files if path.name[0] != "."}
 
     def close(self) -> None:
         """Flush and close the TensorBoard events."""

@@ -168,7 +168,9 @@ def parallel(network: nn.Module) -> nn.Module:
     """Return a network that averages gradients, and takes statistics, over all processes."""
     if world_size() == 1:
         return network
-    _share_statistics(network)
+    for part in network.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.__class__ = SharedBatchNorm  # weights, statistics and options stay
     # Statistics are the same everywhere already: nothing to send before each pass. Torch 2.13 has
     # another name for it.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -188,14 +190,16 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Normalise (N, C, ...) by mean and variance over all but the channels."""
         if not self.training:
             return super().forward(input)
+        from torch.distributed.nn.functional import all_reduce  # not in every build of torch
+
         self._check_input_dim(input)
         axes = [0, *range(2, input.dim())]
         shape = (1, -1) + (1,) * (input.dim() - 2)
         values = input.float()
         count = input.numel() // input.shape[1] * world_size()
-        mean: Tensor = _Sum.apply(values.sum(dim=axes)) / count
+        mean: Tensor = all_reduce(values.sum(dim=axes)) / count  # with its gradient
         centred = values - mean.view(shape)
-        variance: Tensor = _Sum.apply(centred.square().sum(dim=axes)) / count
+        variance: Tensor = all_reduce(centred.square().sum(dim=axes)) / count
         self._follow(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
         scale, offset = (variance + self.eps).rsqrt(), None
         if self.affine:
@@ -214,37 +218,3 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         for running, value in ((self.running_mean, mean), (self.running_var, variance)):
             assert running is not None
             running.lerp_(value, momentum)
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over all processes, with its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
-
-
-def _share_statistics(network: nn.Module) -> None:
-    """Replace every batch norm in the network, weights and statistics kept."""
-    for name, child in network.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            shared = SharedBatchNorm(
-                child.num_features,
-                eps=child.eps,
-                momentum=child.momentum,
-                affine=child.affine,
-                track_running_stats=child.track_running_stats,
-            )
-            shared.load_state_dict(child.state_dict())
-            shared.to(next(child.parameters(), torch.empty(0)).device)
-            setattr(network, name, shared)
-        else:
-            _share_statistics(child)

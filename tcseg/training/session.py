@@ -38,6 +38,7 @@ from tcseg.method.variants import Method
 from tcseg.runs.config import Config, resolve_device
 from tcseg.runs.folder import RunFolder
 from tcseg.runs.model import Model, load_weights
+from tcseg.sheet import plain_console
 from tcseg.training import distributed
 from tcseg.training.state import pretrained_weights
 from tcseg.training.trainer import LABELLED, SUPERVISED, Trainer, picture_cases
@@ -91,7 +92,7 @@ def train(
     with distributed.process_group(resolve_device(config.device)) as device:
         # One process writes, and says how it goes; the others compute.
         writes = distributed.rank() == 0
-        console = Console(quiet=show is not None or not writes)
+        console = plain_console(quiet=show is not None or not writes)
         with distributed.first_of_all(lambda: RunFolder.create(out, config, resume=resume)) as run:
             _check_before_data(config, resume)
             trainer = Trainer(config, run, device, dataset)
@@ -163,7 +164,7 @@ def rehearse(config: Config, out: Path, resume: bool) -> None:
         _check_before_data(config, resume)
         trainer = Trainer(config, RunFolder(folder))
         _start(trainer, resume, RunFolder(out))
-        console = Console()
+        console = plain_console()
         _describe(trainer, console)
         left = trainer.total_steps - trainer.state.step
         begun = time.perf_counter()
@@ -179,10 +180,7 @@ def rehearse(config: Config, out: Path, resume: bool) -> None:
         console.print(
             f"{left} steps, about {datetime.timedelta(seconds=round(total))} "
             f"with validation; memory {_peak_mib(trainer.device):.0f} MiB; files in {out} of up to "
-            f"{checkpoints:.0f} MiB. Nothing was written.",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
+            f"{checkpoints:.0f} MiB. Nothing was written."
         )
 
 
@@ -223,10 +221,7 @@ def _describe(trainer: Trainer, console: Console) -> None:
         f"{config.method} on {config.data} at {config.size} x {config.size}: "
         f"{len(trainer.labelled)} labelled and {len(trainer.unlabelled)} unlabelled images, "
         f"{len(trainer.validation)} for validation, {len(trainer.split.test)} for the test; "
-        f"device {trainer.device}{f', {processes} processes' if processes > 1 else ''}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
+        f"device {trainer.device}{f', {processes} processes' if processes > 1 else ''}"
     )
     parts = {
         "labelled": trainer.labelled,
@@ -235,15 +230,13 @@ def _describe(trainer: Trainer, console: Console) -> None:
     }
     for part, indices in parts.items():
         if absent := trainer.dataset.absent_from(indices):
-            message = f"No {part} image shows {', '.join(absent)}."
-            console.print(message, highlight=False, soft_wrap=True, markup=False)
+            console.print(f"No {part} image shows {', '.join(absent)}.")
         if remark := trainer.dataset.size_remark(indices, part):
-            console.print(remark, highlight=False, soft_wrap=True, markup=False)
+            console.print(remark)
     for remark in split_remarks(trainer.dataset, trainer.split):
-        console.print(remark, highlight=False, soft_wrap=True, markup=False)
+        console.print(remark)
     if not is_installed("tensorboard"):
-        message = 'No TensorBoard events: run `pip install "tcwarp[tensorboard]"` for them.'
-        console.print(message, highlight=False, soft_wrap=True, markup=False)
+        console.print('No TensorBoard events: run `pip install "tcwarp[tensorboard]"` for them.')
 
 
 def _finish(trainer: Trainer, console: Console, show_results: bool) -> dict[str, Any]:
@@ -280,8 +273,7 @@ def _finish(trainer: Trainer, console: Console, show_results: bool) -> dict[str,
     if show_results:
         title = f"{len(split.test)} test images, {state.seconds:.0f} s of training"
         console.print(results_table({"pre-trained": pretrained, config.method: test}, title))
-        where = f"Weights, figures and pictures: {run.path}"
-        console.print(where, highlight=False, soft_wrap=True, markup=False)
+        console.print(f"Weights, figures and pictures: {run.path}")
     return summary
 
 

@@ -329,6 +329,23 @@ def test_evaluate_of_something_else_is_an_error(network_module, phantom, tmp_pat
     assert "weights do not fit network 'unet'" in result.stderr
 
 
+# Demo.
+
+
+def test_a_finished_demo_is_shown_again(tmp_path):
+    options = ("--size", 32, "--pretrain-steps", 2, "--steps", 2, "--out", tmp_path)
+    first = tcseg("demo", *options)
+    assert first.exit_code == 0, first.output
+    assert "points of mIOU over the baseline" in first.output
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
+    assert {path.name for path in before} >= {"model.safetensors", "summary.json"}
+    again = tcseg("demo", *options)
+    assert first.output.endswith(again.output)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")} == before
+    other = tcseg("demo", *options, "--steps", 3)
+    assert (other.exit_code, "--steps: 3 here, 2 there" in other.stderr) == (1, True)
+
+
 # Doctor.
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tcseg.method import names
 from tcseg.method.losses import (
     LOSSES,
     cross_entropy_loss,
@@ -14,6 +15,7 @@ from tcseg.method.losses import (
     soft_iou_loss,
     squared_error_loss,
 )
+from tcseg.method.transforms import RECIPES
 
 
 def literal(y, p):
@@ -166,3 +168,8 @@ def test_cross_entropy_of_a_sure_error_is_finite():
     assert loss.item() == pytest.approx(-math.log(1e-7), abs=1e-3)
     assert prediction.grad is not None
     assert prediction.grad.isfinite().all()
+
+
+def test_options_name_what_there_is():
+    """The names stand apart, as `--help` does not import torch."""
+    assert (tuple(LOSSES), tuple(RECIPES)) == (names.LOSSES, names.RECIPES)
