@@ -74,7 +74,7 @@ class RunFinished(RunError):
 
 
 class RunUnfinished(RunError):
-    """What is asked of the folder `run` has to wait until its training is continued to its end."""
+    """A run that has to be continued to its end first; `run` is its folder."""
 
     def __init__(self, message: str, run: Path) -> None:
         super().__init__(message)

@@ -108,7 +108,7 @@ def check(
     "--out",
     required=True,
     type=FileToWrite(".json"),
-    help="JSON file to write; to be used, changed or not, with --split-file.",
+    help="JSON file to write, to be used with --split-file, edited or as it is.",
 )
 def splits(
     data: str,
@@ -124,7 +124,7 @@ def splits(
     """
     check_root(data, root)
 
-    from tcseg.data import load_dataset, make_split, save_splits
+    from tcseg.data import MIN_SIZE, load_dataset, make_split, save_splits
     from tcseg.errors import Problems
 
     if out.exists():
@@ -134,7 +134,7 @@ def splits(
     dataset = load_dataset(
         data,
         root=root,
-        size=256,
+        size=MIN_SIZE,
         problems=problems,
         group=group,
         mask_pattern=mask_pattern,

@@ -10,7 +10,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -62,9 +62,9 @@ def findings() -> Iterator[Finding]:
     """Examine one part after the other, the operator last."""
     yield Finding("python", None, f"{platform.python_version()} on {platform.platform()}")
     for name in PACKAGES:
-        yield _attempt(name, lambda name=name: importlib.metadata.version(name))  # type: ignore[misc]
+        yield _attempt(name, importlib.metadata.version, name)
     for name, extra in OPTIONAL.items():
-        finding = _attempt(name, lambda name=name: importlib.metadata.version(name))  # type: ignore[misc]
+        finding = _attempt(name, importlib.metadata.version, name)
         way = f'not installed; `pip install "tcwarp[{extra}]"`'
         yield finding if finding.works else Finding(name, None, way)
     yield _jsrt()
@@ -95,12 +95,12 @@ def findings() -> Iterator[Finding]:
     yield Finding("CUDA library", status == "loaded" if torch.cuda.is_available() else None, status)
     for device in selftest.devices():
         for name, test in selftest.TESTS.items():
-            yield _attempt(f"{name}, {device}", lambda t=test, d=device: t(d))  # type: ignore[misc]
+            yield _attempt(f"{name}, {device}", test, device)
 
 
-def _attempt(name: str, action: Callable[[], str]) -> Finding:
+def _attempt(name: str, action: Callable[[Any], str], argument: Any) -> Finding:
     try:
-        return Finding(name, True, action())
+        return Finding(name, True, action(argument))
     except Exception as error:  # whatever it is, it belongs into the report
         return Finding(name, False, _line(error))
 

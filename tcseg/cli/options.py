@@ -30,8 +30,8 @@ from tcseg.runs.config import Config
 from tcseg.runs.folder import RunFolder
 
 FOLDS = (
-    "Note: some of the random deformations fold, so that labels cannot be carried from one view to "
-    "the other everywhere; with a smaller --displacement-std they do not"
+    "Note: some of the random deformations fold, so labels cannot be carried from one view to the "
+    "other everywhere; a smaller --displacement-std avoids that"
 )
 
 
@@ -117,11 +117,12 @@ def resume_command(run: Path) -> str:
     return command
 
 
-def check_root(data: str, root: str | None, way: str = "say which data it has with --data") -> None:
+def check_root(data: str, root: str | None, way: str = "choose --data jsrt or folder, or ") -> None:
     """Refuse a folder for data that are drawn."""
     if root is not None and data == "phantom":
         raise click.UsageError(
-            f"--root {root}: the data are phantoms, which no folder has; {way}, or leave it out"
+            f"--root {root}: the data are phantoms, which are not read from a folder; {way}leave "
+            "out --root"
         )
 
 
@@ -195,7 +196,7 @@ postprocess_option = click.option(
     help="Keep the largest component of each structure only, and fill its holes.",
 )
 moved_root_option = click.option(
-    "--root", help="Folder of the data set, where it is not the one trained with."
+    "--root", help="Folder of the data set, if it is not the one trained with."
 )
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."

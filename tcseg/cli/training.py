@@ -122,7 +122,7 @@ def evaluate(
 ) -> None:
     """Measure the network of the folder RUN; print a table, write RUN/evaluation-....json."""
     config = RunFolder(run).config()
-    check_root(config.data, root, "the run was trained on them")
+    check_root(config.data, root, way="")
     config = dataclasses.replace(config, device=device, root=root or config.root)
     config.validate()
 
@@ -162,19 +162,19 @@ def evaluate(
 @click.option(
     "--labelled",
     type=ListOf(int),
-    help="Numbers of labelled images, commas between; those of the paper if not given.",
+    help="Numbers of labelled images, separated by commas; those of the paper if not given.",
 )
 @click.option(
     "--methods",
     type=ListOf(str, tuple(METHODS)),
-    help="Methods, commas between; those of the paper if not given.",
+    help="Methods, separated by commas; those of the paper if not given.",
 )
 @click.option(
     "--splits",
     type=ListOf(int),
     default="0,1,2,3,4",
     show_default=True,
-    help="Numbers of the splits, commas between.",
+    help="Numbers of the splits, separated by commas.",
 )
 @click.option(
     "--workers", type=click.IntRange(1), default=1, show_default=True, help="Runs at one time."
@@ -189,7 +189,7 @@ def evaluate(
     "--minutes",
     type=click.FloatRange(0),
     default=math.inf,
-    help="Stop after so long; 0 only makes the table.",
+    help="Stop after this many minutes; 0 only makes the table.",
 )
 @click.option(
     "--merge",
@@ -201,7 +201,7 @@ def evaluate(
     "--out",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the runs and tables, made if it is missing; what it has is not done again.",
+    help="Folder of the runs and tables, made if it is missing; finished runs are not repeated.",
 )
 @config_file_option
 @grid_options
@@ -227,7 +227,7 @@ def reproduce(
     merge: tuple[Path, ...],
     **options: Any,
 ) -> None:
-    """Train the grid behind TABLE of the paper; print it, and write it, beside the paper's.
+    """Train the grid behind TABLE of the paper; print and write the table beside the paper's.
 
     The same command continues where it was stopped. Each finished run leaves a small file in
     OUT/results; folders of several machines are joined by --merge.

@@ -62,7 +62,7 @@ def preview(
     transform = recipe(config.recipe, config.displacement_std)
     title = f"{config.data}, recipe {config.recipe}"
     agreement = draw(out, dataset, shown, transform, config.seed, title)
-    click.echo(f"{out}: labels aligned from one view to the other agree to IOU {agreement:.3f}")
+    click.echo(f"{out}: labels carried from one view to the other agree, IOU {agreement:.3f}")
 
 
 @click.command(
@@ -110,12 +110,12 @@ def predict(
 ) -> None:
     """Segment INPUTS, files or folders, with the network of the folder RUN.
 
-    Folders are searched with those in them. Writes masks at the size of the image, in the form of
-    those trained with: label maps of the same values, or a folder for each structure (PNG; TIFF for
+    Subfolders are searched too. Writes masks at the size of the image, in the form of the masks
+    trained with: label maps of the same values, or a folder for each structure (PNG; TIFF for
     several pages; NIfTI for NIfTI; DICOM-SEG for DICOM); an overlay; and measurements.csv: areas
     (in mm2 where the file says how large a pixel is), cardiothoracic ratio of chests, and
     consistency: how well predictions for deformed views agree, from 0 to 1, empty where nothing was
-    found. Images with a low one, or none, are those to check, or to label next.
+    found. Images with a low value, or none, are the ones to check, or to label next.
 
     A file that cannot be read is named and skipped; the exit status is then 1.
     """
@@ -173,7 +173,8 @@ def export(run: Path, form: Any, out: Path, network: str | None) -> None:
     size, channels = segmenter.model.size, segmenter.model.channels
     click.echo(
         f"{out}: images (b, {channels}, {size}, {size}) in [0, 1] to probabilities of "
-        f"{', '.join(segmenter.classes)}, background; run and compared: equal to {difference:.1e}"
+        f"{', '.join(segmenter.classes)}, background; "
+        f"run and compared: largest difference {difference:.1e}"
     )
 
 
@@ -195,7 +196,7 @@ def report(
     for run in map(RunFolder, runs):
         run.summary()  # or an error, before the slow imports
     if all(RunFolder(run).config().data == "phantom" for run in runs):
-        check_root("phantom", root, "the runs were trained on them")
+        check_root("phantom", root, way="")
 
     from tcseg.use.report import report as write
 

@@ -1,4 +1,8 @@
-"""Pictures of what a network does: image, truth and prediction beside each other."""
+"""Pictures of what a network does: image, truth and prediction beside each other.
+
+Each `path` is a PNG file, written in one step into a folder that exists; `indices` are the cases of
+a data set to draw, and predictions bool (b, C + 1, H, W), background last, in their order.
+"""
 
 from __future__ import annotations
 
@@ -53,24 +57,8 @@ def save_panel(
 ) -> None:
     """Draw cases one below the other: image, truth and predictions, a colour for each structure.
 
-    Parameters
-    ----------
-    path
-        The PNG file to write, in one step; its folder must exist.
-    dataset
-        Images and truth.
-    indices
-        The cases to draw; a row of the picture each.
-    predictions
-        By heading, a column of the picture each: bool (b, C + 1, H, W), background last, in the
-        order of `indices`.
-    title
-        Stands above the picture.
-
-    Raises
-    ------
-    ValueError
-        If there are no cases, or not one prediction for each.
+    Predictions are given by heading, a column each. A ValueError is raised if there are no cases,
+    or not one prediction for each.
     """
     cases, classes = len(indices), len(dataset.classes)
     shape = (cases, classes + 1, *dataset.images.shape[-2:])
@@ -96,24 +84,7 @@ def save_panel(
 def save_contact_sheet(
     path: str | os.PathLike[str], dataset: Dataset, indices: Sequence[int], title: str
 ) -> None:
-    """Draw images side by side with the outlines of their masks, to be looked over at a glance.
-
-    Parameters
-    ----------
-    path
-        The PNG file to write, in one step; its folder must exist.
-    dataset
-        Images and masks.
-    indices
-        The images to draw, in rows from the left.
-    title
-        Stands above the picture.
-
-    Raises
-    ------
-    ValueError
-        If there are no images.
-    """
+    """Draw images side by side with the outlines of their masks, to be looked over at a glance."""
     if len(indices) == 0:
         raise ValueError("save_contact_sheet: indices must name at least one image, got none")
     panels = [
@@ -128,19 +99,7 @@ def save_contact_sheet(
 def save_progress(
     path: str | os.PathLike[str], dataset: Dataset, indices: Sequence[int], predictions: Tensor
 ) -> None:
-    """Draw outlines of truth and prediction side by side, quickly: a picture to watch a training.
-
-    Parameters
-    ----------
-    path
-        The PNG file to write, in one step; its folder must exist.
-    dataset
-        Images and truth.
-    indices
-        The cases: a row of image, truth and prediction each.
-    predictions
-        bool (b, C + 1, H, W), background last.
-    """
+    """Draw image, truth and prediction in a row for each case, quickly: to watch a training."""
     cases = zip(
         *images_and_truths(dataset, indices), predictions[:, :-1].cpu().numpy(), strict=True
     )
@@ -184,14 +143,10 @@ def save_grid(
 
     Parameters
     ----------
-    path
-        The PNG file to write, in one step; its folder must exist.
     rows
         The images; rows may be shorter than the first.
     headings
         One for each column, or none.
-    title
-        Stands above the picture.
     classes
         Names of the structures, in the order of the masks.
     """
@@ -219,13 +174,8 @@ def save_grid(
                 axes.set_title(headings[column], fontsize=12, pad=5, **text)
             if panel.note:
                 box = {"facecolor": BACKGROUND, "alpha": 0.7, "edgecolor": "none", "pad": 2}
-                corner: dict[str, Any] = {
-                    "x": 0.03,
-                    "y": 0.03,
-                    "transform": axes.transAxes,
-                    "va": "bottom",
-                }
-                axes.text(s=panel.note, fontsize=11, bbox=box, **corner, **text)
+                corner: dict[str, Any] = {"transform": axes.transAxes, "va": "bottom"}
+                axes.text(0.03, 0.03, panel.note, fontsize=11, bbox=box, **corner, **text)
     figure.text(0.5, 1 - 0.28 / height, title, ha="center", va="center", fontsize=14, **text)
     key = figure.legend(
         handles=[Patch(color=colour, label=name) for colour, name in keys],

@@ -132,7 +132,7 @@ class Results:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"{path}: broken, or not a result of tcseg reproduce ({error!r}); delete it: a run "
-                "that is finished in this folder is not trained again, one merged is merged again"
+                "finished in this folder is not trained again, and a merged one can be merged again"
             ) from error
         ignored = _NOT_COMPARED if method == PRETRAINING else set(_NOT_COMPARED) - {"steps"}
         differences = self.base.differences(options, tuple(ignored))

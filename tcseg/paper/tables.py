@@ -162,8 +162,7 @@ def save(folder: Path, name: str, sheets: Iterable[Sheet], results: Summaries) -
     """Write the tables as Markdown and every single result as CSV."""
     markdown, rows = folder / f"{name}.md", folder / f"{name}.csv"
     write_atomically(markdown, "\n".join(sheet.markdown() for sheet in sheets))
-    text = io.StringIO()
-    writer: Any = None
+    table = []
     for cell, summary in sorted(results.items(), key=lambda item: str(item[0])):
         test = summary["test"]
         row = {
@@ -179,10 +178,11 @@ def save(folder: Path, name: str, sheets: Iterable[Sheet], results: Summaries) -
             "best step": summary["best_step"],
             "seconds": summary["seconds"],
         }
-        if writer is None:
-            writer = csv.DictWriter(text, row, lineterminator="\n")
-            writer.writeheader()
-        writer.writerow({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})
+        table.append({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, table[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
     write_atomically(rows, text.getvalue())
     return [markdown, rows]
 

@@ -74,7 +74,7 @@ class Config:
     method: str = _option("semitc", "Training method.", METHODS)
     labelled: int | None = _option(
         None,
-        "Number of labelled training images; if not set 5, with --data folder all.",
+        "Number of labelled training images; if not set 5, or all with --data folder.",
         kind=int,
         at_least=1,
     )
@@ -109,7 +109,9 @@ class Config:
     pretrain_steps: int = _option(1000, "Steps of supervised pre-training.", at_least=0)
     steps: int = _option(1000, "Steps of the method itself, after pre-training.", at_least=0)
     batch_size: int = _option(
-        8, "Images per step, of all processes; semi-supervised: half of them labelled.", at_least=2
+        8,
+        "Images per step, over all processes; half are labelled if the method uses others.",
+        at_least=2,
     )
     recipe: str = _option("strong", "Transforms of the training images.", names.RECIPES)
     displacement_std: float | None = _option(
@@ -152,7 +154,7 @@ class Config:
     )
     validate_every: int = _option(50, "Steps from one validation to the next.", at_least=1)
     checkpoint_every: int = _option(100, "Steps from one checkpoint to the next.", at_least=1)
-    pretrained: str | None = _option(None, "Run folder whose pre-training is taken over.")
+    pretrained: str | None = _option(None, "Run folder whose pre-training is reused.")
 
     def validate(self) -> None:
         """Check every value.

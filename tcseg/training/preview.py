@@ -65,12 +65,13 @@ def preview(
     first, second = masks(t1.label(labels)), masks(t2.label(labels))
     aligned = masks(align(t1, t2, t1.label(labels)))
     views = [np.asarray(t.image(images).clamp(0, 1)) for t in (t1, t2)]
-    mesh = deformed_mesh(_field(t1, images))
+    field = _field(t1, images)
+    mesh = deformed_mesh(field)
     plain, truth = np.asarray(images), masks(labels)
     rows = [
         [
             Panel(plain[i], truth[i], dataset.ids[index]),
-            Panel(mesh[i], None, _strength(t1, i)),
+            Panel(mesh[i], None, _strength(field[i])),
             Panel(views[0][i], first[i]),
             Panel(views[1][i], second[i]),
             Panel(views[1][i], aligned[i], f"IOU {iou(aligned[i], second[i]):.3f}"),
@@ -101,7 +102,6 @@ def _field(transform: SampledTransform, images: Tensor) -> Tensor:
     return transform.displacement
 
 
-def _strength(transform: SampledTransform, index: int) -> str:
-    if transform.displacement is None or not transform.displacement[index].any():
-        return "identity"
-    return f"up to {float(transform.displacement[index].square().sum(0).sqrt().max()):.1f} px"
+def _strength(displacement: Tensor) -> str:
+    largest = float(displacement.square().sum(0).sqrt().max())
+    return f"up to {largest:.1f} px" if largest else "identity"

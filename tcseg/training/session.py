@@ -3,7 +3,6 @@
 import datetime
 import resource
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +98,8 @@ def train(
             _start(trainer, resume)
             if writes:
                 run.record_split(split_record(trainer.dataset, trainer.split), resume)
+                if resume:
+                    run.rewind(trainer.state.step)
             _describe(trainer, console)
             if show is None:
                 _fit(trainer, console, stop)
@@ -156,32 +157,32 @@ def rehearse(config: Config, out: Path, resume: bool) -> None:
 
     Parameters are those of `train`, and so are its errors.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        if resume:
-            RunFolder(out).check_resumable(config)
-        else:
-            RunFolder(out).check_free()
-        _check_before_data(config, resume)
-        trainer = Trainer(config, RunFolder(folder))
-        _start(trainer, resume, RunFolder(out))
-        console = plain_console()
-        _describe(trainer, console)
-        left = trainer.total_steps - trainer.state.step
-        begun = time.perf_counter()
-        validation_miou(trainer.network, trainer.dataset, trainer.validation)
-        validation = time.perf_counter() - begun
-        of_method = min(left, config.steps)
-        phases = ((SUPERVISED, left - of_method), (trainer.method, of_method))
-        total = left / config.validate_every * validation
-        for method, steps in phases:
-            if steps:
-                total += steps * _seconds_of_a_step(trainer, method)
-        checkpoints = 6 * sum(p.nbytes for p in trainer.network.parameters()) / 2**20
-        console.print(
-            f"{left} steps, about {datetime.timedelta(seconds=round(total))} "
-            f"with validation; memory {_peak_mib(trainer.device):.0f} MiB; files in {out} of up to "
-            f"{checkpoints:.0f} MiB. Nothing was written."
-        )
+    run = RunFolder(out)
+    if resume:
+        run.check_resumable(config)
+    else:
+        run.check_free()
+    _check_before_data(config, resume)
+    trainer = Trainer(config, run)
+    _start(trainer, resume)
+    console = plain_console()
+    _describe(trainer, console)
+    left = trainer.total_steps - trainer.state.step
+    begun = time.perf_counter()
+    validation_miou(trainer.network, trainer.dataset, trainer.validation)
+    validation = time.perf_counter() - begun
+    of_method = min(left, config.steps)
+    phases = ((SUPERVISED, left - of_method), (trainer.method, of_method))
+    total = left / config.validate_every * validation
+    for method, steps in phases:
+        if steps:
+            total += steps * _seconds_of_a_step(trainer, method)
+    checkpoints = 6 * sum(p.nbytes for p in trainer.network.parameters()) / 2**20
+    console.print(
+        f"{left} steps, about {datetime.timedelta(seconds=round(total))} "
+        f"with validation; memory {_peak_mib(trainer.device):.0f} MiB; files in {out} of up to "
+        f"{checkpoints:.0f} MiB. Nothing was written."
+    )
 
 
 def _seconds_of_a_step(trainer: Trainer, method: Method) -> float:
@@ -204,15 +205,12 @@ def _peak_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _start(trainer: Trainer, resume: bool, run: RunFolder | None = None) -> None:
-    run = trainer.run if run is None else run
-    checkpoint = run.load_checkpoint() if resume else None
+def _start(trainer: Trainer, resume: bool) -> None:
+    checkpoint = trainer.run.load_checkpoint() if resume else None
     if checkpoint is not None:
         trainer.load(checkpoint)
     elif trainer.config.pretrained is not None:
         trainer.take_pretrained(Path(trainer.config.pretrained))
-    if resume and distributed.rank() == 0:
-        trainer.run.rewind(trainer.state.step)
 
 
 def _describe(trainer: Trainer, console: Console) -> None:

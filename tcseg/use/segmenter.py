@@ -40,12 +40,11 @@ class Prediction:
         One mask for each structure, of the size of the image. They may overlap, unless the masks of
         the training data held one value for each pixel.
     probabilities : float32 (C, H, W)
-        What the masks are made from: where it exceeds one half, or, where they cannot overlap, that
-        of each other structure and of the background.
+        What the masks are made from: a structure is where its probability exceeds one half or,
+        where structures cannot overlap, all other probabilities, the background's included.
     consistency : float or None
-        Mean IOU of the predictions for deformed views of the image, brought to agree, with each
-        other: 1 if deformation changes nothing. None if nothing was found, or if it was not asked
-        for.
+        Mean IOU of predictions for pairs of deformed views of the image, one aligned to the other:
+        1 if deformation changes nothing. None if nothing was found, or if it was not asked for.
     """
 
     masks: NDArray[np.bool_]
@@ -100,10 +99,9 @@ class Segmenter:
         ----------
         image : array
             (H, W), or (H, W, 3) for colour, of any size and number type; 8 bits are taken as they
-            are, of anything wider the range of values is stretched, or the window of the training
-            taken.
+            are, the range of anything wider is stretched, or the window of the training is taken.
         consistency : bool
-            Whether to compute the consistency as well, which takes some times as long.
+            Whether to compute the consistency as well, which takes several times as long.
 
         Raises
         ------
@@ -135,7 +133,7 @@ class Segmenter:
         consistency : bool
             As for `predict`.
         batch_size : int
-            How many go through the network at a time.
+            How many go through the network at once.
         """
         batch: list[NDArray[np.float32]] = []
         for image in images:
@@ -208,7 +206,7 @@ def load(
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     network
-        Dotted path of the run's network, where it is none of the package's and you trust it.
+        Dotted path of the run's network, if it is not one of tcseg's own and you trust its code.
 
     Raises
     ------

@@ -61,7 +61,7 @@ class Anatomy:
 
 
 def draw_anatomy(rng: np.random.Generator, size: int) -> Anatomy:
-    """Draw a patient and his position, sampled at `size` x `size` pixels."""
+    """Draw a patient and their position, sampled at `size` x `size` pixels."""
     y, x = _coordinates(rng, size)
     heart = _heart(rng, y, x)
     breath = rng.normal(0, 0.03)  # deep inspiration lowers the diaphragm

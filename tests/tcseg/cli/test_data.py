@@ -3,11 +3,14 @@
 import json
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 from made_up import mask_file
 from PIL import Image
 
 from tcseg.cli import main
+
+pytestmark = pytest.mark.usefixtures("phantoms_made_once")
 
 
 def tcseg(*arguments):
