@@ -6,6 +6,7 @@ A process that is forked where torch has computed gradients cannot train; the se
 import functools
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -32,6 +33,9 @@ def call(threads: int, function: Callable[..., Any], *arguments: Any) -> None:
 
 def run_command(log: str, arguments: list[str]) -> None:
     """Run a command of tcseg as a process of its own would, what it prints going to a file."""
+    # Also where tests run under nohup or in the background, which ignore them for all below.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

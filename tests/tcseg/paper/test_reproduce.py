@@ -150,7 +150,9 @@ def test_a_run_killed_before_its_first_checkpoint_goes_on(finished, tmp_path, qu
     assert reproduce("table1", TINY, out, **(PART | {"methods": ["baseline"]}))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_trainings_stop_with_the_process_that_started_them(tmp_path, number):
     """Also where Ctrl-C is ignored, as under nohup."""
     with endless(tmp_path / "grid", ctrl_c=False, stderr=subprocess.DEVNULL) as (process, run):

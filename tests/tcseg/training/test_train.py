@@ -1,6 +1,5 @@
 """Whole trainings, small: files, repeatability, resuming after a kill, shared pre-training."""
 
-import contextlib
 import csv
 import dataclasses
 import itertools
@@ -9,13 +8,13 @@ import math
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
 from checkout import inductor
+from preloaded import run_command
 from processes import started, wait_until
 from tiny import TINY
 
@@ -27,6 +26,7 @@ from tcseg.runs.folder import RunFolder
 from tcseg.training.batches import sample
 from tcseg.training.schedule import consistency_weight, learning_rate
 from tcseg.training.session import rehearse, train
+from tcseg.training.state import pretrained_weights
 from tcseg.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("phantoms_made_once")
@@ -36,6 +36,12 @@ pytestmark = pytest.mark.usefixtures("phantoms_made_once")
 def finished(finished_run):
     """One finished run of TINY: its folder and what `train` returned."""
     return finished_run
+
+
+@pytest.fixture(autouse=True)
+def no_panels(finished_run, monkeypatch):
+    """Spare the picture of test cases, a third of a tiny training: `finished_run` has one."""
+    monkeypatch.setattr("tcseg.training.session.save_panel", lambda *_: None)
 
 
 def weights(out):
@@ -217,40 +223,45 @@ def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path, step, child):
     assert_same_weights(finished[0], out)
 
 
-@contextlib.contextmanager
-def endless(folder, **options):
-    """`tcseg train` that would take hours, past its first step; gives its process and its run."""
+def endless(folder):
+    """Return the command of a training that would take hours, and its run."""
     run = RunFolder(folder / "run")
     config = dataclasses.replace(TINY, pretrain_steps=100_000, checkpoint_every=100_000)
     config.save(folder / "config.toml")
-    command = [sys.executable, "-m", "tcseg", "train", "--config", folder / "config.toml"]
-    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} | options
-    with started([*command, "--out", run.path], **options) as process:
-        wait_until(run.metrics.path.exists, lambda: process.poll() is None)
-        yield process, run
-    with RunFolder.create(run.path, config, resume=True) as run:  # no lock is left
+    return ["train", "--config", str(folder / "config.toml"), "--out", str(run.path)], run
+
+
+def assert_it_can_go_on(run):
+    with RunFolder.create(run.path, run.config(), resume=True):  # no lock is left
         assert run.load_checkpoint()["step"] >= 1
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_stops_a_training_after_a_checkpoint(tmp_path, name):
+def test_a_signal_stops_a_training_after_a_checkpoint(tmp_path, child, name):
     """Ctrl-C, a scheduler's limit of time, a closed terminal."""
     number = getattr(signal, name)
-    with endless(tmp_path) as (process, run):
-        process.send_signal(number)
-        process.send_signal(number)  # the group and the process, from a scheduler: one request
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 128 + number, errors
-        assert f"tcseg train --out {shlex.quote(str(run.path))} --resume" in errors
-        assert "Traceback" not in errors
+    command, run = endless(tmp_path)
+    process = child(run_command, tmp_path / "log", command)
+    wait_until(run.metrics.path.exists, process.is_alive)
+    os.kill(process.pid, number)
+    os.kill(process.pid, number)  # the group and the process, from a scheduler: one request
+    process.join(timeout=60)
+    errors = (tmp_path / "log").read_text()
+    assert process.exitcode == 128 + number, errors
+    assert f"tcseg train --out {shlex.quote(str(run.path))} --resume" in errors
+    assert "Traceback" not in errors
+    assert_it_can_go_on(run)
 
 
 def test_a_training_that_ignores_ctrl_c_ends_on_sigterm(tmp_path):
-    """As under nohup."""
-    with endless(tmp_path, ctrl_c=False) as (process, _):
+    """As under nohup; a process started as users' are."""
+    command, run = endless(tmp_path)
+    with started([sys.executable, "-m", "tcseg", *command], ctrl_c=False) as process:
+        wait_until(run.metrics.path.exists, lambda: process.poll() is None)
         process.send_signal(signal.SIGINT)
         process.terminate()
         assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert_it_can_go_on(run)
 
 
 class Dropout(torch.nn.Sequential):
@@ -325,14 +336,11 @@ def test_shared_pretraining_gives_the_same_weights(finished, tmp_path):
         ("precision", "bfloat16"),
     ],
 )
-def test_pretraining_with_other_options_is_refused(finished, tmp_path, option, value):
-    config = dataclasses.replace(TINY, **{option: value})
-    trainer = Trainer(dataclasses.replace(config, network="unet"), RunFolder(tmp_path))
-    trainer.config = config
-    there = getattr(TINY, option)
+def test_pretraining_with_other_options_is_refused(finished, option, value):
+    config, there = dataclasses.replace(TINY, **{option: value}), getattr(TINY, option)
     message = rf"pre-training had other options \(`{option}`: {value!r} here, {there!r} there\)"
     with pytest.raises(RunError, match=message):
-        trainer.take_pretrained(finished[0])
+        pretrained_weights(finished[0], config, RunFolder(finished[0]).split_record())
 
 
 def test_pretraining_that_is_missing_or_not_finished_is_refused(tmp_path, monkeypatch):
@@ -400,11 +408,15 @@ def test_a_file_of_splits_is_used(tmp_path):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_trains(tmp_path, name):
-    config = dataclasses.replace(TINY, loss=name, consistency_loss=name, steps=2, pretrain_steps=1)
-    train(config, tmp_path / "run", False)
-    rows = RunFolder(tmp_path / "run").metrics.rows()
-    last = [row for row in rows if "consistency" in row][-1]
-    assert float(last["consistency"]) > 0
+    config = dataclasses.replace(TINY, loss=name, consistency_loss=name)
+    trainer = Trainer(config, RunFolder(tmp_path))
+
+    def weights():
+        return torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
+
+    before = weights()
+    assert trainer.step(trainer.method)["consistency"] > 0
+    assert weights().isfinite().all() and not torch.equal(weights(), before)
 
 
 @pytest.mark.parametrize("method", ["stopgrad", "mean-teacher"])
