@@ -20,6 +20,8 @@ __all__ = ["OBJECT", "Layout", "find_layout"]
 OBJECT = "object"
 """The class of files that mark one object each, which have no other name."""
 
+DEEPEST = 20  # folders in folders
+
 # What tells masks from images where both lie in one folder: a word of the path.
 _MASK = re.compile(
     r"(?<![a-z])(masks?|seg|segmentations?|labels?|gt|manual|annotations?|groundtruth)(?![a-z])",
@@ -124,12 +126,18 @@ def _by_name(
 
 def _below(folder: Path, problems: Problems) -> dict[str, Path]:
     """Return the images in a folder and those in it, by their paths from there, without suffix."""
-    paths = (
-        path
-        for path in sorted(folder.rglob("*"))
-        if not any(part[0] == "." for part in path.relative_to(folder).parts) and is_image(path)
-    )
-    return _by_name(paths, problems, partial(_path_in, folder))
+    return _by_name(_files(folder), problems, partial(_path_in, folder))
+
+
+def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the images in a folder and those in it; links may lead there, but not in circles."""
+    if folder.resolve() in above or len(above) == DEEPEST:
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.name[0] != ".":
+            yield from _files(path, (*above, folder.resolve()))
+        elif is_image(path):
+            yield path
 
 
 def _path_in(folder: Path, path: Path) -> str:

@@ -78,6 +78,15 @@ def test_the_more_fitting_of_two_names_counts_or_none(tmp_path):
     refused(tmp_path, "'1' may be the mask of 1_a or 1_b", "`mask_pattern`")
 
 
+def test_folders_may_be_links_but_not_in_circles(tmp_path):
+    write(tmp_path / "images", ["a", "b"])
+    write(tmp_path / "elsewhere", ["disc: a"])
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "disc").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "again").symlink_to(tmp_path / "elsewhere")
+    assert load(tmp_path).classes == ("disc",)
+
+
 def test_classes_with_numbers_are_no_objects_of_images_with_numbers(tmp_path):
     write(tmp_path / "images", ["1", "2", "3"])
     write(tmp_path / "masks", ["disc: 1/1", "disc: 1/2", "disc: 2/1"])
