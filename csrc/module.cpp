@@ -40,6 +40,8 @@ int32_t pad_index(int32_t index, int32_t size, int64_t padding_mode) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Arithmetic that the operators on CPU and CUDA share.";
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"));
+  m.def("normal_radius", &tcwarp::normal_radius, py::arg("word"));
+  m.def("sine_of_turn", &tcwarp::sine_of_turn, py::arg("word"));
   m.def("pad_index", &pad_index, py::arg("index"), py::arg("size"),
         py::arg("padding_mode"));
   m.def(

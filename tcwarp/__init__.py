@@ -19,9 +19,10 @@ from .algebra import (
     jacobian_determinant,
     valid_mask,
 )
-from .fields import gaussian_smooth, random_displacement
+from .fields import random_displacement
 from .modules import RandomElastic, Warp
 from .points import warp_boxes, warp_points
+from .smoothing import gaussian_smooth
 from .warping import splat, warp
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ __global__ void coefficients_kernel(CoefficientWork work,
   output[thread] =
       draws_identity(*work.seed, sample, work.identity_probability)
           ? 0.0
-          : field_normal(*work.seed, sample, kz, ky, kx, component);
+          : normal(mode_words(*work.seed, sample, kz, ky, kx), component);
 }
 
 constexpr int kFieldRows = 64;     // that a block writes of a plane

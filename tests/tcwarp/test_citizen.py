@@ -216,7 +216,7 @@ def test_smoothing_allocates_little_beside_its_result(dtype, sigma):
 def test_fields_made_in_parts_are_those_made_at_once(monkeypatch):
     whole, parts = [], []
     for fields, at_once in ((whole, 2**40), (parts, 1)):
-        monkeypatch.setattr("tcwarp.fields.AT_ONCE", {"cpu": at_once})
+        monkeypatch.setattr("tcwarp._modes.AT_ONCE", {"cpu": at_once})
         for dtype, size in itertools.product(FLOATING_DTYPES, ((40, 50), (9, 8, 10))):
             seed = torch.Generator().manual_seed(1)
             options = {"sigma": 1.5, "identity_probability": 0.4, "displacement_std": 2.0}
@@ -275,7 +275,7 @@ def test_vmap_of_align(device):
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_of_drawing(monkeypatch):
     for at_once in (2**18, 1):
-        monkeypatch.setattr("tcwarp.fields.AT_ONCE", {"cpu": at_once})
+        monkeypatch.setattr("tcwarp._modes.AT_ONCE", {"cpu": at_once})
 
         def draw(image):
             return image + tcwarp.random_displacement(2, (9, 8), sigma=1.0)
@@ -354,20 +354,20 @@ def test_meta_tensors_have_shapes():
 
 
 def test_what_is_kept_for_later_is_bounded():
-    from tcwarp.fields import _factors
+    from tcwarp._modes import factors
 
     noise = torch.rand(1, 1, 1024, 1024)
     for k in range(12):  # each of some 8 MiB and more
         tcwarp.gaussian_smooth(noise, 7.5 + k / 100)
-    assert sum(t.nbytes for pair in _factors.kept.values() for t in pair) == _factors.bytes
-    assert 0 < _factors.bytes <= 64 * 2**20
+    assert sum(t.nbytes for pair in factors.kept.values() for t in pair) == factors.bytes
+    assert 0 < factors.bytes <= 64 * 2**20
 
 
 def test_what_graphs_hold_is_kept_once(monkeypatch):
-    from tcwarp import fields
+    from tcwarp import _modes
 
-    monkeypatch.setattr(fields, "_is_capturing", lambda device: True)
-    cache, value = fields._Cache(1000), (torch.ones(1), torch.ones(1))
+    monkeypatch.setattr(_modes, "is_capturing", lambda device: True)
+    cache, value = _modes.Cache(1000), (torch.ones(1), torch.ones(1))
     for _ in range(3):
         cache._guard(("factor", 1), value)
     cache._guard(("factor", 2), value)
@@ -376,12 +376,12 @@ def test_what_graphs_hold_is_kept_once(monkeypatch):
 
 def test_what_a_graph_holds_is_what_the_next_one_takes():
     """Another in its place would leave the first graph with memory that is given away."""
-    from tcwarp import fields
+    from tcwarp import _modes
 
     def factor():
         return torch.ones(1), torch.ones(1)
 
-    cache = fields._Cache(1000)
+    cache = _modes.Cache(1000)
     first = cache.get(factor)
     cache.captured[(factor,)] = first
     cache.kept.clear()  # driven out by others

@@ -98,7 +98,7 @@ def test_side_stream(mode):
 
 
 def test_factors_that_the_cache_drops_are_read_to_the_end_on_another_stream():
-    from tcwarp.fields import _factors
+    from tcwarp._modes import factors
 
     image = torch.rand(1, 1, 512, 512, device="cuda")
     expected = tcwarp.gaussian_smooth(image, 20.0)  # made and kept on this stream
@@ -107,9 +107,9 @@ def test_factors_that_the_cache_drops_are_read_to_the_end_on_another_stream():
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
         output = tcwarp.gaussian_smooth(image, 20.0)
-    sizes = [t.shape for pair in _factors.kept.values() for t in pair if t.is_cuda]
-    _factors.kept.clear()
-    _factors.bytes = 0
+    sizes = [t.shape for pair in factors.kept.values() for t in pair if t.is_cuda]
+    factors.kept.clear()
+    factors.bytes = 0
     # Without a record of the other stream these would be given the memory that it still reads.
     spoiled = [torch.full(size, torch.nan, device="cuda") for size in sizes]
     stream.synchronize()

@@ -12,7 +12,7 @@ from processes import python
 from scipy import ndimage, stats
 
 import tcwarp
-from tcwarp import fields, reference
+from tcwarp import _modes, reference
 
 SIZES = [(24, 17), (1, 9), (9, 6, 11)]
 
@@ -27,19 +27,18 @@ def seed_drawn_from(seed: int) -> int:
 
 
 WAYS = {
-    "matrices": {"MOST_BLOCKS": 0},
-    "folded matrices": {"MOST_BLOCKS": 0, "MOST_IN_A_MATRIX": 0},
-    "fast transforms": {"MOST_BLOCKS": 0, "LARGEST_BASIS": 0},
-    "blocks": {"BLOCK": 3},
+    "matrices": {"smoothing.MOST_BLOCKS": 0},
+    "fast transforms": {"smoothing.MOST_BLOCKS": 0, "_modes.LARGEST_BASIS": 0},
+    "blocks": {"smoothing.BLOCK": 3},
 }
 
 
 @pytest.fixture(params=WAYS)
 def modes_by(request, monkeypatch):
     """How fields are drawn and images smoothed, by the size and the width of the Gaussian."""
-    monkeypatch.setattr(fields, "_factors", fields._Cache(2**20))
+    monkeypatch.setattr(_modes, "factors", _modes.Cache(2**20))
     for name, value in WAYS[request.param].items():
-        monkeypatch.setattr(fields, name, value)
+        monkeypatch.setattr(f"tcwarp.{name}", value)
 
 
 # ------------------------------------------------------------------------------------ values

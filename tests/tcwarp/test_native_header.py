@@ -26,6 +26,38 @@ def test_philox(counter, key):
     assert tuple(_C.philox4x32(counter, key)) == reference.philox4x32(counter, key)
 
 
+def long_pi() -> np.longdouble:
+    return 4 * np.arctan(np.longdouble(1))
+
+
+# The ends, where the logarithm is small and the sine is; the turns between octants; powers of two,
+# between which the exponent changes; and anything.
+WORDS = np.unique(
+    np.concatenate(
+        [
+            *(np.arange(-300, 300) + k * 2**29 for k in range(9)),
+            *((2.0 ** (np.arange(64) / 2)).astype(np.int64) + k for k in (-1, 0, 1)),
+            np.random.default_rng(0).integers(0, 2**32, 20_000),
+        ]
+    ).clip(0, 2**32 - 1)
+)
+
+
+def test_normal_radius():
+    radius = np.array([_C.normal_radius(int(word)) for word in WORDS])
+    rest = (np.longdouble(2**32) - WORDS - np.longdouble(0.5)) / 2**32
+    expected = np.sqrt(-2 * np.log1p(-rest))
+    assert np.abs(radius / expected - 1).max() < 4e-16
+
+
+def test_sine_of_turn():
+    sine = np.array([_C.sine_of_turn(int(word)) for word in WORDS])
+    # Mirrored into [-1/4, 1/4] of a turn, which is exact, so that small sines have all digits.
+    turn = (WORDS + np.longdouble(0.5)) / 2**32
+    turn = np.where(turn > 0.75, turn - 1, np.where(turn > 0.25, 0.5 - turn, turn))
+    assert np.abs(sine / np.sin(2 * long_pi() * turn) - 1).max() < 4e-16
+
+
 @pytest.mark.parametrize("code, padding_mode", list(enumerate(PADDING_MODES)))
 @given(indices, sizes)
 def test_pad_index(code, padding_mode, index, size):
