@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from tcseg.errors import DataError, reason
 from tcseg.extras import needs
-from tcseg.io.grey import Limits, tails
+from tcseg.io.grey import tails
+from tcseg.io.windows import Limits
 
 __all__ = [
     "has_dicom_content",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,46 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tcseg.io.placement import Pixels
+from tcseg.io.windows import Limits
 
-__all__ = ["WINDOWS", "Limits", "as_levels", "as_pixels", "tails", "window_limits"]
+__all__ = ["as_levels", "as_pixels", "tails"]
 
 # Beyond these fractions of the pixels, values of more than 8 bits are cut off: a few hot pixels, a
 # burnt-in label or metal would leave the rest in a tenth of the range.
 TAILS = (0.1, 99.9)
-
-# Centre and width in Hounsfield units, as in Radiopaedia, "Windowing (CT)"
-# (doi.org/10.53347/rID-52108).
-WINDOWS = {
-    "lung": (-600.0, 1500.0),
-    "mediastinum": (50.0, 350.0),
-    "abdomen": (50.0, 400.0),
-    "liver": (30.0, 150.0),
-    "brain": (40.0, 80.0),
-    "bone": (400.0, 1800.0),
-}
-
-Limits = tuple[float, float]
-"""Values that are shown as black and white."""
-
-
-def window_limits(window: str) -> Limits:
-    """Return the ends of a window: one of `WINDOWS`, or centre and width as "-600,1500".
-
-    Raises
-    ------
-    ValueError
-        If it is neither.
-    """
-    try:
-        centre, width = WINDOWS.get(window) or map(float, re.split(r"[\s,]+", window.strip()))
-    except ValueError:
-        centre = width = 0.0
-    if not (0 < width < float("inf") and abs(centre) < float("inf")):
-        raise ValueError(
-            f"`window` must be centre and width, such as -600,1500, or one of {', '.join(WINDOWS)}"
-            f"; got {window!r}"
-        )
-    return centre - width / 2, centre + width / 2
 
 
 def tails(parts: Sequence[NDArray[Any]]) -> Limits:

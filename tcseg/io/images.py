@@ -22,9 +22,10 @@ from tcseg.errors import DataError, reason
 from tcseg.extras import needs
 from tcseg.io.arrays import ARRAYS, ITK, itk_orientation, read_array
 from tcseg.io.dicom import has_dicom_content, read_frames
-from tcseg.io.grey import Limits, as_pixels, tails
+from tcseg.io.grey import as_pixels, tails
 from tcseg.io.placement import Pixels
 from tcseg.io.plain import open_plain
+from tcseg.io.windows import Limits
 
 PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 DICOM = (".dcm", ".dicom")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcseg.io.files import write_atomically
-from tcseg.io.grey import WINDOWS, window_limits
+from tcseg.io.windows import WINDOWS, window_limits
 from tcseg.method import names
 from tcseg.method.variants import METHODS
 

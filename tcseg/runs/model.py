@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tcseg.data import Dataset
 from tcseg.errors import RunError, reason
 from tcseg.io.files import read_json, write_json
-from tcseg.io.grey import window_limits
 from tcseg.io.label_maps import LARGEST_LABEL
+from tcseg.io.windows import window_limits
 from tcseg.method.names import OWN_NETWORKS
 from tcseg.method.network import build_network
 from tcseg.runs.folder import RunFolder

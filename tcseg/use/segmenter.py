@@ -16,8 +16,9 @@ from torch import Generator, Tensor, nn
 
 from tcseg.data import Dataset, Split, load_dataset, read_splits
 from tcseg.errors import RunError
-from tcseg.io.grey import as_pixels, window_limits
+from tcseg.io.grey import as_pixels
 from tcseg.io.placement import Placement, as_masks
+from tcseg.io.windows import window_limits
 from tcseg.method.transforms import Elastic, align
 from tcseg.runs.config import resolve_device
 from tcseg.runs.folder import RunFolder

@@ -7,9 +7,10 @@ from made_up import write_dicom
 from PIL import Image
 
 from tcseg.errors import DataError
-from tcseg.io.grey import WINDOWS, as_pixels, tails, window_limits
+from tcseg.io.grey import as_pixels, tails
 from tcseg.io.images import read_pictures
 from tcseg.io.series import Collection
+from tcseg.io.windows import WINDOWS, window_limits
 
 RNG = np.random.default_rng(0)
 # Values whose range grows from plane to plane.
