@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from functools import partial
 from pathlib import Path
 from unicodedata import normalize
 
+from tcseg.data.naming import common_naming
 from tcseg.errors import DataError, Problems
 from tcseg.io.dicom import instance_of, segmented_files
 from tcseg.io.images import NIFTI, NO_TEXT, PLAIN, is_dicom, is_image, is_text, stem
@@ -302,7 +301,7 @@ def _matched(masks: Iterable[str], layout: Layout) -> dict[str, str]:
     """
     same = {mask: mask for mask in masks if mask in layout.images}
     others = [mask for mask in masks if mask not in same]
-    fitting = _common(others, list(layout.images)) if others else {}
+    fitting = common_naming(others, list(layout.images)) if others else {}
     # The names of images without a change are more than parts of both.
     whole = {found: way for found, way in fitting.items() if not way[2] + way[3]}
     fitting = whole or ({} if same else fitting)
@@ -319,52 +318,3 @@ def _matched(masks: Iterable[str], layout: Layout) -> dict[str, str]:
         pairs = zip(others, found, strict=True)
         same |= {mask: image for mask, image in pairs if image not in same}
     return same
-
-
-def _common(masks: list[str], images: list[str]) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Return in which ways all masks have images, each with the ends that names then have."""
-    fitting: dict[tuple[str, ...], tuple[str, ...]] = {}
-    known = set(images)
-    for ends in dict.fromkeys([*_differences(masks[0], images), (*_ends(masks), *_ends(images))]):
-        names = _without(masks, *ends[:2])
-        found = [ends[2] + name + ends[3] for name in names]
-        fits = known.issuperset(found) and _without(found, *ends[2:]) == names
-        # One alone has something in common with almost any other.
-        enough = len(masks) > 1 or not ends[2] + ends[3]
-        if len(found) == len(masks) and fits and enough:
-            fitting.setdefault(tuple(found), ends)
-    return fitting
-
-
-def _ends(names: Sequence[str]) -> tuple[str, str]:
-    """Return what all names begin with and end with; no part of a number."""
-    before = _beginning(names)
-    after = _beginning([name[len(before) :][::-1] for name in names])[::-1]
-    return before.rstrip("0123456789"), after.lstrip("0123456789")
-
-
-def _beginning(names: Sequence[str]) -> str:
-    """Return what all names begin with."""
-    pairs = zip(min(names), max(names), strict=False)
-    return "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _differences(mask: str, images: Iterable[str]) -> Iterator[tuple[str, str, str, str]]:
-    """Yield what stands before and after the longest part that a mask shares with each image."""
-    for image in images:
-        i, j, size = SequenceMatcher(None, mask, image, autojunk=False).find_longest_match()
-        if size:
-            yield mask[:i], mask[i + size :], image[:j], image[j + size :]
-
-
-def _without(names: Iterable[str], before: str, after: str) -> list[str]:
-    """Return what stands between two ends of names, up to one that has them not."""
-    parts: list[str] = []
-    for name in names:
-        part = name[len(before) : len(name) - len(after)]
-        joints = (before[-1:] + part[:1], part[-1:] + after[:1])
-        cuts_number = any(len(joint) == 2 and joint.isdecimal() for joint in joints)
-        if not part or cuts_number or before + part + after != name:
-            break
-        parts.append(part)
-    return parts
