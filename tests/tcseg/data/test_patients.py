@@ -63,6 +63,7 @@ def test_slices_of_a_series_are_a_volume_in_the_order_of_their_places(slices):
         of_series = [i for i in range(len(data)) if data.volume_of(i) == UID.format(patient)]
         assert [data.ids[i] for i in of_series] == names[SLICES * patient :][:SLICES]
         assert of_series == list(range(of_series[0], of_series[0] + SLICES))
+        assert {data.slice_spacing_of(i) for i in of_series} == {3.0}  # distances have three axes
 
 
 def test_a_series_is_the_group_where_all_have_one_patient_or_none(tmp_path):
