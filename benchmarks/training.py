@@ -35,7 +35,8 @@ class Parts:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        images, self.labels, self.transform = trainer.batches.draw(trainer.method)
+        images, self.labels, _ = trainer.batches.draw(trainer.method)
+        self.view, _ = trainer.views(trainer.method)
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.t1, self.t2 = self.draws()
         self.views = self.transformed()
@@ -47,7 +48,7 @@ class Parts:
     def draws(self) -> tuple[SampledTransform, SampledTransform]:
         """Draw the transforms of both branches."""
         size = (self.images.shape[-2], self.images.shape[-1])
-        sample = self.transform.sample
+        sample = self.view.sample
         generator = self.trainer.generator
         return sample(len(self.images), size, generator), sample(len(self.images), size, generator)
 
@@ -59,10 +60,8 @@ class Parts:
         """Apply the transforms to the labels."""
         classes = len(self.trainer.dataset.classes)
         count = len(self.labels)
-        whole = torch.nn.functional.pad(
-            self.labels, (0, 0, 0, 0, 0, 0, 0, len(self.images) - count)
-        )
-        return [unpack_masks(t.label(whole)[:count, 0], classes) for t in (self.t1, self.t2)]
+        moves = (t.motion(slice(count)) for t in (self.t1, self.t2))
+        return [unpack_masks(move.label(self.labels)[:, 0], classes) for move in moves]
 
     def network(self) -> None:
         """Forward and backward of the network alone."""

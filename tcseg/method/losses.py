@@ -10,6 +10,7 @@ __all__ = [
     "cross_entropy_loss",
     "dice_loss",
     "jaccard_metric_loss",
+    "over_batch",
     "soft_iou_loss",
     "squared_error_loss",
 ]
@@ -141,6 +142,31 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross-entropy": cross_entropy_loss,
     "squared-error": squared_error_loss,
 }
+
+
+def over_batch(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return that loss over the pixels of all images together, as one result of shape (1,).
+
+    Of an image without a structure, every loss that divides by areas asks for no pixel at all,
+    and a few stray ones cost as much as a structure that is missed. Over the batch they cost
+    what they are beside the structure in other images.
+
+    Examples
+    --------
+    >>> mask = torch.tensor([1.0, 0.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
+    >>> stray = mask.clone()
+    >>> stray[1, 0, 0, 0] = 1
+    >>> soft_iou_loss(mask, stray).round(decimals=3), over_batch(soft_iou_loss)(mask, stray)
+    (tensor([0.0000, 0.9990]), tensor([0.0588]))
+    """
+
+    def joined(values: Tensor) -> Tensor:
+        return values.transpose(0, 1).flatten(1, 2).unsqueeze(0)
+
+    def pooled(target: Tensor, prediction: Tensor) -> Tensor:
+        return loss(joined(target), joined(prediction))
+
+    return pooled
 
 
 def _pair(function: str, target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,9 @@ consistency under transformations", MICCAI 2019:
     + lambda / |B| sum_B C( (t2_out o t1_out^-1)(f(t1_in(x))), f(t2_in(x)) )
 
 with S = C the soft intersection over union, or another loss.
+
+Beyond the paper, the first branch's prediction may be a fixed target, or a teacher's, or a mask;
+and boxes of the second view may come from other images, and their targets with them.
 """
 
 from collections.abc import Callable
@@ -17,6 +20,7 @@ from torch import Generator, Tensor, nn
 
 from tcseg.data import unpack_masks
 from tcseg.method.losses import soft_iou_loss
+from tcseg.method.mixing import Boxes
 from tcseg.method.transforms import Transform, align
 
 
@@ -40,8 +44,11 @@ def siamese_objective(
     supervised_loss: Callable[[Tensor, Tensor], Tensor] = soft_iou_loss,
     consistency_loss: Callable[[Tensor, Tensor], Tensor] = soft_iou_loss,
     consistency_weight: float = 1.0,
+    second: Transform | None = None,
     stop_gradient: bool = False,
     teacher: nn.Module | None = None,
+    hard: bool = False,
+    mix: Boxes | None = None,
 ) -> Objective:
     """Return Equation 1 for one mini-batch B, its labelled part B_l first.
 
@@ -63,11 +70,18 @@ def siamese_objective(
         S and C: targets and predictions (b, C, H, W) to one loss for each image.
     consistency_weight : float
         lambda; at 0 the alignment is left out.
+    second : Transform, optional
+        The distribution of t2, where it is another one.
     stop_gradient : bool
         Whether the aligned prediction of the first branch is a fixed target for the second.
     teacher : Module, optional
         Another network; its prediction for the first view takes the place of the first branch's
         in the consistency term, as a fixed target.
+    hard : bool
+        Whether a fixed target is a mask: where it exceeds one half.
+    mix : Boxes, optional
+        Second views and their targets exchange boxes. The targets of labelled images are then
+        their labels, so that S is of the first view alone, and a teacher sees all others alone.
 
     Returns
     -------
@@ -77,25 +91,39 @@ def siamese_objective(
     batch, labelled = len(images), len(labels)
     size = (images.shape[-2], images.shape[-1])
     t1 = transform.sample(batch, size, generator)
-    t2 = transform.sample(batch, size, generator)
+    t2 = (second or transform).sample(batch, size, generator)
+    mixture = None if mix is None else mix.sample(batch, size, generator)
+    # Mixed, what is to be found in the second view of labelled images is known.
+    unknown = slice(0 if mixture is None else labelled, batch)
 
+    first, other = t1.image(images), t2.image(images)
+    if mixture is not None:
+        other = mixture(other)
+    taught = first[unknown]  # by a teacher
+    if mixture is not None and teacher is not None:
+        first = first[:labelled]
     # Two branches with shared weights are one pass over both views.
-    views = torch.cat([t1.image(images), t2.image(images)])
-    y1, y2 = network(views).chunk(2)
+    y1, y2 = network(torch.cat([first, other])).split([len(first), batch])
 
-    whole = torch.nn.functional.pad(labels, (0, 0, 0, 0, 0, 0, 0, batch - labelled))
-    target1, target2 = (unpack_masks(t.label(whole)[:labelled, 0], classes) for t in (t1, t2))
-    supervised = (
-        0.5
-        * (supervised_loss(target1, y1[:labelled]) + supervised_loss(target2, y2[:labelled])).mean()
+    target1, target2 = (
+        unpack_masks(t.motion(slice(labelled)).label(labels)[:, 0], classes) for t in (t1, t2)
     )
+    supervised = supervised_loss(target1, y1[:labelled])
+    if mixture is None:
+        supervised = 0.5 * (supervised + supervised_loss(target2, y2[:labelled]))
+    supervised = supervised.mean()
 
     if consistency_weight == 0:
         return Objective(supervised, supervised, torch.zeros_like(supervised))
     if teacher is not None:
         with torch.no_grad():
-            y1 = teacher(views[:batch])
-    elif stop_gradient:
-        y1 = y1.detach()
-    consistency = consistency_loss(align(t1, t2, y1), y2).mean()
+            y1 = teacher(taught)
+    else:
+        y1 = y1[unknown].detach() if stop_gradient else y1[unknown]
+    target = align(t1.motion(unknown), t2.motion(unknown), y1)
+    if hard:
+        target = (target > 0.5).to(y2.dtype)
+    if mixture is not None:
+        target = mixture(torch.cat([target2.to(y2.dtype), target]))
+    consistency = consistency_loss(target, y2).mean()
     return Objective(supervised + consistency_weight * consistency, supervised, consistency)

@@ -36,6 +36,10 @@ class SampledTransform:
     displacement: Tensor | None = None
     adjust: Callable[[Tensor], Tensor] | None = None
 
+    def motion(self, rows: slice) -> SampledTransform:
+        """Return what moves the pixels of some of the images, for `label` and `align`."""
+        return SampledTransform(None if self.displacement is None else self.displacement[rows])
+
     def rows(self, index: Tensor, batch: int) -> SampledTransform:
         """Return the draw for images `index` of the batch of that many it was drawn for."""
         adjust, displacement = self.adjust, self.displacement

@@ -25,12 +25,31 @@ class Method:
         paper); the first branch without (self-ensembling, Laine and Aila, "Temporal ensembling
         for semi-supervised learning", ICLR 2017); the prediction of a teacher, the moving average
         of the network (Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS
-        2017), which is then the network that is kept.
+        2017).
+    hard : bool
+        Whether a fixed target is a mask, where it exceeds one half, and not a probability.
+    mix : {"none", "boxes", "labelled"}
+        Whether boxes of the second view come from another image, and so does what is to be found
+        there: from any image of the batch, or a labelled one for an unlabelled one and the other
+        way round. A labelled image's target in the consistency term is then its label.
+    exposure : bool
+        Whether exposure and contrast of the second view are changed as well.
+    keep : {"network", "average"}
+        What is validated, chosen and saved: the network, or the moving average of its weights.
     """
 
     consistency: bool = True
     pool: tuple[str, ...] = ()
     target: Literal["branch", "stopped", "teacher"] = "branch"
+    hard: bool = False
+    mix: Literal["none", "boxes", "labelled"] = "none"
+    exposure: bool = False
+    keep: Literal["network", "average"] = "network"
+
+    @property
+    def averages(self) -> bool:
+        """Whether a moving average of the network's weights is needed."""
+        return self.target == "teacher" or self.keep == "average"
 
     def unlabelled(self, split: Split, labelled: list[int]) -> list[int]:
         """Return the images of the pool, each once, none of them labelled."""
@@ -45,5 +64,13 @@ METHODS: dict[str, Method] = {
     "semitc": Method(pool=("train",)),
     "semitc+": Method(pool=("train", "validation", "test")),
     "stopgrad": Method(pool=("train",), target="stopped"),
-    "mean-teacher": Method(pool=("train",), target="teacher"),
+    "mean-teacher": Method(pool=("train",), target="teacher", keep="average"),
+    # Beyond the paper.
+    "semitc-average": Method(pool=("train",), keep="average"),
+    "semitc-teacher": Method(
+        pool=("train",), target="teacher", hard=True, mix="boxes", exposure=True, keep="average"
+    ),
+    "semitc-paste": Method(
+        pool=("train",), target="teacher", hard=True, mix="labelled", exposure=True, keep="average"
+    ),
 }

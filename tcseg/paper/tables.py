@@ -29,6 +29,8 @@ COMPARISONS = (
     ("semitc+", "semitc"),
     ("stopgrad", "semitc"),
     ("mean-teacher", "semitc"),
+    ("semitc-average", "semitc"),
+    ("semitc-teacher", "semitc"),
 )
 
 

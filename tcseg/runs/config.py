@@ -122,6 +122,13 @@ class Config:
         at_least=0,
         below=math.inf,
     )
+    pretrain_displacement_std: float | None = _option(
+        None,
+        "The same during pre-training, where that is to be another one.",
+        kind=float,
+        at_least=0,
+        below=math.inf,
+    )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
     network: str = _option("unet", "unet, or the dotted path of a function or class.")
     precision: str = _option(
@@ -134,6 +141,12 @@ class Config:
     )
     loss: str = _option("soft-iou", "Supervised loss (S).", names.LOSSES)
     consistency_loss: str = _option("soft-iou", "Loss of the consistency term (C).", names.LOSSES)
+    loss_over: str = _option(
+        "image",
+        "What losses take their areas of: each image, or the batch (of each process), so that "
+        "images without a structure are no noise.",
+        ("image", "batch"),
+    )
     consistency_weight: float = _option(
         1.0, "Weight of the consistency term (lambda).", at_least=0, below=math.inf
     )
@@ -142,7 +155,8 @@ class Config:
     )
     teacher_decay: float = _option(
         0.99,
-        "mean-teacher: share of its weights that the teacher keeps at each step.",
+        "Share of its weights that the moving average keeps at each step (methods with a teacher "
+        "or semitc-average).",
         at_least=0,
         below=1,
     )

@@ -26,8 +26,6 @@ class Batches:
         Images that are used with their labels, and without.
     size : int
         Images in a mini-batch, of all processes.
-    transform : Transform
-        The distribution that their transforms are drawn from.
     generator : Generator
         What the images are drawn by; on the device.
     """
@@ -38,23 +36,31 @@ class Batches:
         labelled: Sequence[int],
         unlabelled: Sequence[int],
         size: int,
-        transform: Transform,
         generator: Generator,
     ) -> None:
         self.dataset, self.size = dataset, size
-        self.transform, self.generator = transform, generator
+        self.generator = generator
         # On the device beforehand: a copy in the loop would wait for it.
         self.labelled = torch.tensor(labelled, device=generator.device)
         self.unlabelled = torch.tensor(unlabelled, device=generator.device)
 
-    def draw(self, method: Method) -> tuple[Tensor, Tensor, Transform]:
+    def draw(
+        self, method: Method, views: Sequence[Transform] = ()
+    ) -> tuple[Tensor, Tensor, list[Transform]]:
         """Draw the part of a mini-batch that this process works on.
+
+        Parameters
+        ----------
+        method : Method
+            Whether there are unlabelled images in it.
+        views : sequence of Transform
+            Distributions that transforms of the whole batch are drawn from.
 
         Returns
         -------
-        images, labels, transform
+        images, labels, views
             Images (b, 1, H, W), labelled ones first; the labels of those as bits; the
-            distribution to draw their transforms from.
+            distributions to draw their transforms from.
         """
         semi = bool(method.pool and len(self.unlabelled))
         count = self.size // 2 if semi else self.size
@@ -62,13 +68,13 @@ class Batches:
         if semi:
             others = sample(self.unlabelled, self.size - count, self.generator)
             indices = torch.cat([indices, others])
-        transform, processes = self.transform, distributed.world_size()
+        processes = distributed.world_size()
         if processes > 1:
             rows = distributed.share(self.size, count, self.generator.device)
             indices, count = indices[rows], count // processes
-            transform = distributed.Rows(transform, rows, self.size)
+            views = [distributed.Rows(view, rows, self.size) for view in views]
         labels = self.dataset.mask_batch(indices[:count])
-        return self.dataset.image_batch(indices), labels, transform
+        return self.dataset.image_batch(indices), labels, list(views)
 
 
 def sample(pool: Tensor, count: int, generator: Generator) -> Tensor:

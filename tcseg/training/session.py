@@ -187,7 +187,7 @@ def rehearse(config: Config, out: Path, resume: bool) -> None:
 
 def _seconds_of_a_step(trainer: Trainer, method: Method) -> float:
     """Do a few steps, which are lost; return the median time of one."""
-    if method.target == "teacher" and trainer.teacher is None:
+    if method.averages and trainer.teacher is None:
         trainer.make_teacher()
     trainer.network.train()
     times = []

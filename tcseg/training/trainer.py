@@ -23,10 +23,11 @@ from tcseg.data import (
 from tcseg.errors import RunError, RunStopped
 from tcseg.evaluation.evaluate import predict, validation_miou
 from tcseg.evaluation.pictures import save_progress
-from tcseg.method.losses import LOSSES
+from tcseg.method.losses import LOSSES, over_batch
+from tcseg.method.mixing import MIXES
 from tcseg.method.network import build_network
 from tcseg.method.objective import siamese_objective
-from tcseg.method.transforms import recipe
+from tcseg.method.transforms import Compose, Intensity, Transform, recipe
 from tcseg.method.variants import METHODS, Method
 from tcseg.runs.config import Config, resolve_device
 from tcseg.runs.folder import RunFolder
@@ -109,37 +110,53 @@ class Trainer:
             self.labelled,
             self.unlabelled,
             config.batch_size,
-            recipe(config.recipe, config.displacement_std),
             self.generator,
         )
         self.state = TrainingState()
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adadelta(self.network.parameters(), lr=self.config.learning_rate)
+        # In one call for all weights: on the CPU, too, less than a loop over them in Python.
+        return torch.optim.Adadelta(
+            self.network.parameters(), lr=self.config.learning_rate, foreach=True
+        )
 
     @property
     def total_steps(self) -> int:
         """Steps of both phases."""
         return self.config.pretrain_steps + self.config.steps
 
+    def views(self, method: Method) -> tuple[Transform, Transform]:
+        """Return the distributions that both views of this step are drawn from."""
+        config, strength = self.config, self.config.displacement_std
+        if self.state.step < config.pretrain_steps and config.pretrain_displacement_std is not None:
+            strength = config.pretrain_displacement_std
+        view = recipe(config.recipe, strength)
+        return view, Compose([view, Intensity()]) if method.exposure else view
+
+    def _loss(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+        return over_batch(LOSSES[name]) if self.config.loss_over == "batch" else LOSSES[name]
+
     def step(self, method: Method) -> dict[str, Tensor]:
         """Do one step of Equation 1; return its terms, still on the device."""
         config = self.config
-        images, labels, transform = self.batches.draw(method)
+        images, labels, (first, second) = self.batches.draw(method, self.views(method))
         objective = siamese_objective(
             self.model,
             images.contiguous(memory_format=torch.channels_last),
             labels,
-            transform,
+            first,
             self.generator,
+            second=second,
             classes=len(self.dataset.classes),
-            supervised_loss=LOSSES[config.loss],
-            consistency_loss=LOSSES[config.consistency_loss],
+            supervised_loss=self._loss(config.loss),
+            consistency_loss=self._loss(config.consistency_loss),
             consistency_weight=consistency_weight(config, self.state.step)
             if method.consistency
             else 0.0,
             stop_gradient=method.target == "stopped",
-            teacher=self.teacher,
+            teacher=self.teacher if method.target == "teacher" else None,
+            hard=method.hard,
+            mix=MIXES.get(method.mix),
         )
         self.optimizer.zero_grad(set_to_none=True)
         objective.total.backward()
@@ -228,8 +245,8 @@ class Trainer:
         self.validate()
 
     def make_teacher(self) -> None:
-        """Copy the network to a teacher, where the method has one."""
-        if self.method.target == "teacher":
+        """Copy the network to its moving average, where the method has one."""
+        if self.method.averages:
             average = get_ema_multi_avg_fn(self.config.teacher_decay)
             self.teacher = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
             self.teacher.update_parameters(self.network)  # the first one copies
@@ -238,7 +255,9 @@ class Trainer:
     def validate(self) -> None:
         """Measure the network on the validation images; keep it, and draw it, if it is the best."""
         state = self.state
-        network = self.network if self.teacher is None else self.teacher.module
+        network = self.network
+        if self.teacher is not None and self.method.keep == "average":
+            network = self.teacher.module
         miou = validation_miou(network, self.dataset, self.validation)
         self._log({"step": state.step, "validation_miou": miou})
         miou = 0.0 if math.isnan(miou) else miou  # nothing to choose by: keep the first

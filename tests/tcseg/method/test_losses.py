@@ -12,6 +12,7 @@ from tcseg.method.losses import (
     cross_entropy_loss,
     dice_loss,
     jaccard_metric_loss,
+    over_batch,
     soft_iou_loss,
     squared_error_loss,
 )
@@ -173,3 +174,24 @@ def test_cross_entropy_of_a_sure_error_is_finite():
 def test_options_name_what_there_is():
     """The names stand apart, as `--help` does not import torch."""
     assert (tuple(LOSSES), tuple(RECIPES)) == (names.LOSSES, names.RECIPES)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_over_the_batch_is_over_the_one_image_of_all_side_by_side(name):
+    target, prediction = (probabilities(0) > 0.5).double(), probabilities(1)
+    pooled = over_batch(LOSSES[name])(target, prediction)
+    assert pooled.shape == (1,)
+    beside = [torch.cat(list(x), dim=-1)[None] for x in (target, prediction)]
+    assert torch.allclose(pooled, LOSSES[name](*beside), rtol=1e-12)
+    if name in ("soft-iou", "jaccard-metric"):
+        expected = literal(*(x.numpy() for x in beside))
+        np.testing.assert_allclose(pooled, expected, rtol=0, atol=5e-5)
+
+
+def test_over_the_batch_a_stray_pixel_of_an_empty_image_costs_a_pixel():
+    target = torch.zeros(2, 1, 10, 10)
+    target[0, :, :5] = 1
+    prediction = target.clone()
+    prediction[1, :, 0, 0] = 1
+    assert soft_iou_loss(target, prediction)[1] > 0.99
+    assert over_batch(soft_iou_loss)(target, prediction).item() == pytest.approx(1 / 51, abs=1e-4)

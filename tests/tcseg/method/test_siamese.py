@@ -8,8 +8,9 @@ from torch import nn
 import tcwarp
 from tcseg.data import pack_masks
 from tcseg.method.losses import soft_iou_loss
+from tcseg.method.mixing import Mixture
 from tcseg.method.objective import Objective, siamese_objective
-from tcseg.method.transforms import Elastic, SampledTransform
+from tcseg.method.transforms import Elastic, SampledTransform, align
 
 reference = tcwarp.reference
 SIZE, CLASSES, BATCH, LABELLED = (14, 18), 2, 5, 3
@@ -329,3 +330,90 @@ def test_losses_take_their_places(network, images, masks):
     changed = objective(network, images, masks, supervised_loss=double, consistency_loss=zero)
     assert changed.supervised.item() == pytest.approx(2 * usual.supervised.item())
     assert changed.consistency.item() == 0
+
+
+def test_the_second_view_may_have_a_distribution_of_its_own(network, images, masks):
+    labels = pack_masks(masks)[:, None]
+    first, second = Replay(SampledTransform(T1)), Replay(SampledTransform(T2, lambda x: 1 - x))
+    siamese_objective(network, images, labels, first, seeded(), classes=CLASSES, second=second)
+    expected = [SampledTransform(T1).image(images), 1 - SampledTransform(T2).image(images)]
+    assert torch.equal(network.seen, torch.cat(expected))
+
+
+def test_a_hard_target_is_the_mask_of_the_teacher(network, images, masks):
+    class Masks(nn.Module):
+        def forward(self, images):
+            return (network(images) > 0.5).double()
+
+    soft, hard = (
+        objective(network, images, masks, teacher=teacher, hard=hard)
+        for teacher, hard in ((Masks(), False), (network, True))
+    )
+    assert torch.equal(soft.consistency, hard.consistency)
+    usual = objective(network, images, masks, teacher=network)
+    assert not torch.equal(hard.consistency, usual.consistency)
+
+
+class Exchange:
+    """The mixture that it was told."""
+
+    def __init__(self, box, partner):
+        self.mixture = Mixture(box, torch.tensor(partner))
+
+    def sample(self, batch, size, generator):
+        return self.mixture
+
+
+class Levels(nn.Module):
+    """Marks by brightness, pixel by pixel: what it says of a box is what the box holds."""
+
+    def forward(self, images):
+        self.seen = images
+        return torch.cat([torch.sigmoid(20 * (images - at)) for at in (0.4, 0.6, 0.5)], dim=1)
+
+
+@pytest.mark.parametrize("teacher", [None, Levels()], ids=["branch", "teacher"])
+def test_second_views_exchange_boxes_and_their_targets(images, masks, teacher):
+    """Pixel by pixel: partner, box, label of labelled images, aligned prediction of others."""
+    network, partner = Levels(), [3, 0, 4, 2, 1]
+    box = torch.zeros(BATCH, 1, *SIZE, dtype=torch.bool)
+    for n in range(BATCH):
+        box[n, 0, n : n + 6, 2 * n : 2 * n + 5] = True
+    options = {"teacher": teacher, "mix": Exchange(box, partner)}
+    terms = objective(network, images, masks, **options)
+
+    view1, view2 = (SampledTransform(t).image(images) for t in (T1, T2))
+    targets = []
+    for n in range(BATCH):
+        if n < LABELLED:
+            mask = SampledTransform(T2[n : n + 1]).label(masks[n : n + 1].byte()).double()
+            targets.append(torch.cat([mask, 1 - mask.amax(1, keepdim=True)], dim=1))
+        else:
+            answer = Levels()(view1[n : n + 1])
+            t1, t2 = SampledTransform(T1[n : n + 1]), SampledTransform(T2[n : n + 1])
+            targets.append(align(t1, t2, answer))
+    seen, expected = view2.clone(), torch.cat(targets)
+    unmixed = expected.clone()
+    for n in range(BATCH):
+        seen[n][:, box[n, 0]] = view2[partner[n]][:, box[n, 0]]
+        expected[n][:, box[n, 0]] = unmixed[partner[n]][:, box[n, 0]]
+    # The learner sees the first views that labels are known of; without a teacher all.
+    alone = LABELLED if teacher is not None else BATCH
+    assert torch.equal(network.seen, torch.cat([view1[:alone], seen]))
+    if teacher is not None:
+        assert torch.equal(teacher.seen, view1[LABELLED:])
+    consistency = soft_iou_loss(expected, Levels()(seen)).mean()
+    assert terms.consistency.item() == pytest.approx(consistency.item())
+    # Of the second view of labelled images, only the consistency term knows the labels.
+    mask = SampledTransform(T1[:LABELLED]).label(masks.byte()).double()
+    target = torch.cat([mask, 1 - mask.amax(1, keepdim=True)], dim=1)
+    supervised = soft_iou_loss(target, Levels()(view1[:LABELLED])).mean()
+    assert terms.supervised.item() == pytest.approx(supervised.item())
+
+
+def test_mixed_labelled_images_alone_leave_the_teacher_nothing(network, images):
+    masks = tcwarp.gaussian_smooth(torch.rand(BATCH, CLASSES, *SIZE), 2.0) > 0.5
+    box = torch.zeros(BATCH, 1, *SIZE, dtype=torch.bool)
+    mix = Exchange(box, list(range(BATCH)))
+    terms = objective(network, images, masks, teacher=Network(), mix=mix)
+    assert torch.isfinite(terms.total)

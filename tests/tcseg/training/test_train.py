@@ -21,13 +21,14 @@ from tiny import TINY
 from tcseg.data import Split, labelled_subset, load_dataset, make_split, save_splits
 from tcseg.errors import DataError, RunError, RunFinished, RunStopped
 from tcseg.method.losses import LOSSES
+from tcseg.method.transforms import Compose, Intensity, recipe
 from tcseg.method.variants import METHODS
 from tcseg.runs.folder import RunFolder
 from tcseg.training.batches import sample
 from tcseg.training.schedule import consistency_weight, learning_rate
 from tcseg.training.session import rehearse, train
 from tcseg.training.state import pretrained_weights
-from tcseg.training.trainer import Trainer
+from tcseg.training.trainer import SUPERVISED, Trainer
 
 pytestmark = pytest.mark.usefixtures("phantoms_made_once")
 
@@ -419,7 +420,9 @@ def test_every_loss_trains(tmp_path, name):
     assert weights().isfinite().all() and not torch.equal(weights(), before)
 
 
-@pytest.mark.parametrize("method", ["stopgrad", "mean-teacher"])
+@pytest.mark.parametrize(
+    "method", ["stopgrad", "mean-teacher", "semitc-average", "semitc-teacher", "semitc-paste"]
+)
 def test_the_other_methods_go_on_bit_for_bit(tmp_path, monkeypatch, method):
     config = dataclasses.replace(TINY, method=method)
     train(config, tmp_path / "whole", False)
@@ -427,8 +430,9 @@ def test_the_other_methods_go_on_bit_for_bit(tmp_path, monkeypatch, method):
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
 
 
-def test_the_network_of_mean_teacher_is_the_moving_average(tmp_path):
-    config = dataclasses.replace(TINY, method="mean-teacher", pretrain_steps=0, teacher_decay=0.75)
+@pytest.mark.parametrize("method", ["mean-teacher", "semitc-average"])
+def test_the_network_that_is_kept_is_the_moving_average(tmp_path, method):
+    config = dataclasses.replace(TINY, method=method, pretrain_steps=0, teacher_decay=0.75)
     trainer = Trainer(config, RunFolder(tmp_path))
     trainer.begin_method()
     expected = {k: v.double().clone() for k, v in trainer.network.state_dict().items()}
@@ -444,6 +448,50 @@ def test_the_network_of_mean_teacher_is_the_moving_average(tmp_path):
     trainer.validate()
     for name, value in trainer.state.best.items():
         assert torch.equal(value, trainer.teacher.module.state_dict()[name])
+
+
+def test_keeping_the_average_does_not_change_the_training(tmp_path):
+    networks = []
+    for method in ("semitc", "semitc-average"):
+        config = dataclasses.replace(TINY, method=method, pretrain_steps=0)
+        trainer = Trainer(config, RunFolder(tmp_path))
+        trainer.begin_method()
+        for _ in range(2):
+            trainer.step(trainer.method)
+        networks.append(trainer.network.state_dict())
+    for name, value in networks[0].items():
+        assert torch.equal(value, networks[1][name]), name
+
+
+def test_pretraining_has_a_field_of_its_own(tmp_path):
+    config = dataclasses.replace(TINY, method="semitc-teacher", pretrain_displacement_std=24.0)
+    trainer = Trainer(config, RunFolder(tmp_path))
+    weak = trainer.views(SUPERVISED)
+    assert weak == (recipe("strong", 24.0), recipe("strong", 24.0))
+    trainer.state.step = config.pretrain_steps
+    first, second = trainer.views(trainer.method)
+    assert first == recipe("strong")
+    assert second == Compose([recipe("strong"), Intensity()])
+    changed = dataclasses.replace(config, displacement_std=8.0)
+    assert Trainer(changed, RunFolder(tmp_path)).views(SUPERVISED) == weak
+
+
+def test_losses_over_the_batch_are_of_all_its_images(tmp_path):
+    trainer = Trainer(dataclasses.replace(TINY, loss_over="batch"), RunFolder(tmp_path))
+    images, labels, views = trainer.batches.draw(SUPERVISED, trainer.views(SUPERVISED))
+    labels[:2], labels[2:] = 31, 0  # everything in two images, nothing in two, however deformed
+    trainer.batches.draw = lambda *_: (images, labels, views)
+    seen = []
+    forward = trainer.network.forward
+    trainer.network.forward = lambda images: seen.append(forward(images)) or seen[-1]
+    loss = trainer.step(SUPERVISED)["loss"]
+    expected = []
+    for y in seen[0].chunk(2):
+        full, empty = y[:2].sum(dim=(0, 2, 3)), y[2:].sum(dim=(0, 2, 3))
+        ratios = full / (2 * 32 * 32 + empty)
+        ratios[-1] = empty[-1] / (2 * 32 * 32 + full[-1])
+        expected.append(1 - ratios.mean())
+    assert loss.item() == pytest.approx(sum(expected).item() / 2, abs=1e-5)
 
 
 def test_training_stops_where_it_is_told_to_and_goes_on_bit_for_bit(finished, tmp_path):
