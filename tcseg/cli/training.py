@@ -156,13 +156,15 @@ def evaluate(
         "tcseg reproduce table1 --root JSRT --out full --workers 4 --minutes 30",
         "tcseg reproduce table2 --root JSRT --out full",
         "tcseg reproduce table1 --root JSRT --out full --merge other/full --minutes 0",
+        "tcseg reproduce table1 --data folder --root SET --labelled 5 --splits 0 --out own",
     )
 )
 @click.argument("table", type=click.Choice(["table1", "table2"]))
 @click.option(
     "--labelled",
     type=ListOf(int),
-    help="Numbers of labelled images, separated by commas; those of the paper if not given.",
+    help="Numbers of labelled images, separated by commas; those of the paper if not given. With "
+    "--data folder they must be given.",
 )
 @click.option(
     "--methods",
@@ -207,7 +209,7 @@ def evaluate(
 @grid_options
 @click.option(
     "--data",
-    type=click.Choice(["jsrt", "phantom"]),
+    type=click.Choice(["jsrt", "phantom", "folder"]),
     default="jsrt",
     show_default=True,
     help="Data set.",

@@ -82,8 +82,12 @@ def reproduce(
     """
     console = plain_console()
     methods = list(methods or TABLE_METHODS[table])
+    own = base.data == "folder"
+    if own and not labelled:
+        raise ValueError("`labelled` must be given for images of your own")
     labelled = list(labelled or TABLE_LABELLED[table])
-    cells = grid(table, labelled, methods, splits)
+    # Of images of one's own, as many as there are may be labelled.
+    cells = grid(table, labelled, methods, splits, math.inf if own else TRAINING_IMAGES)
     if base.steps < 1:
         raise ValueError(f"`steps` must be at least 1, got {base.steps}")
     for cell in cells:
@@ -125,6 +129,8 @@ def _show(
     published = base.data == "jsrt"
     if table == "table1":
         sheets = [tables.table1(known, methods, labelled, published)]
+        if any("volumes" in summary["test"] for summary in known.values()):
+            sheets.append(tables.volumes(known, methods, labelled))
         sheets.append(tables.comparisons(known, methods, labelled))
     else:
         sheets = [tables.table2(known, methods, labelled, published)]
@@ -135,16 +141,20 @@ def _show(
 
 
 def grid(
-    table: str, labelled: Sequence[int], methods: Sequence[str], splits: Sequence[int]
+    table: str,
+    labelled: Sequence[int],
+    methods: Sequence[str],
+    splits: Sequence[int],
+    images: float = TRAINING_IMAGES,
 ) -> list[Cell]:
     """Return the trainings of a table, splits first, so that a part of it is a part of each."""
     cells = []
     for split in splits:
         for count in labelled:
-            few = table == "table2" and count < TRAINING_IMAGES
+            few = table == "table2" and count < images
             for method in methods:
                 # With all training images labelled there is nothing left to learn from.
-                if METHODS[method].pool != ("train",) or count < TRAINING_IMAGES:
+                if METHODS[method].pool != ("train",) or count < images:
                     cells.append(Cell(count, count if few else None, split, method))
     return cells
 

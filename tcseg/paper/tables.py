@@ -70,6 +70,28 @@ def table1(
     return sheet
 
 
+def volumes(results: Summaries, methods: Sequence[str], labelled: Sequence[int]) -> Sheet:
+    """Dice coefficient of whole volumes, over their planes, by method and number of labels."""
+    sheet = Sheet(
+        "3-D Dice of the test volumes in percent, mean ± standard deviation over splits",
+        ["method", *(f"{count} labels" for count in labelled)],
+    )
+    rows = []
+    for method in methods:
+        known = [_over_splits(results, method, count).values() for count in labelled]
+        dice = [[s["test"]["volumes"]["dice"].values() for s in column] for column in known]
+        rows.append([method, *(_spread([_percent(d) for d in column]) for column in dice)])
+    sheet.sections.append(("", rows))
+    sheet.notes = [
+        "At the size of training; mean over structures of the mean over volumes with it."
+    ]
+    return sheet
+
+
+def _percent(values: Iterable[float | None]) -> float:
+    return 100 * float(np.mean([value for value in values if value is not None]))
+
+
 def comparisons(results: Summaries, methods: Sequence[str], labelled: Sequence[int]) -> Sheet:
     """Count the pairs (same labels, same split) in which one method is better than another."""
     sheet = Sheet(
@@ -175,6 +197,10 @@ def save(folder: Path, name: str, sheets: Iterable[Sheet], results: Summaries) -
             "miou": test["miou"],
             **{f"iou {name}": value for name, value in test["iou"].items()},
             **{f"macd mm {name}": value for name, value in test["macd_mm"].items()},
+            **{
+                f"3-D dice {name}": value
+                for name, value in test.get("volumes", {}).get("dice", {}).items()
+            },
             "validation miou": summary["validation"]["miou"],
             "pretrained miou": summary["pretrained_test"]["miou"],
             "best step": summary["best_step"],

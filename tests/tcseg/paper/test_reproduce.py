@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -290,6 +291,28 @@ def test_the_grid_of_the_second_table_counts_validation_images():
     cells = grid("table2", (10, 100), ("baseline", "semitc+"), [3])
     assert {(c.method, c.labelled) for c in cells} == set(TABLE2)
     assert {(c.labelled, c.validation_images) for c in cells} == {(10, 10), (100, None)}
+
+
+def test_a_grid_of_ones_own_images_may_label_more_than_the_paper_has():
+    cells = grid("table1", (32, 136), ("baseline", "semitc"), [0], math.inf)
+    assert [(c.labelled, c.method) for c in cells] == [
+        (n, method) for n in (32, 136) for method in ("baseline", "semitc")
+    ]
+
+
+def test_a_grid_of_ones_own_images_needs_its_numbers_of_labels(tmp_path):
+    with pytest.raises(ValueError, match="`labelled` must be given"):
+        reproduce("table1", dataclasses.replace(TINY, data="folder"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_table_of_volumes_is_the_mean_over_structures_then_splits():
+    known = {}
+    for split, dice in enumerate(({"a": 0.5, "b": 0.7}, {"a": 0.8, "b": None})):
+        known[Cell(3, None, split, "semitc")] = {"test": {"volumes": {"dice": dice}}}
+    sheet = tables.volumes(known, ["semitc", "baseline"], [3, 7])
+    # 60 and 80: the deviation of a sample of two is 10 sqrt(2).
+    assert sheet.sections == [("", [["semitc", "70.0 ± 14.1 (2)", "-"], ["baseline", "-", "-"]])]
 
 
 def summary(miou, validation_images=24, joined=0.5):
