@@ -25,7 +25,7 @@ from tcseg.evaluation.metrics import iou
 from tcseg.io.files import write_atomically
 from tcseg.io.images import png
 from tcseg.io.label_maps import COLOURS
-from tcseg.io.placement import resize
+from tcseg.io.placement import Placement, resize
 
 __all__ = [
     "Panel",
@@ -196,7 +196,12 @@ def save_grid(
 
 
 def outlined(
-    image: np.ndarray, masks: np.ndarray | None, *, at_least: int = 0, tint: float = 0.0
+    image: np.ndarray,
+    masks: np.ndarray | None,
+    *,
+    at_least: int = 0,
+    at_most: int | None = None,
+    tint: float = 0.0,
 ) -> np.ndarray:
     """Draw masks on an image, pixel by pixel.
 
@@ -208,6 +213,8 @@ def outlined(
         bool (K, H, W); None for none.
     at_least
         Width of the picture in pixels: smaller images are enlarged by a whole factor.
+    at_most
+        Height and width of the picture in pixels: larger images are made smaller.
     tint
         How much of its colour the area of a mask takes on, from 0 to 1.
 
@@ -218,6 +225,8 @@ def outlined(
     """
     factor = max(1, -(-at_least // image.shape[-1]))
     shape = (factor * image.shape[-2], factor * image.shape[-1])
+    if at_most is not None and max(shape) > at_most:
+        shape = Placement.of(shape, at_most).inner
     large = [resize(plane.astype(np.float32), shape) for plane in image]
     picture = np.stack(large * (3 // len(large)), axis=-1)
     thickness = max(1, round(min(shape) / 200))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tcseg.errors import DataError
 from tcseg.extras import needs
+from tcseg.io.limits import check_pixels
 
 __all__ = ["ARRAYS", "ITK", "itk_orientation", "read_array"]
 
@@ -33,10 +34,14 @@ def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, fl
     if path.suffix.lower() == ".npy":
         # Mapped: a header that promises more than there is takes no memory.
         values, spacing = np.load(path, mmap_mode="r", allow_pickle=False), None
+        check_pixels(path, values.shape)
         between = None
         colour = values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8
     else:
-        image = _itk_reader(path).Execute()
+        reader = _itk_reader(path)
+        reader.ReadImageInformation()
+        check_pixels(path, (*reader.GetSize(), reader.GetNumberOfComponents()))
+        image = reader.Execute()
         with needs("itk"):
             import SimpleITK
         values, colour = (

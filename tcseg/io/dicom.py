@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tcseg.errors import DataError, reason
 from tcseg.extras import needs
 from tcseg.io.grey import tails
+from tcseg.io.limits import check_pixels
 from tcseg.io.windows import Limits
 
 __all__ = [
@@ -66,6 +67,9 @@ def read_dataset(path: Path, **options: Any) -> Any:
     with open(path, "rb") as file:
         bare = _is_bare(file.read(132))
     data = pydicom.dcmread(path, force=bare, **options)
+    if not options.get("stop_before_pixels"):
+        names = ("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames")
+        check_pixels(path, (int(data.get(name, 1) or 1) for name in names))
     if bare and "TransferSyntaxUID" not in data.file_meta:
         implicit, little = data.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian

@@ -59,7 +59,8 @@ def as_pixels(values: NDArray[Any], limits: Limits | None = None) -> Pixels:
     if colour:
         values = values[..., :3]
     if limits is None and values.dtype == np.uint8:
-        levels = values.astype(np.float32) / 255
+        levels = values.astype(np.float32)
+        levels /= 255  # in place: images may be large
     elif values.dtype == bool:
         levels = values.astype(np.float32)
     else:

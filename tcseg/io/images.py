@@ -7,6 +7,7 @@ several planes (a volume, a multi-frame DICOM or TIFF file) is read plane by pla
 from __future__ import annotations
 
 import io
+import math
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from tcseg.extras import needs
 from tcseg.io.arrays import ARRAYS, ITK, itk_orientation, read_array
 from tcseg.io.dicom import has_dicom_content, read_frames
 from tcseg.io.grey import as_pixels, tails
+from tcseg.io.limits import check_pixels
 from tcseg.io.placement import Pixels
 from tcseg.io.plain import open_plain
 from tcseg.io.windows import Limits
@@ -271,6 +273,7 @@ def read_volume(
         import nibabel
 
     image: Any = nibabel.load(path)
+    check_pixels(path, image.shape)
     volume = np.asarray(image.dataobj)
     while volume.ndim > 3 and volume.shape[-1] == 1:
         volume = volume[..., 0]
@@ -285,8 +288,9 @@ def read_volume(
         )
     unit = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
     width, height, *others = (float(zoom) * unit for zoom in image.header.get_zooms())
-    spacing = (height, width) if min(height, width) > 0 else None
-    distance = others[0] if others and others[0] > 0 else None
+    known = [size if 0 < size < math.inf else None for size in (height, width, *others[:1])]
+    spacing = None if None in known[:2] else (height, width)
+    distance = known[2] if len(known) > 2 else None
     return volume.transpose(2, 1, 0)[:, ::-1], spacing, distance
 
 

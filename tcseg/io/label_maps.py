@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,18 +109,20 @@ class LabelWriter:
             self._save_plain()
         return []
 
-    def _layers(self, masks: Masks, white: int) -> list[tuple[Path, NDArray[np.integer[Any]]]]:
-        """Return the folders to write to, and the numbers that belong there."""
+    def _layers(self, masks: Masks, white: int) -> Iterator[tuple[Path, NDArray[np.integer[Any]]]]:
+        """Yield the folders to write to, and the numbers that belong there, one at a time."""
         if self.values is not None:
             labels = label_map(masks, self.values)
             small = max(self.values) < 256
-            return [(self.out / "labels", labels.astype(np.uint8) if small else labels)]
-        numbers = masks.astype(np.uint8) * np.uint8(white)
-        folders = (self.out / name for name in _folder_names(self.classes))
-        return list(zip(folders, numbers, strict=True))
+            yield self.out / "labels", labels.astype(np.uint8) if small else labels
+            return
+        for name, mask in zip(_folder_names(self.classes), masks, strict=True):
+            yield self.out / name, mask * np.uint8(white)
 
     def _save_plain(self) -> None:
-        for folder, numbers in self._layers(np.stack(self.planes, axis=1), white=255):
+        one = len(self.planes) == 1  # perhaps a large one: not copied
+        planes = self.planes[0][:, None] if one else np.stack(self.planes, axis=1)
+        for folder, numbers in self._layers(planes, white=255):
             pages = [Image.fromarray(plane) for plane in numbers]
             if self.values is not None and numbers.dtype == np.uint8:
                 for page in pages:

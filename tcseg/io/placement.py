@@ -11,6 +11,7 @@ from PIL import Image
 __all__ = ["Placement", "as_masks", "resize", "resize_picture"]
 
 Pixels = NDArray[np.float32]
+BAND = 2**22  # pixels that are brought to the size of a large image at a time
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,20 @@ class Placement:
         shares = self.fit(masks.astype(np.float32))
         return as_masks(np.concatenate([shares, 1 - shares.sum(axis=0, keepdims=True)]), disjoint)
 
-    def restore(self, square: Pixels) -> Pixels:
-        """Cut (C, size, size) to the image and bring it to the image's own size."""
+    def restore(self, square: Pixels, rows: slice | None = None) -> Pixels:
+        """Cut (C, size, size) to the image and bring it to the image's own size, or some rows."""
         inner = np.asarray(square, np.float32)[:, *self.window]
-        return np.stack([resize(np.ascontiguousarray(c), self.shape) for c in inner])
+        return np.stack([resize(np.ascontiguousarray(c), self.shape, rows) for c in inner])
+
+    def restore_masks(self, square: Pixels, disjoint: bool) -> NDArray[np.bool_]:
+        """Return `as_masks` of what `restore` gives; of a large image, band by band."""
+        height, width = self.shape
+        masks = np.empty((len(square) - 1, height, width), bool)
+        step = height if height * width <= BAND else max(1, BAND // width)
+        for first in range(0, height, step):
+            rows = slice(first, min(first + step, height))
+            masks[:, rows] = as_masks(self.restore(square, rows), disjoint)
+        return masks
 
 
 def as_masks(shares: Pixels, disjoint: bool) -> NDArray[np.bool_]:
@@ -83,17 +94,23 @@ def as_masks(shares: Pixels, disjoint: bool) -> NDArray[np.bool_]:
     return np.asarray(best == 1 + np.arange(len(shares) - 1).reshape(-1, 1, 1))
 
 
-def resize(channel: Pixels, shape: tuple[int, int]) -> Pixels:
+def resize(channel: Pixels, shape: tuple[int, int], rows: slice | None = None) -> Pixels:
     """Resize (H, W): averaging areas where it gets smaller, linear where it gets larger."""
     if channel.shape == shape:
-        return channel
-    return np.asarray(resize_picture(Image.fromarray(channel), shape), np.float32)
+        return channel if rows is None else channel[rows]
+    return np.asarray(resize_picture(Image.fromarray(channel), shape, rows), np.float32)
 
 
-def resize_picture(picture: Image.Image, shape: tuple[int, int]) -> Image.Image:
-    """Resize an image to (H, W) in its own number type, as `resize` does."""
+def resize_picture(
+    picture: Image.Image, shape: tuple[int, int], rows: slice | None = None
+) -> Image.Image:
+    """Resize an image to (H, W) in its own number type, as `resize` does; give some rows of it."""
     if (picture.height, picture.width) == shape:
         return picture
     shrinks = shape[0] * shape[1] < picture.height * picture.width
     method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
-    return picture.resize((shape[1], shape[0]), method)
+    if rows is None:
+        return picture.resize((shape[1], shape[0]), method)
+    top, bottom = (row * picture.height / shape[0] for row in (rows.start, rows.stop))
+    box = (0, top, picture.width, min(bottom, picture.height))
+    return picture.resize((shape[1], rows.stop - rows.start), method, box)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -15,6 +16,7 @@ from PIL.TiffImagePlugin import (
 )
 
 from tcseg.errors import DataError
+from tcseg.io.limits import check_pixels
 
 __all__ = ["open_plain"]
 
@@ -26,16 +28,12 @@ NUMBERS = {1: "integers", 2: "integers with a sign", 3: "floating-point numbers"
 def open_plain(path: Path) -> Image.Image:
     """Open what Pillow reads; a file that is none, or would be misread, raises a DataError."""
     try:
-        with warnings.catch_warnings():  # of files half as large
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _own_limit():
             file = Image.open(path)
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: cannot be read (it {_what_it_is(path)})") from error
-    except Image.DecompressionBombError as error:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise DataError(
-            f"{path}: has more than {most} million pixels; make it smaller, or cut it into parts"
-        ) from error
+    pages = getattr(file, "n_frames", 1) if file.format == "TIFF" else 1
+    check_pixels(path, (*file.size, len(file.getbands()), pages))
     tags = getattr(file, "tag_v2", {})
     # Pillow leaves out channels, and signs of 8 bits, without a word.
     samples, bands = tags.get(SAMPLESPERPIXEL, 1), len(file.getbands())
@@ -44,6 +42,17 @@ def open_plain(path: Path) -> Image.Image:
         file.close()
         raise DataError(f"{path}: cannot be read (it {_what_it_is(path)})")
     return file
+
+
+@contextmanager
+def _own_limit() -> Iterator[None]:
+    """Let Pillow open, not decode, files of any size: `check_pixels` has a limit for all kinds."""
+    most = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = most
 
 
 def _what_it_is(path: Path) -> str:

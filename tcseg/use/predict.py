@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import io
-import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,22 +21,21 @@ from tcseg.errors import DataError, RunError, reason
 from tcseg.evaluation.metrics import cardiothoracic_ratio, postprocess_all
 from tcseg.evaluation.pictures import outlined
 from tcseg.io.images import (
-    FORMATS,
     Picture,
-    is_image,
     png,
-    stem,
-    suffix,
 )
 from tcseg.io.label_maps import LabelWriter, write_into
 from tcseg.io.placement import Placement
 from tcseg.io.series import Collection
 from tcseg.runs.model import Model
+from tcseg.use.inputs import find_inputs
 from tcseg.use.segmenter import Prediction, Segmenter
 
 __all__ = ["predict"]
 
 BATCH = 8
+LARGE = 2**23  # pixels that wait for a batch to be full
+OVERLAY = 2048  # pixels, at most
 # From this ratio on, a note is printed: augmentation does not go that far.
 OTHER_SCALE = 1.5
 RATIO = "cardiothoracic ratio"
@@ -87,7 +85,7 @@ def predict(
         If there is nothing to segment, or `out` cannot be written.
     """
     problems: list[str] = []
-    files = _files(inputs, out, problems)
+    files = find_inputs(inputs, out, problems)
     # Under a name of its own until it is whole, so that an earlier table is not lost.
     table, partial = out / "measurements.csv", out / "measurements.csv.partial"
     model = segmenter.model
@@ -167,93 +165,32 @@ class _Segmentation:
             if self.overlays:
                 plane = "" if picture.plane is None else f"/{picture.plane:03d}"
                 overlay = self.out / "overlays" / f"{name}{plane}.png"
-                write_into(overlay, png(outlined(picture.pixels, masks)))
+                write_into(overlay, png(outlined(picture.pixels, masks, at_most=OVERLAY)))
             measured.append(_measure(picture, masks, prediction, model.classes))
             self.scales.append((_scale(model, picture), path))
         problems = writer.close()
         return self.rows.text(measured).encode(), problems
 
 
-def _files(inputs: Sequence[Path], out: Path, problems: list[str]) -> dict[Path, str]:
-    """Return the files, and for each the name of what is made from it, without suffix.
-
-    Folders are searched with those in them, save `out`; the names have the folders too. Of files
-    that would have one name the first is taken.
-    """
-    names: dict[Path, str] = {}
-    for path in inputs:
-        if path.is_dir():
-            outputs = {
-                p: str(p.relative_to(path).with_name(stem(p))) for p in _walk(path, out, problems)
-            }
-            if not outputs and not problems:
-                raise RunError(f"{path}: no images in it, nor in the folders in it")
-        elif path.exists():
-            outputs = {path: stem(path)}
-        else:
-            raise RunError(f"{path}: no such file or folder")
-        names |= {p: name for p, name in outputs.items() if _can_be_opened(p, problems)}
-    if out.resolve() in {path.resolve().parent for path in names}:
-        raise RunError(f"{out} holds the images themselves; choose another `out`")
-    first: dict[str, Path] = {}
-    for path, name in list(names.items()):
-        twin = first.setdefault(name, path)
-        if twin is not path:
-            problems.append(
-                f"{path}: would be written to the files of {twin}; segment it into another `out`"
-            )
-            del names[path]
-    return names
-
-
-def _walk(folder: Path, out: Path, problems: list[str]) -> Iterator[Path]:
-    """Yield what looks like an image in a folder and those in it, each real folder once.
-
-    Links may lead in circles, and folders lie deeper than functions can be nested.
-    """
-    seen = {_identity(out)} if out.is_dir() and not out.samefile(folder) else set()
-    waiting = [folder]
-    while waiting:
-        path = waiting.pop()
-        try:
-            if not path.is_dir():
-                if suffix(path) in FORMATS or is_image(path):
-                    yield path
-            elif (identity := _identity(path)) not in seen:
-                seen.add(identity)
-                content = sorted(path.iterdir(), reverse=True)
-                waiting += [p for p in content if not p.name.startswith(".")]
-        except OSError as error:
-            problems.append(f"{path}: cannot be read ({reason(error)})")
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    """Return what a folder is known by, whatever links lead to it."""
-    status = folder.stat()
-    return status.st_dev, status.st_ino
-
-
-def _can_be_opened(path: Path, problems: list[str]) -> bool:
-    """Whether a file has a name that can be written down, and an end."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        problems.append(f"{path}: its name is not UTF-8; rename it")
-        return False
-    if not path.is_file():
-        problems.append(f"{path}: is no file but a pipe, a device or a link to nothing")
-        return False
-    return True
-
-
 def _pairs(
     segmenter: Segmenter, pictures: Iterator[Picture], consistency: bool
 ) -> Iterator[tuple[Picture, Prediction]]:
     """Segment the planes of a file, few in memory at a time."""
-    while chunk := list(itertools.islice(pictures, BATCH)):
+    for chunk in _chunks(pictures):
         pixels: Iterable[NDArray[np.float32]] = [picture.pixels for picture in chunk]
         predictions = segmenter.predict_all(pixels, consistency=consistency, batch_size=BATCH)
         yield from zip(chunk, predictions, strict=True)
+
+
+def _chunks(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
+    chunk: list[Picture] = []
+    for picture in pictures:
+        chunk.append(picture)
+        if len(chunk) == BATCH or sum(p.pixels.size for p in chunk) > LARGE:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 # ---- overlays and measurements --------------------------------------------------------------

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Generator, Tensor, nn
 from tcseg.data import Dataset, Split, load_dataset, read_splits
 from tcseg.errors import RunError
 from tcseg.io.grey import as_pixels
-from tcseg.io.placement import Placement, as_masks
+from tcseg.io.placement import Placement
 from tcseg.io.windows import window_limits
 from tcseg.method.transforms import Elastic, align
 from tcseg.runs.config import resolve_device
@@ -40,17 +41,23 @@ class Prediction:
     masks : bool (C, H, W)
         One mask for each structure, of the size of the image. They may overlap, unless the masks of
         the training data held one value for each pixel.
-    probabilities : float32 (C, H, W)
-        What the masks are made from: a structure is where its probability exceeds one half or,
-        where structures cannot overlap, all other probabilities, the background's included.
     consistency : float or None
         Mean IOU of predictions for pairs of deformed views of the image, one aligned to the other:
         1 if deformation changes nothing. None if nothing was found, or if it was not asked for.
     """
 
     masks: NDArray[np.bool_]
-    probabilities: NDArray[np.float32]
-    consistency: float | None = None
+    consistency: float | None
+    _restore: Callable[[], NDArray[np.float32]] = field(repr=False)
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float32]:
+        """What the masks are made from, (C, H, W), made when it is asked for.
+
+        A structure is where its probability exceeds one half or, where structures cannot overlap,
+        all other probabilities, the background's included.
+        """
+        return self._restore()
 
 
 class Segmenter:
@@ -171,9 +178,8 @@ class Segmenter:
         agreement = self._consistency(images) if consistency else [None] * len(batch)
         squares = answers.float().cpu().numpy()
         for place, square, score in zip(places, squares, agreement, strict=True):
-            probabilities = place.restore(square)
-            masks = as_masks(probabilities, disjoint=self.model.values is not None)
-            yield Prediction(masks, probabilities[:-1], score)
+            masks = place.restore_masks(square, disjoint=self.model.values is not None)
+            yield Prediction(masks, score, partial(place.restore, square[:-1]))
 
     def _consistency(self, images: Tensor) -> list[float | None]:
         """Return the mean IOU of predictions under pairs of deformations, for each image."""

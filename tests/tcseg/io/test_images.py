@@ -1,11 +1,10 @@
 """Reading images of every kind, and fitting them into a square and back."""
 
-import warnings
-
 import nibabel
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import write_dicom
@@ -15,7 +14,7 @@ from pydicom import Dataset
 from tcseg.errors import DataError
 from tcseg.io.grey import as_pixels
 from tcseg.io.images import is_image, read_pictures, stem
-from tcseg.io.placement import Placement
+from tcseg.io.placement import Placement, as_masks
 
 GREY = (np.add.outer(np.arange(30) * 5, np.arange(40)) + 3).astype(np.uint8)
 
@@ -318,14 +317,41 @@ def test_damaged_files_are_named(tmp_path, suffix, damage):
     assert "\n" not in str(error.value).strip()
 
 
-def test_a_picture_too_large_says_so(tmp_path, monkeypatch):
+def too_large(folder, kind):
+    """Write a small file of an image of 30 x 40 in some form; return it and its pixels."""
+    path = folder / f"a.{kind}"
+    if kind == "nii.gz":
+        nibabel.save(nibabel.Nifti1Image(np.zeros((30, 40, 5), np.int16), np.eye(4)), path)
+    elif kind == "npy":
+        np.save(path, np.zeros((5, 30, 40), np.uint8))
+    elif kind == "mha":
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((5, 30, 40), np.uint8)), path)
+    elif kind == "dcm":
+        write_dicom(path, np.zeros((5, 30, 40), np.uint16), NumberOfFrames=5)
+    else:
+        pages = [Image.fromarray(GREY) for _ in range(5)]
+        options = {"save_all": True, "append_images": pages[1:]} if kind == "tif" else {}
+        pages[0].save(path, **options)
+    return path, GREY.size * (1 if kind == "png" else 5)
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "dcm", "nii.gz", "npy", "mha"])
+def test_a_file_of_too_many_pixels_is_not_decoded(tmp_path, monkeypatch, kind):
+    path, pixels = too_large(tmp_path, kind)
+    monkeypatch.setenv("TCSEG_MAX_PIXELS", str(pixels))
+    assert list(read_pictures(path))
+    monkeypatch.setenv("TCSEG_MAX_PIXELS", str(pixels - 1))
+    with pytest.raises(DataError, match=f"million pixels.*TCSEG_MAX_PIXELS={pixels}"):
+        list(read_pictures(path))
+
+
+def test_the_limit_of_pixels_is_ours_alone(tmp_path, monkeypatch):
     Image.fromarray(GREY).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # it has 1200: a warning
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert only(tmp_path / "a.png").pixels.shape == (1, 30, 40)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    with pytest.raises(DataError, match="million pixels; make it smaller, or cut it"):
+    assert only(tmp_path / "a.png").pixels.shape == (1, 30, 40)
+    assert Image.MAX_IMAGE_PIXELS == 500
+    monkeypatch.setenv("TCSEG_MAX_PIXELS", "many")
+    with pytest.raises(DataError, match="TCSEG_MAX_PIXELS must be a number"):
         only(tmp_path / "a.png")
 
 
@@ -398,3 +424,16 @@ def test_a_mask_comes_back_where_it_was():
     place = Placement.of((150, 90), 64)
     back = place.restore(place.fit(mask)) > 0.5
     assert (back != (mask > 0.5)).mean() < 0.02
+
+
+@pytest.mark.parametrize("shape", [(50, 30), (7, 90), (64, 64), (301, 200), (1, 9)])
+@pytest.mark.parametrize("disjoint", [False, True])
+def test_bands_of_a_large_image_are_those_of_the_whole(monkeypatch, shape, disjoint):
+    place = Placement.of(shape, 64)
+    square = np.random.default_rng(0).random((4, 64, 64), np.float32)
+    whole = as_masks(place.restore(square), disjoint)
+    for band in (1, 100, 2000):
+        monkeypatch.setattr("tcseg.io.placement.BAND", band)
+        found = place.restore_masks(square, disjoint)
+        assert found.shape == whole.shape
+        assert (found != whole).mean() < 1e-3  # but for shares that are equal to rounding

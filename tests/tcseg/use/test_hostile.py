@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from processes import run
+from processes import python, run
 from rich.console import Console
 from tiny import TINY
 
@@ -173,6 +173,47 @@ def test_a_nifti_file_of_strange_zooms_stops_no_others(segmenter, tmp_path, zoom
     assert str(data / "b.png") in done
     assert len(problems) + len([d for d in done if d.endswith(".nii")]) in (1, 2)
     assert all(p.startswith(f"{data / 'a.nii'}: ") for p in problems)
+
+
+# ---- memory ---------------------------------------------------------------------------------
+
+SEGMENT = """
+import resource, sys
+from pathlib import Path
+import torch
+from rich.console import Console
+from tcseg.runs.model import Model
+from tcseg.use.predict import predict
+from tcseg.use.segmenter import Segmenter
+
+class Levels(torch.nn.Module):
+    def forward(self, images):
+        grey = images.mean(dim=1, keepdim=True)
+        return torch.cat([grey, grey / 2, 1 - grey, grey / 3, 0 * grey, 0.4 + 0 * grey], dim=1)
+
+classes, values = ("a", "b", "c", "d", "e"), eval(sys.argv[3])
+model = Model("unet", "float32", classes, channels=1, size=256, values=values)
+segmenter = Segmenter(Levels(), model, torch.device("cpu"))
+
+def peak(name):
+    predict(segmenter, [Path(name)], Path(sys.argv[2]), consistency=False, console=Console())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+before = peak(sys.argv[1] + "/small.png")
+print((peak(sys.argv[1] + "/large.png") - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize("values", [None, (1, 2, 3, 4, 5)])
+def test_memory_is_some_bytes_a_pixel(tmp_path, values):
+    side = 4000
+    Image.new("L", (16, 16), 100).save(tmp_path / "small.png")
+    Image.new("L", (side, side), 100).save(tmp_path / "large.png")
+    assert (tmp_path / "large.png").stat().st_size < 50_000
+    result = python("-c", SEGMENT, tmp_path, tmp_path / "out", values)
+    assert result.returncode == 0, result.stderr
+    # 18 bytes for each pixel, and 150 MiB for an overlay, which is no larger for larger images.
+    assert int(result.stdout.split()[-1]) < 32 * side**2
 
 
 # ---- files of a run -------------------------------------------------------------------------

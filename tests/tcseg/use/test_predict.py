@@ -109,7 +109,7 @@ def test_number_types_and_colour_do_not_matter(segmenter, kind):
 
 @pytest.mark.parametrize("values", [None, (1, 2, 3)])
 def test_evaluation_at_the_original_size_is_of_what_predict_finds(segmenter, tmp_path, values):
-    segmenter.model = dataclasses.replace(segmenter.model, values=values)
+    segmenter.model = dataclasses.replace(segmenter.model, values=values, bits=16)
     (tmp_path / "images").mkdir()
     truth = {}
     for name, shape in {"x": (300, 200), "y": (64, 96), "z": (250, 333)}.items():

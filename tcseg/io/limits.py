@@ -1,0 +1,33 @@
+"""How large an image may be: files of some kilobytes can hold any number of pixels."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from tcseg.errors import DataError
+
+__all__ = ["check_pixels", "most_pixels"]
+
+MOST_PIXELS = 2**28
+VARIABLE = "TCSEG_MAX_PIXELS"
+
+
+def most_pixels() -> int:
+    """Return how many pixels, planes and channels included, a file may have."""
+    text = os.environ.get(VARIABLE, "")
+    if text and not text.isdecimal():
+        raise DataError(f"{VARIABLE} must be a number of pixels, got {text!r}")
+    return int(text or MOST_PIXELS)
+
+
+def check_pixels(path: Path, shape: Iterable[int]) -> None:
+    """Raise DataError, before anything is decoded, if a file has too many pixels."""
+    count, most = math.prod(shape), most_pixels()
+    if count > most:
+        raise DataError(
+            f"{path}: has {count / 1e6:.6g} million pixels, more than {most / 1e6:.6g} million; "
+            f"make it smaller, or set {VARIABLE}={count} in the environment if memory allows"
+        )
