@@ -23,7 +23,8 @@ class DataError(Exception):
 
 def reason(error: Exception) -> str:
     """Return what an error says, on one line; its kind where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+    # Between backquotes the messages of tcseg have names of options.
+    return " ".join(str(error).replace("`", "'").split()) or type(error).__name__
 
 
 def printable(text: str) -> str:

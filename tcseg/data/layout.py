@@ -147,7 +147,8 @@ def _side_by_side(
     root: Path, pattern: str | None, problems: Problems
 ) -> tuple[Layout, dict[str, Path]]:
     """Tell masks from images by their names."""
-    found = {} if (root / "masks").is_dir() else _below(root, problems)
+    nothing = (root / "masks").is_dir() or not root.is_dir()
+    found = {} if nothing else _below(root, problems)
     if not found:
         raise DataError(
             f"folder: no folder {root / 'images'}; `root` must hold images/ and masks/ (where the "

@@ -250,7 +250,7 @@ class RunFolder:
             )
             raise RunUnfinished(message, self.path) from error
         except ValueError as error:
-            raise RunError(f"{path}: broken ({error}); {_AGAIN}") from error
+            raise RunError(f"{path}: broken ({reason(error)}); {_AGAIN}") from error
         if not isinstance(summary.get("test"), dict):
             raise RunError(f"{path}: not a summary of tcseg (it has no test results); {_AGAIN}")
         return summary

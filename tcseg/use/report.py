@@ -18,7 +18,7 @@ import msgspec
 from matplotlib.figure import Figure
 
 from tcseg.data import Dataset, Split
-from tcseg.errors import DataError, RunError
+from tcseg.errors import DataError, RunError, reason
 from tcseg.evaluation.evaluate import evaluate, predict
 from tcseg.evaluation.pictures import images_and_truths, side_by_side
 from tcseg.io.files import write_atomically
@@ -119,7 +119,7 @@ def report(
             summary = msgspec.convert(folder.summary(), _Summary)
         except msgspec.ValidationError as error:
             raise RunError(
-                f"{folder.path / 'summary.json'}: broken, or from an older version ({error}); "
+                f"{folder.path / 'summary.json'}: broken, or from an older version ({reason(error)}); "
                 "delete it, and write it again with tcseg train --resume"
             ) from error
         run = _Run(name, summary, folder.metrics.rows())
