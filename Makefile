@@ -14,7 +14,7 @@ NATIVE := $(wildcard csrc/*.h csrc/*.cuh csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc
 EMULATION := $(wildcard tests/emulation/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help build dist demo test test-all bench lint format pictures docs sanitize cuda-compile cuda-check clean
+.PHONY: help build dist demo test test-all torture bench lint format pictures docs sanitize cuda-compile cuda-check clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -97,6 +97,10 @@ cuda-compile: $(VENV)/stamp.torch  ## compile the CUDA sources with nvcc, and al
 
 # The build is one of its parts. OUT: a file, or a folder for cuda-check.json; REHEARSE=--rehearse needs no GPU.
 OUT ?= benchmarks/results/cuda-check.json
+MINUTES := 10
+torture: $(VENV)/stamp.test  ## damage files, and stop trainings by signals, for MINUTES; print the counts
+	PYTHONPATH=tests/helpers $(BIN)/python tests/torture.py $(MINUTES) $(SEED)
+
 cuda-check:  ## on a machine with a GPU, with PYTHON as it is: build, benchmarks, CUDA tests, compute-sanitizer, one JSON
 	$(PYTHON) -m benchmarks.cuda_check --out "$(OUT)" $(REHEARSE)
 

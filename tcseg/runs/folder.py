@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from tcseg.errors import RunError, RunFinished, RunUnfinished
+from tcseg.errors import RunError, RunFinished, RunUnfinished, reason
 from tcseg.extras import is_installed
 from tcseg.io.files import read_json, write_atomically, write_json
 from tcseg.runs.checkpoint import load_checkpoint, save_checkpoint

@@ -119,8 +119,8 @@ def report(
             summary = msgspec.convert(folder.summary(), _Summary)
         except msgspec.ValidationError as error:
             raise RunError(
-                f"{folder.path / 'summary.json'}: broken, or from an older version ({reason(error)}); "
-                "delete it, and write it again with tcseg train --resume"
+                f"{folder.path / 'summary.json'}: broken, or from an older version "
+                f"({reason(error)}); delete it, and write it again with tcseg train --resume"
             ) from error
         run = _Run(name, summary, folder.metrics.rows())
         try:
