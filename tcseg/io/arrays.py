@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ ARRAYS = (".npy", *ITK)
 _HEADER = 2**16
 _HEADERS = {".nrrd": rb".*?\n\r?\n", ".mha": rb".*?\nElementDataFile[^\n]*\n"}
 _ELSEWHERE = re.compile(rb"^(data ?file:|ElementDataFile\s*=\s*+(?!LOCAL\s))", re.M | re.I)
+
+# Where ITK quotes a longer path or field of NRRD, it overruns a buffer; values (:=) may be long.
+_LONGEST_PATH = 1000
+_OVERLONG = re.compile(rb"^(?!#)(?![^\n:]{1,250}:=)[^\n]{500}", re.M)
 
 
 def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, float | None]:
@@ -83,6 +88,11 @@ def _itk_reader(path: Path) -> Any:
         raise DataError(
             f"{path}: its values lie in a file of their own; save it as one file (.nrrd or .mha)"
         )
+    if path.suffix.lower() == ".nrrd":
+        if _OVERLONG.search(beginning if header is None else header[0]):
+            raise DataError(f"{path}: cannot be read (a line of its header is too long)")
+        if len(os.fsencode(path)) > _LONGEST_PATH:
+            raise DataError(f"{path}: cannot be read (its path is too long); move it")
     with needs("itk"):
         import SimpleITK
     reader = SimpleITK.ImageFileReader()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import SimpleITK
+from processes import python
 
 from tcseg.data import load_dataset
 from tcseg.errors import DataError
@@ -88,3 +89,40 @@ def test_masks_of_a_folder(tmp_path):
     assert orientation(tmp_path / "masks" / "0.nrrd") == "LAS"
     with pytest.raises(DataError, match=r"run LAS in the patient, those of its image 0\.nrrd LPS"):
         load_dataset("folder", root=tmp_path, size=32)
+
+
+READ = """
+import sys
+from pathlib import Path
+from tcseg.errors import DataError
+from tcseg.io.images import read_pictures
+try:
+    list(read_pictures(Path(sys.argv[1])))
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "depth", "told"),
+    [
+        (b"[" * 1000, 0, "a line of its header is too long"),
+        (b"kinds: " + b"d" * 1000 + b" domain", 0, "a line of its header is too long"),
+        (b"no field", 8, "its path is too long"),
+        (b"no field", 0, "no field"),
+        (b"name:=" + b"v" * 20_000, 0, ""),
+        (b"# " + b"c" * 20_000, 0, ""),
+    ],
+    ids=["word", "field", "path", "short", "value", "comment"],
+)
+def test_long_lines_and_paths_do_not_end_the_process(tmp_path, line, depth, told):
+    """ITK quotes them into buffers of fixed length."""
+    folder = tmp_path.joinpath(*["d" * 200] * depth)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(tmp_path / "a.nrrd", VOLUME)
+    header, values = (tmp_path / "a.nrrd").read_bytes().split(b"\n\n", 1)
+    (folder / "b.nrrd").write_bytes(header + b"\n" + line + b"\n\n" + values)
+    result = python("-c", READ, folder / "b.nrrd")
+    assert result.returncode == 0, result.stderr
+    assert told in result.stdout
+    assert bool(told) == bool(result.stdout)
