@@ -139,6 +139,8 @@ class RunFolder:
             self._lock_file.close()
             message = f"{self.path} is being trained in by another process; choose another `out`"
             raise RunError(message) from error
+        for left in self.path.glob(".*.tmp"):  # by a kill in the middle of `write_atomically`
+            left.unlink(missing_ok=True)
 
     @property
     def finished(self) -> bool:

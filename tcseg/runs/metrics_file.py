@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from tcseg.errors import RunError
 from tcseg.io.files import write_atomically
 
 __all__ = ["MetricsFile"]
+
+MOST_DIGITS = 19  # of a step
 
 
 class MetricsFile:
@@ -36,17 +39,23 @@ class MetricsFile:
             csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
 
     def rows(self) -> list[dict[str, str]]:
-        """Read all rows as text, without empty fields and without a row cut off by a kill."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        rows = csv.DictReader(line for line in lines if line.endswith("\n"))
-        # A row of too few fields has values None, one of too many the key None.
-        whole = [row for row in rows if None not in row and None not in row.values()]
+        """Read all rows as text, without empty fields and without a row cut off by a kill.
+
+        Raises
+        ------
+        RunError
+            If the file is no table.
+        """
+        rows = csv.DictReader(line for line in self._lines() if line.endswith("\n"))
+        try:
+            # A row of too few fields has values None, one of too many the key None.
+            whole = [row for row in rows if None not in row and None not in row.values()]
+        except csv.Error as error:
+            raise self._broken(error) from error
         return [
             {name: value for name, value in row.items() if value}
             for row in whole
-            if row.get("step", "").isdecimal()
+            if (step := row.get("step", "")).isdecimal() and len(step) < MOST_DIGITS
         ]
 
     def rewind(self, step: int) -> None:
@@ -55,10 +64,20 @@ class MetricsFile:
             self._replace(self._columns(), [r for r in self.rows() if int(r["step"]) <= step])
 
     def _columns(self) -> list[str]:
-        if not self.path.exists():
-            return []
-        with open(self.path, encoding="utf-8", newline="") as file:
-            return next(csv.reader(file), [])
+        try:
+            return next(csv.reader(self._lines()), [])
+        except csv.Error as error:
+            raise self._broken(error) from error
+
+    def _lines(self) -> Iterator[str]:
+        """Read line by line, as both the names of columns and all rows are: others may edit it."""
+        if self.path.exists():
+            with open(self.path, encoding="utf-8", errors="replace", newline="\n") as file:
+                yield from file
+
+    def _broken(self, error: csv.Error) -> RunError:
+        way = "put a good copy there, or delete it and do without its figures"
+        return RunError(f"{self.path}: broken ({error}); {way}")
 
     def _replace(self, columns: list[str], rows: Iterable[Mapping[str, str]]) -> None:
         text = io.StringIO()

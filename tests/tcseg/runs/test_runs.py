@@ -43,6 +43,17 @@ def test_an_empty_folder_may_become_a_run(tmp_path):
     assert RunFolder(tmp_path).config() == CONFIG
 
 
+def test_what_a_kill_left_goes_with_the_next_resume_under_the_lock(run):
+    left = run.path / ".checkpoint.pt.7.tmp"
+    left.touch()  # of the process that trains there now
+    with pytest.raises(RunError, match="being trained in"):
+        RunFolder.create(run.path, CONFIG, resume=True)
+    assert left.exists()
+    run.close()
+    with RunFolder.create(run.path, CONFIG, resume=True):
+        assert not left.exists()
+
+
 def test_a_run_that_never_began_may_begin_again(run):
     # Such as one stopped by an option that does not fit the data.
     other = replace(CONFIG, labelled=7)
@@ -384,3 +395,31 @@ def test_reading_a_run_needs_no_torch():
     )
     result = python("-c", code)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "steps"),
+    [
+        (b"step,loss\n1,\xff\n2,0.5\n", ["1", "2"]),
+        (b"step,l\xff\n1,0.5\n", ["1"]),
+        (b"step,loss\n1,a\x0bb\n2,a\xe2\x80\xa8b\n", ["1", "2"]),
+        (b"step\x0bx,step,loss\n1,1,2\n", ["1"]),
+        (b"step,loss\n" + b"9" * 5000 + b",1\n3,1\n", ["3"]),
+    ],
+)
+def test_figures_that_others_have_damaged_are_read_and_continued(tmp_path, content, steps):
+    metrics = MetricsFile(tmp_path / "metrics.csv")
+    metrics.path.write_bytes(content)
+    assert [row["step"] for row in metrics.rows()] == steps
+    metrics.rewind(5)
+    metrics.append({"step": 6, "new": 0.5})
+    assert [row["step"] for row in metrics.rows()] == [*steps, "6"]
+    assert metrics.rows()[-1] == {"step": "6", "new": "0.5"}
+
+
+@pytest.mark.parametrize("content", [b"step,loss\n1," + b"x" * 200_000 + b"\n", b"step,a\rb\n"])
+def test_figures_that_are_no_table_are_one_line(tmp_path, content):
+    metrics = MetricsFile(tmp_path / "metrics.csv")
+    metrics.path.write_bytes(content)
+    with pytest.raises(RunError, match=r"^[^\n]*metrics.csv: broken [^\n]*$"):
+        metrics.rows()
