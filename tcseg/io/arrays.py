@@ -28,6 +28,9 @@ _ELSEWHERE = re.compile(rb"^(data ?file:|ElementDataFile\s*=\s*+(?!LOCAL\s))", r
 _LONGEST_PATH = 1000
 _OVERLONG = re.compile(rb"^(?!#)(?![^\n:]{1,250}:=)[^\n]{500}", re.M)
 
+# MetaImage makes room for as many axes as are promised, also for fewer than none.
+_NO_AXES = re.compile(rb"NDims\s*+[=:]?+\s*+(?!\d\s)")
+
 
 def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, float | None]:
     """Read planes (planes, H, W), or in colour (planes, H, W, C).
@@ -88,8 +91,12 @@ def _itk_reader(path: Path) -> Any:
         raise DataError(
             f"{path}: its values lie in a file of their own; save it as one file (.nrrd or .mha)"
         )
+    fields = beginning if header is None else header[0]
+    if path.suffix.lower() == ".mha" and (wrong := _NO_AXES.search(fields)):
+        line = fields[wrong.start() :].splitlines()[0].decode(errors="replace")
+        raise DataError(f"{path}: cannot be read (its header says {line[:80]!r})")
     if path.suffix.lower() == ".nrrd":
-        if _OVERLONG.search(beginning if header is None else header[0]):
+        if _OVERLONG.search(fields):
             raise DataError(f"{path}: cannot be read (a line of its header is too long)")
         if len(os.fsencode(path)) > _LONGEST_PATH:
             raise DataError(f"{path}: cannot be read (its path is too long); move it")

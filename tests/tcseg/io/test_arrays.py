@@ -126,3 +126,14 @@ def test_long_lines_and_paths_do_not_end_the_process(tmp_path, line, depth, told
     assert result.returncode == 0, result.stderr
     assert told in result.stdout
     assert bool(told) == bool(result.stdout)
+
+
+@pytest.mark.parametrize("axes", ["-1", "-3", "4294967295", "9" * 20, "x", ""])
+def test_axes_that_cannot_be_do_not_end_the_process(tmp_path, axes):
+    save(tmp_path / "a.mha", VOLUME)
+    content = (tmp_path / "a.mha").read_bytes()
+    assert content.count(b"NDims = 3\n") == 1
+    (tmp_path / "a.mha").write_bytes(content.replace(b"NDims = 3", f"NDims = {axes}".encode()))
+    result = python("-c", READ, tmp_path / "a.mha")
+    assert result.returncode == 0, result.stderr
+    assert "a.mha: cannot be read (its header says 'NDims" in result.stdout
