@@ -15,12 +15,12 @@ from tcseg.io.planes import Planes
 
 __all__ = ["Legend", "read_legend"]
 
-_COLOUR = r"(?:#(?P<hex>[0-9a-fA-F]{6})|(?P<rgb>\d+(?:[\s,]+\d+){2}))"
+_COLOUR = r"(?:#(?P<hex>[0-9a-fA-F]{6})|(?P<rgb>\d{1,9}(?:[\s,]+\d{1,9}){2}))"
 _LINES = (
-    r"(?P<value>-?\d+|\*)\s+(?P<name>[^\d\s].*)",
+    r"(?P<value>-?\d{1,18}|\*)\s+(?P<name>[^\d\s].*)",
     rf"{_COLOUR}\s+(?P<name>[^\d\s].*)",
     rf"(?P<name>\S.*?)\s+{_COLOUR}",
-    r"(?P<value>\d+)\s+(?P<name>\S.*)",
+    r"(?P<value>\d{1,18})\s+(?P<name>\S.*)",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +33,7 @@ def open_plain(path: Path) -> Image.Image:
             file = Image.open(path)
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: cannot be read (it {_what_it_is(path)})") from error
-    pages = getattr(file, "n_frames", 1) if file.format == "TIFF" else 1
-    check_pixels(path, (*file.size, len(file.getbands()), pages))
+    check_pixels(path, [_pixels(file)])
     tags = getattr(file, "tag_v2", {})
     # Pillow leaves out channels, and signs of 8 bits, without a word.
     samples, bands = tags.get(SAMPLESPERPIXEL, 1), len(file.getbands())
@@ -42,6 +42,18 @@ def open_plain(path: Path) -> Image.Image:
         file.close()
         raise DataError(f"{path}: cannot be read (it {_what_it_is(path)})")
     return file
+
+
+def _pixels(file: Image.Image) -> int:
+    """Return how many pixels a file has, channels included, in all pages of a TIFF file.
+
+    Pages differ in size. Frames of other formats do not, and only the first is an image.
+    """
+    count = 0
+    for number in reversed(range(getattr(file, "n_frames", 1) if file.format == "TIFF" else 1)):
+        file.seek(number)
+        count += math.prod((*file.size, len(file.getbands())))
+    return count
 
 
 @contextmanager

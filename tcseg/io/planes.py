@@ -15,6 +15,7 @@ from tcseg.errors import DataError, reason
 from tcseg.io.arrays import ARRAYS, read_array
 from tcseg.io.dicom import read_dataset
 from tcseg.io.images import NIFTI, PLAIN, is_dicom, read_volume, suffix
+from tcseg.io.limits import check_pixels
 from tcseg.io.plain import open_plain
 
 __all__ = ["greys_of_palette", "is_smoothed", "read_planes"]
@@ -110,7 +111,9 @@ def _plain_planes(
     path: Path, as_seen: bool, known: Mapping[int, int]
 ) -> Iterator[NDArray[np.generic]]:
     with open_plain(path) as file:
-        for number in range(getattr(file, "n_frames", 1)):
+        count = getattr(file, "n_frames", 1)
+        check_pixels(path, (*file.size, count))
+        for number in range(count):
             file.seek(number)
             page: Image.Image = ImageOps.exif_transpose(file)
             palette = page.mode in ("P", "1")

@@ -15,6 +15,7 @@ from tcseg.errors import DataError
 from tcseg.io.grey import as_pixels
 from tcseg.io.images import is_image, read_pictures, stem
 from tcseg.io.placement import Placement, as_masks
+from tcseg.io.planes import read_planes
 
 GREY = (np.add.outer(np.arange(30) * 5, np.arange(40)) + 3).astype(np.uint8)
 
@@ -343,6 +344,27 @@ def test_a_file_of_too_many_pixels_is_not_decoded(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("TCSEG_MAX_PIXELS", str(pixels - 1))
     with pytest.raises(DataError, match=f"million pixels.*TCSEG_MAX_PIXELS={pixels}"):
         list(read_pictures(path))
+
+
+@pytest.mark.parametrize("read", [lambda p: list(read_pictures(p)), read_planes])
+@pytest.mark.parametrize("sizes", [((4, 4), (30, 40)), ((30, 40), (4, 4)), ((4, 4),) * 77])
+def test_each_page_counts_by_its_own_size(tmp_path, monkeypatch, read, sizes):
+    pages = [Image.new("L", size) for size in sizes]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    total = sum(height * width for height, width in sizes)
+    monkeypatch.setenv("TCSEG_MAX_PIXELS", str(total - 1))
+    with pytest.raises(DataError, match=f"TCSEG_MAX_PIXELS={total}"):
+        read(tmp_path / "a.tif")
+    monkeypatch.setenv("TCSEG_MAX_PIXELS", str(total))
+    assert len(list(read_pictures(tmp_path / "a.tif"))) == len(sizes)
+
+
+def test_frames_of_a_mask_count(tmp_path, monkeypatch):
+    frames = [Image.new("L", (10, 10), 50 * k) for k in range(4)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    monkeypatch.setenv("TCSEG_MAX_PIXELS", "399")
+    with pytest.raises(DataError, match="TCSEG_MAX_PIXELS=400"):
+        read_planes(tmp_path / "a.gif")
 
 
 def test_the_limit_of_pixels_is_ours_alone(tmp_path, monkeypatch):

@@ -19,7 +19,8 @@ from tiny import TINY
 
 from tcseg.cli import main
 from tcseg.cli.options import with_options
-from tcseg.errors import RunError
+from tcseg.data.legend import read_legend
+from tcseg.errors import DataError, RunError
 from tcseg.runs.folder import RunFolder
 from tcseg.runs.model import Model
 from tcseg.training.session import train
@@ -366,3 +367,10 @@ def test_too_little_memory_is_one_line(monkeypatch, tmp_path, error):
     assert result.exit_code == 1
     assert "Error: out of memory" in result.output
     assert "--batch-size" in result.output
+
+
+@pytest.mark.parametrize("line", ["9" * 5000 + " liver", "liver " + "9" * 5000 + " 0 0"])
+def test_endless_numbers_in_classes_are_one_line(tmp_path, line):
+    (tmp_path / "classes.txt").write_text(line)
+    with pytest.raises(DataError, match=r"classes.txt: .* is neither a value and a name"):
+        read_legend(tmp_path / "classes.txt")
