@@ -50,14 +50,7 @@ def preview(
     from tcseg.method.transforms import recipe
     from tcseg.training.preview import preview as draw
 
-    dataset = load_dataset(
-        config.data,
-        root=config.root,
-        size=config.size,
-        group=config.group,
-        mask_pattern=config.mask_pattern,
-        window=config.window,
-    )
+    dataset = load_dataset(config.data, **config.reading)
     shown = make_split(dataset, config.split, config.split_file).train[:images]
     transform = recipe(config.recipe, config.displacement_std)
     title = f"{config.data}, recipe {config.recipe}"

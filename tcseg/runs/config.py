@@ -234,6 +234,12 @@ class Config:
             and (mine := getattr(self, field.name)) != (theirs := getattr(other, field.name))
         ]
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the data set is read: what `tcseg.data.load_dataset` takes of these options."""
+        names = ("root", "size", "group", "mask_pattern", "window")
+        return {name: getattr(self, name) for name in names}
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Config:
         """Read a TOML file; options it leaves out have their default.

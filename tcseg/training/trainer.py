@@ -68,15 +68,7 @@ class Trainer:
         self.config, self.run = config, run
         self.device = resolve_device(config.device) if device is None else device
         if dataset is None:
-            dataset = load_dataset(
-                config.data,
-                root=config.root,
-                size=config.size,
-                group=config.group,
-                mask_pattern=config.mask_pattern,
-                window=config.window,
-                scale=run.scale,
-            )
+            dataset = load_dataset(config.data, **config.reading, scale=run.scale)
         self.split: Split = make_split(dataset, config.split, config.split_file)
         default = None if config.data == "folder" else LABELLED
         self.labelled = labelled_subset(self.split, config.labelled or default)
