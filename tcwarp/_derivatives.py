@@ -371,10 +371,10 @@ def _way(name: str, operator: Any, function: type[_Operator]) -> Callable[..., A
         if torch.compiler.is_compiling():
             return operator(*arguments)
         if not is_transformed():
-            if torch.is_grad_enabled() and any(
-                isinstance(value, Tensor) and value.requires_grad for value in arguments
-            ):
-                return operator(*arguments)
+            if torch.is_grad_enabled():
+                for value in arguments:  # a generator would take as long as the operator's call
+                    if isinstance(value, Tensor) and value.requires_grad:
+                        return operator(*arguments)
             # What was registered in Python is called for nothing: half of the cost of a small warp.
             with torch._C._AutoDispatchBelowAutograd():
                 return operator(*arguments)

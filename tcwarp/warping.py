@@ -89,6 +89,27 @@ def warp(
     >>> tcwarp.warp(image, displacement)
     tensor([[[[1., 2., 3., 0.]]]])
     """
+    check = _check if torch.compiler.is_compiling() else _check_once
+    check(input, displacement, mode, padding_mode)
+    mode_code, padding_code = MODES[mode], PADDING_MODES[padding_mode]
+    value = _padding_value(padding_value, padding_mode, input)
+    if input.requires_grad and not input.is_complex():
+        check_floating("warp", "input (that requires a gradient)", input)
+    if input.is_complex() and input.requires_grad:
+        # Two real scatters are the gradient of a complex gather.
+        parts = (input.real, input.imag)
+        real, imag = (
+            warp(part, displacement, mode=mode, padding_mode=padding_mode) for part in parts
+        )
+        return _padded(torch.complex(real, imag), input, displacement, mode, value)
+    if input.requires_grad and displacement.requires_grad:
+        # Of a leaf the backward could not tell whether its gradient is asked for.
+        input, displacement = input.view_as(input), displacement.view_as(displacement)
+    output = gather(input, displacement, mode_code, padding_code)
+    return _padded(output, input, displacement, mode, value)
+
+
+def _check(input: Any, displacement: Any, mode: Any, padding_mode: Any) -> None:
     check_tensor("warp", "input", input)
     check_displacement("warp", "displacement", displacement)
     if input.dim() != displacement.dim():
@@ -107,25 +128,31 @@ def warp(
             f"got {tuple(input.shape)}"
         )
     check_same_device("warp", "displacement", displacement, "input", input)
-    value = _padding_value(padding_value, padding_mode, input)
-    mode_code = lookup("warp", "mode", mode, MODES)
-    padding_code = lookup("warp", "padding_mode", padding_mode, PADDING_MODES)
-    if mode_code != NEAREST:
+    lookup("warp", "mode", mode, MODES)
+    lookup("warp", "padding_mode", padding_mode, PADDING_MODES)
+    if MODES[mode] != NEAREST:
         check_floating("warp", f"input (in mode {mode!r}; 'nearest' takes any dtype)", input)
-    if input.requires_grad and not input.is_complex():
-        check_floating("warp", "input (that requires a gradient)", input)
-    if input.is_complex() and input.requires_grad:
-        # Two real scatters are the gradient of a complex gather.
-        parts = (input.real, input.imag)
-        real, imag = (
-            warp(part, displacement, mode=mode, padding_mode=padding_mode) for part in parts
+
+
+# What has passed the checks: on a small image they take longer than the warp.
+_passed: set[Any] = set()
+
+
+def _check_once(input: Any, displacement: Any, mode: Any, padding_mode: Any) -> None:
+    try:
+        kind = (
+            *(input.shape, input.dtype, input.device, input.layout),
+            *(displacement.shape, displacement.dtype, displacement.device, displacement.layout),
+            *(mode, padding_mode),
         )
-        return _padded(torch.complex(real, imag), input, displacement, mode, value)
-    if input.requires_grad and displacement.requires_grad:
-        # Of a leaf the backward could not tell whether its gradient is asked for.
-        input, displacement = input.view_as(input), displacement.view_as(displacement)
-    output = gather(input, displacement, mode_code, padding_code)
-    return _padded(output, input, displacement, mode, value)
+        if kind in _passed:
+            return
+    except (AttributeError, RuntimeError, TypeError):  # not even tensors of a known size
+        return _check(input, displacement, mode, padding_mode)
+    _check(input, displacement, mode, padding_mode)
+    if len(_passed) >= 1024:
+        _passed.clear()
+    _passed.add(kind)
 
 
 def is_zero(padding_value: Any) -> bool:

@@ -66,7 +66,18 @@ def test_warp_refuses_wrong_tensors(image, field, error, parts, mode):
         tcwarp.warp(image, field, mode=mode)
 
 
-@pytest.mark.parametrize("value", ["bilinear", "", None, 0, "Nearest"])
+def test_what_has_passed_once_is_checked_again_where_it_differs():
+    tcwarp.warp(IMAGE, FIELD, mode="linear")
+    tcwarp.warp(IMAGE.int(), FIELD)
+    for image, field in (
+        *((IMAGE.int(), FIELD), (IMAGE.to_sparse(), FIELD), (IMAGE.numpy(), FIELD.numpy())),
+        *((IMAGE, FIELD.int()), (IMAGE, FIELD[:, :1]), (IMAGE, FIELD.to("meta"))),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"^warp: (input|displacement) .*must"):
+            tcwarp.warp(image, field, mode="linear")
+
+
+@pytest.mark.parametrize("value", ["bilinear", "", None, 0, "Nearest", [], {}])
 def test_warp_names_the_modes(value):
     with raises(ValueError, "warp: mode must be one of", "'nearest', 'linear'", f"got {value!r}"):
         tcwarp.warp(IMAGE, FIELD, mode=value)
