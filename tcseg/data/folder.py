@@ -167,9 +167,8 @@ def formats(root: str | Path, mask_pattern: str | None = None) -> dict[str, Coun
         counts["masks, by name"] = Counter(layout.naming)
     folder = root / "images"
     content = folder.iterdir() if folder.is_dir() else filter(Path.is_file, root.rglob("*"))
-    others = [
-        p for p in content if p.name[0] != "." and p.name != "classes.txt" and not is_image(p)
-    ]
+    known = {"classes.txt", *(path.name for path, _ in layout.drawn.images.values())}
+    others = [p for p in content if p.name[0] != "." and p.name not in known and not is_image(p)]
     if others:
         counts["not read, as no images"] = Counter(path.suffix or path.name for path in others)
     return counts

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from unicodedata import normalize
 
+from tcseg.data.drawings import Drawn, find_drawn, path_in
 from tcseg.data.naming import common_naming
 from tcseg.errors import DataError, Problems
-from tcseg.io.dicom import instance_of, segmented_files
-from tcseg.io.images import NIFTI, NO_TEXT, PLAIN, is_dicom, is_image, is_text, stem
+from tcseg.io.dicom import SEGMENTATION, segmented_files, text_of
+from tcseg.io.files import walk
+from tcseg.io.images import NIFTI, NO_TEXT, PLAIN, is_dicom, is_image, is_text
+from tcseg.io.shapes import DRAWN, STRUCTURE_SET
 
 __all__ = ["OBJECT", "Layout", "find_layout"]
 
 OBJECT = "object"
 """The class of files that mark one object each, which have no other name."""
-
-DEEPEST = 20  # folders in folders
 
 # What tells masks from images where both lie in one folder: a word of the path.
 _MASK = re.compile(
@@ -42,12 +42,15 @@ class Layout:
         By class and image file: the files that mark it, one or one for each object.
     naming : dict of int
         How masks are named, where not as their images, and how many are.
+    drawn : Drawn
+        Images that files of shapes draw on.
     """
 
     images: dict[str, Path]
     files: dict[Path, Path] = field(default_factory=dict)
     by_class: dict[str, dict[Path, list[Path]]] = field(default_factory=dict)
     naming: dict[str, int] = field(default_factory=dict)
+    drawn: Drawn = field(default_factory=Drawn)
 
     def add(self, masks: Iterable[tuple[str | None, str, Path]]) -> None:
         """Take masks of known images: class (None: of all classes), name of the image, file."""
@@ -81,22 +84,32 @@ def find_layout(root: Path, pattern: str | None, problems: Problems) -> Layout:
     """
     folder = root / "images"
     if folder.is_dir():
-        images = _by_name(filter(is_image, sorted(folder.iterdir())), problems)
-        images = images or _below(folder, problems)
+        found = _by_name(folder, filter(is_image, sorted(folder.iterdir())), problems)
+        found = found or _below(folder, problems)
+        images = {name: path for name, path in found.items() if not _is_annotation(path)}
         if not images:
             expected = ", ".join((*PLAIN, ".dcm", *NIFTI))
             raise DataError(f"folder: no images in {folder}; expected {expected}")
-        layout, folder = Layout(images), root / "masks"
-        if not folder.is_dir():
+        layout = Layout(images)
+        masks = {name: path for name, path in found.items() if name not in images}
+        drawings = [path for path in sorted(root.iterdir()) if path.suffix.lower() in DRAWN]
+        drawings += _files(folder, *DRAWN) + _files(root / "annotations", *DRAWN)
+        folder = root / "masks"
+        drawings += _files(folder, *DRAWN)
+        if folder.is_dir():
+            masks |= _below(folder, problems)
+        _add_drawn(layout, root, drawings, masks, problems)
+        if not (folder.is_dir() or layout.drawn.images):
             raise DataError(
                 f"folder: no folder {folder}; put masks of some images there, under the names of "
                 "their images: NAME.png with a value for each class, or CLASS/NAME.png"
             )
-        masks = _below(folder, problems)
     else:
         layout, masks = _side_by_side(root, pattern, problems)
         folder = root
     masks = _add_segmentations(layout, masks)
+    if layout.drawn.images and not masks:
+        return layout
     if pattern is not None:
         _add_named(layout, pattern, masks, folder, problems)
     elif folder == root:
@@ -109,12 +122,10 @@ def find_layout(root: Path, pattern: str | None, problems: Problems) -> Layout:
 # ---- files by name --------------------------------------------------------------------------
 
 
-def _by_name(
-    paths: Iterable[Path], problems: Problems, name: Callable[[Path], str] = stem
-) -> dict[str, Path]:
+def _by_name(folder: Path, paths: Iterable[Path], problems: Problems) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in paths:
-        twin = found.setdefault(name(path), path)
+        twin = found.setdefault(path_in(folder, path), path)
         if twin is not path:
             problems.add(
                 f"folder: {twin} and {path} have one name, so which belongs to which is not known; "
@@ -125,22 +136,23 @@ def _by_name(
 
 def _below(folder: Path, problems: Problems) -> dict[str, Path]:
     """Return the images in a folder and those in it, by their paths from there, without suffix."""
-    return _by_name(_files(folder), problems, partial(_path_in, folder))
+    return _by_name(folder, filter(is_image, _files(folder)), problems)
 
 
-def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yield the images in a folder and those in it; links may lead there, but not in circles."""
-    if folder.resolve() in above or len(above) == DEEPEST:
-        return
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name[0] != ".":
-            yield from _files(path, (*above, folder.resolve()))
-        elif is_image(path):
-            yield path
+def _files(folder: Path, *suffixes: str) -> list[Path]:
+    """Return the files in a folder and those in it, or those with some suffixes."""
+
+    def fail(path: Path, error: OSError) -> None:
+        raise DataError(f"folder: {path} cannot be read ({error.strerror})") from error
+
+    found = walk(folder, fail) if folder.is_dir() else ()
+    return [path for path in found if not suffixes or path.suffix.lower() in suffixes]
 
 
-def _path_in(folder: Path, path: Path) -> str:
-    return normalize("NFC", path.relative_to(folder).with_name(stem(path)).as_posix())
+def _is_annotation(path: Path, *kinds: str) -> bool:
+    """Whether a DICOM file marks something in others, wherever it lies."""
+    known = kinds or (SEGMENTATION, STRUCTURE_SET)
+    return is_dicom(path) and text_of(path, "SOPClassUID") in known
 
 
 def _side_by_side(
@@ -155,9 +167,11 @@ def _side_by_side(
             "data have moved, give the new `root`)"
         )
     marks = _MASK.search if pattern is None else _regex(pattern, "").fullmatch
-    masks = {name: path for name, path in found.items() if marks(name)}
+    masks = {name: path for name, path in found.items() if marks(name) or _is_annotation(path)}
     images = {name: path for name, path in found.items() if name not in masks}
-    if not masks or not images:
+    layout = Layout(images)
+    _add_drawn(layout, root, _files(root, *DRAWN), masks, problems)
+    if not (masks or layout.drawn.images) or not images:
         what = "as a mask ('mask', 'seg', 'label' ...)" if pattern is None else f"as {pattern!r}"
         raise DataError(
             f"folder: {root} has no folder images, and {'all files' if masks else 'no file'} in it "
@@ -166,8 +180,8 @@ def _side_by_side(
     # One image in each folder has the name of that, as that of a patient.
     folders = [re.sub("/images?$", "", name.rpartition("/")[0]) for name in images]
     if all(folders) and len(set(folders)) == len(images):
-        images = dict(zip(folders, images.values(), strict=True))
-    return Layout(images), masks
+        layout.images = dict(zip(folders, images.values(), strict=True))
+    return layout, masks
 
 
 # ---- masks of images ------------------------------------------------------------------------
@@ -195,7 +209,7 @@ def _add_named(
     images = {name: name for name in layout.images}
     # One that has the name of its folder has that of its path as well.
     if all(path.is_relative_to(folder) for path in layout.images.values()):
-        images |= {_path_in(folder, path): name for name, path in layout.images.items()}
+        images |= {path_in(folder, path): name for name, path in layout.images.items()}
     for name, path in masks.items():
         matches = [match for regex in regexes if (match := regex.fullmatch(name))]
         known = [match for match in matches if match["name"] in images]
@@ -209,12 +223,23 @@ def _add_named(
     _check(folder, layout, strays, problems)
 
 
+def _add_drawn(
+    layout: Layout, root: Path, files: list[Path], masks: dict[str, Path], problems: Problems
+) -> None:
+    """Add shapes, those of DICOM from among the masks."""
+    sets = [name for name, path in masks.items() if _is_annotation(path, STRUCTURE_SET)]
+    files = files + [masks.pop(name) for name in sets]
+    layout.drawn = find_drawn(root, layout.images, files, problems)
+    layout.naming |= layout.drawn.naming
+
+
 def _add_segmentations(layout: Layout, masks: Mapping[str, Path]) -> dict[str, Path]:
     """Add DICOM segmentations of several files, which say of which; return the other masks."""
     sources = {name: segmented_files(path) for name, path in masks.items() if is_dicom(path)}
     several = {name: files for name, files in sources.items() if len(files) > 1}
     if several:
-        instances = {instance_of(path): path for path in filter(is_dicom, layout.images.values())}
+        dicom = filter(is_dicom, layout.images.values())
+        instances = {text_of(path, "SOPInstanceUID"): path for path in dicom}
         for name, files in several.items():
             images = [instances[file] for file in files if file in instances]
             layout.files |= dict.fromkeys(images, masks[name])
@@ -274,7 +299,7 @@ def _add_folders(
 
 def _check(folder: Path, layout: Layout, strays: Sequence[str], problems: Problems) -> None:
     """Tell which masks belong to no image."""
-    if not (layout.files or layout.by_class):
+    if not (layout.files or layout.by_class or layout.drawn.images):
         images = folder.with_name("images") if folder.name == "masks" else folder
         example = (
             f"; the first mask is {strays[0]!r}, the first image {next(iter(layout.images))!r}"

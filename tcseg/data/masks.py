@@ -20,7 +20,7 @@ from tcseg.data.layout import OBJECT, Layout
 from tcseg.data.legend import Legend, read_legend
 from tcseg.data.nnunet import is_nnunet, nnunet_legend
 from tcseg.errors import DataError, Problems
-from tcseg.io.dicom import instance_of, read_segments, segment_labels
+from tcseg.io.dicom import read_segments, segment_labels, text_of
 from tcseg.io.images import (
     Picture,
     exif_orientation,
@@ -28,6 +28,7 @@ from tcseg.io.images import (
     orientation,
 )
 from tcseg.io.planes import Planes, greys_of_palette, is_smoothed, read_planes
+from tcseg.io.shapes import read_drawing
 
 __all__ = ["MAX_CLASSES", "Masks", "mask_reader"]
 
@@ -126,21 +127,23 @@ class _ByClass(Masks):
     def __init__(
         self,
         folders: Mapping[str, Mapping[Path, Sequence[Path]]],
-        files: Mapping[Path, Path],
+        layout: Layout,
         labels: Mapping[Path, Sequence[str]],
     ) -> None:
-        self.folders, self.files = folders, files
-        segments = {label for names in labels.values() for label in names}
+        self.folders, self.files, self.drawn = folders, layout.files, layout.drawn.images
+        segments = layout.drawn.labels.union(*labels.values())
         self.classes = tuple(dict.fromkeys([*folders, *sorted(segments)]))
         self._planes = functools.lru_cache(maxsize=MAX_CLASSES)(_white_planes)
         self._segments = functools.lru_cache(maxsize=1)(read_segments)
 
     def read(self, picture: Picture) -> NDArray[np.bool_] | None:
         paths = {c: self.folders[c].get(picture.path, ()) for c in self.folders}
-        whole = self.files.get(picture.path)
-        if whole is None and not any(paths.values()):
+        whole, drawn = self.files.get(picture.path), self.drawn.get(picture.path)
+        if whole is None and drawn is None and not any(paths.values()):
             return None
         marked = {} if whole is None else _segments_of(self._segments(whole), whole, picture)
+        for label, mask in {} if drawn is None else _drawn_on(picture, *drawn).items():
+            marked[label] = marked.get(label, False) | mask
         nothing = np.zeros(picture.pixels.shape[1:], bool)
         planes = []
         for c in self.classes:
@@ -153,6 +156,7 @@ class _ByClass(Masks):
     def forget(self) -> None:
         self._planes.cache_clear()
         self._segments.cache_clear()
+        read_drawing.cache_clear()
 
 
 def mask_reader(root: Path, layout: Layout, problems: Problems) -> Masks:
@@ -173,6 +177,12 @@ def mask_reader(root: Path, layout: Layout, problems: Problems) -> Masks:
             f"folder: {plain[0].parent} has both folders ({next(iter(layout.by_class))}) and masks "
             f"({plain[0].name}); use one folder for each class, or one file for each image"
         )
+    if layout.drawn.images and plain:
+        raise DataError(
+            f"folder: there are both masks of values ({plain[0].name}) and shapes "
+            f"({next(iter(layout.drawn.images.values()))[0].name}); use one of them, or folders "
+            "of masks, one for each class"
+        )
     if plain:
         known, folder = len(problems.found), plain[0].parent
         reader: Masks = _Valued(layout.files, labels, legend, problems)
@@ -188,7 +198,7 @@ def mask_reader(root: Path, layout: Layout, problems: Problems) -> Masks:
         by_class = {
             legend.names[legend.others] if c == OBJECT else c: by_class[c] for c in by_class
         }
-    reader = _ByClass(by_class, layout.files, labels)
+    reader = _ByClass(by_class, layout, labels)
     if len(reader.classes) > MAX_CLASSES:
         raise DataError(
             f"folder: {root} has masks of {len(reader.classes)} classes, at most {MAX_CLASSES} are "
@@ -304,12 +314,19 @@ def _check_orientation(mask: Path, image: Path, settled: bool) -> None:
         )
 
 
+def _drawn_on(picture: Picture, path: Path, name: str) -> dict[str, NDArray[np.bool_]]:
+    """Return what a file of shapes marks in an image."""
+    drawing = read_drawing(path)
+    masks = {} if drawing is None else drawing.masks(name, picture)
+    return {c: _plane_of(m[None], path, picture).astype(bool) for c, m in masks.items()}
+
+
 def _segments_of(
     by_image: Mapping[str, Mapping[str, NDArray[np.bool_]]], path: Path, picture: Picture
 ) -> dict[str, NDArray[np.bool_]]:
     """Return what is marked in an image; segmentations may leave out planes with nothing."""
     number = picture.plane or 0
-    image = instance_of(picture.path) if len(by_image) > 1 else next(iter(by_image))
+    image = text_of(picture.path, "SOPInstanceUID") if len(by_image) > 1 else next(iter(by_image))
     segments = by_image.get(image, {})
     return {
         label: _plane_of(masks, path, picture).astype(bool)

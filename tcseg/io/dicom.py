@@ -19,13 +19,13 @@ from tcseg.io.windows import Limits
 
 __all__ = [
     "has_dicom_content",
-    "instance_of",
     "limits_of",
     "read_dataset",
     "read_frames",
     "read_segments",
     "segment_labels",
     "segmented_files",
+    "text_of",
 ]
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -268,11 +268,11 @@ def segmented_files(path: Path) -> list[str]:
         return []
 
 
-def instance_of(path: Path) -> str:
-    """Return the instance that a DICOM file is, an empty text if it does not say."""
+def text_of(path: Path, name: str) -> str:
+    """Return an attribute of a DICOM file, an empty text if it has none."""
     try:
-        header = read_dataset(path, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
-        return str(header.get("SOPInstanceUID", ""))
+        header = read_dataset(path, stop_before_pixels=True, specific_tags=[name])
+        return str(header.get(name, ""))
     except Exception:  # what is wrong is told on reading it
         return ""
 

@@ -6,17 +6,56 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-__all__ = ["read_json", "write_atomically", "write_json"]
+__all__ = ["decode_json", "read_json", "read_whole", "walk", "write_atomically", "write_json"]
 
 T = TypeVar("T")
-LARGEST_JSON = 2**28
+LARGEST = 2**28
 """Bytes; files of a run hold some thousand numbers and names."""
+
+
+def walk(
+    folder: Path, fail: Callable[[Path, OSError], None], without: Path | None = None
+) -> Iterator[Path]:
+    """Yield what is in a folder and those in it, by name, but for what is hidden.
+
+    Each real folder is searched once: links may lead in circles, and folders lie deeper than
+    functions can be nested.
+
+    Parameters
+    ----------
+    folder
+        Where to begin.
+    fail
+        Told of each folder that cannot be read, and why.
+    without
+        A folder to leave out.
+    """
+    seen = set() if without is None or not without.is_dir() else {_identity(without)}
+    seen -= {_identity(folder)}
+    waiting = [folder]
+    while waiting:
+        path = waiting.pop()
+        try:
+            if not path.is_dir():
+                yield path
+            elif (identity := _identity(path)) not in seen:
+                seen.add(identity)
+                content = sorted(path.iterdir(), reverse=True)
+                waiting += [p for p in content if not p.name.startswith(".")]
+        except OSError as error:
+            fail(path, error)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Return what a folder is known by, whatever links lead to it."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview | str) -> None:
@@ -73,10 +112,20 @@ def read_json(path: str | os.PathLike[str], kind: type[T]) -> T:
     OSError
         If it cannot be read.
     """
-    if os.path.getsize(path) > LARGEST_JSON:
-        raise ValueError(f"larger than {LARGEST_JSON >> 20} MiB")
+    return decode_json(read_whole(path), kind)
+
+
+def read_whole(path: str | os.PathLike[str]) -> bytes:
+    """Read a file; ValueError if it is larger than any that is to be read whole."""
+    if os.path.getsize(path) > LARGEST:
+        raise ValueError(f"larger than {LARGEST >> 20} MiB")
+    return Path(path).read_bytes()
+
+
+def decode_json(content: bytes, kind: type[T]) -> T:
+    """Return what JSON holds; ValueError if that is of another kind."""
     try:
-        return msgspec.json.decode(Path(path).read_bytes(), type=kind)
+        return msgspec.json.decode(content, type=kind)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tcseg.errors import RunError, reason
+from tcseg.io.files import walk
 from tcseg.io.images import FORMATS, is_image, is_text, stem, suffix
 
 __all__ = ["find_inputs"]
@@ -25,8 +27,11 @@ def find_inputs(inputs: Sequence[Path], out: Path, problems: list[str]) -> dict[
     names: dict[Path, str] = {}
     for path in inputs:
         if path.is_dir():
+            found = walk(path, partial(_unreadable, problems), without=out)
             outputs = {
-                p: str(p.relative_to(path).with_name(stem(p))) for p in _walk(path, out, problems)
+                p: str(p.relative_to(path).with_name(stem(p)))
+                for p in found
+                if suffix(p) in FORMATS or is_image(p)
             }
             if not outputs and not problems:
                 raise RunError(f"{path}: no images in it, nor in the folders in it")
@@ -48,31 +53,8 @@ def find_inputs(inputs: Sequence[Path], out: Path, problems: list[str]) -> dict[
     return names
 
 
-def _walk(folder: Path, out: Path, problems: list[str]) -> Iterator[Path]:
-    """Yield what looks like an image in a folder and those in it, each real folder once.
-
-    Links may lead in circles, and folders lie deeper than functions can be nested.
-    """
-    seen = {_identity(out)} if out.is_dir() and not out.samefile(folder) else set()
-    waiting = [folder]
-    while waiting:
-        path = waiting.pop()
-        try:
-            if not path.is_dir():
-                if suffix(path) in FORMATS or is_image(path):
-                    yield path
-            elif (identity := _identity(path)) not in seen:
-                seen.add(identity)
-                content = sorted(path.iterdir(), reverse=True)
-                waiting += [p for p in content if not p.name.startswith(".")]
-        except OSError as error:
-            problems.append(f"{path}: cannot be read ({reason(error)})")
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    """Return what a folder is known by, whatever links lead to it."""
-    status = folder.stat()
-    return status.st_dev, status.st_ino
+def _unreadable(problems: list[str], path: Path, error: OSError) -> None:
+    problems.append(f"{path}: cannot be read ({reason(error)})")
 
 
 def _can_be_opened(path: Path, problems: list[str]) -> bool:

@@ -1,0 +1,313 @@
+"""Shapes that were drawn on images: files of COCO, LabelMe and CVAT, RTSTRUCT of DICOM.
+
+Structures may overlap, and all shapes of a structure count together; contours of RTSTRUCT within
+others are holes. But for RTSTRUCT the corner of the first pixel is at 0, and its centre at 0.5.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import msgspec
+import numpy as np
+from msgspec import Raw, Struct
+from numpy.typing import NDArray
+
+from tcseg.errors import DataError, reason
+from tcseg.io.dicom import read_dataset, text_of
+from tcseg.io.files import decode_json, read_whole
+from tcseg.io.images import Picture, is_dicom
+from tcseg.io.outlines import add_inside, add_runs, on_slice
+
+__all__ = ["DRAWN", "STRUCTURE_SET", "Drawing", "read_drawing"]
+
+DRAWN = (".json", ".xml")
+STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
+
+Mask = NDArray[np.bool_]
+Contours = list[NDArray[np.float64]]
+
+
+@dataclass
+class Drawing:
+    """What one file draws.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    kind : str
+        What it is of.
+    shapes : dict of list
+        By the name of an image there, of RTSTRUCT its instance: structures, and what adds them.
+    sizes : dict of (int, int)
+        Height and width of images, where the file says them, those without a shape too.
+    contours : list of array (n, 3)
+        All that RTSTRUCT draws.
+    """
+
+    path: Path
+    kind: str
+    shapes: dict[str, list[tuple[str, Callable[[Mask, Path], None]]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    contours: Contours = field(default_factory=list)
+
+    def masks(self, name: str, picture: Picture) -> dict[str, Mask]:
+        """Return the mask (H, W) of each structure that is drawn on an image.
+
+        Raises
+        ------
+        DataError
+            If the image has another size, or what is drawn has no inside.
+        """
+        height, width = picture.pixels.shape[1:]
+        said = self.sizes.get(name, (0, 0))
+        if all(said) and said != (height, width):
+            raise DataError(
+                f"folder: {self.path} draws on {said[1]} x {said[0]} pixels, {picture.path.name} "
+                f"has {width} x {height}; shapes must be drawn on the image as it is"
+            )
+        masks: dict[str, Mask] = {}
+        for label, add in self.shapes[name]:
+            mask = masks.setdefault(label, np.zeros((height, width), bool))
+            try:
+                add(mask, picture.path)
+            except Exception as error:  # anything may stand in place of a shape
+                raise DataError(
+                    f"folder: {self.path}: {label!r} on {name} cannot be read ({reason(error)})"
+                ) from error
+        return masks
+
+
+@functools.lru_cache(maxsize=1)
+def read_drawing(path: Path) -> Drawing | None:
+    """Read a file of shapes; None if it is none, DataError if it cannot be read."""
+    try:
+        if path.suffix.lower() == ".json":
+            return _of_json(path)
+        if path.suffix.lower() == ".xml":
+            return _of_cvat(path)
+        if is_dicom(path) and text_of(path, "SOPClassUID") == STRUCTURE_SET:
+            return _of_structures(path)
+    except Exception as error:  # damaged DICOM files raise almost anything
+        raise DataError(f"folder: {path} cannot be read ({reason(error)})") from error
+    return None
+
+
+def _polygons(mask: Mask, *parts: Any) -> None:
+    for part in parts:
+        add_inside(mask, [np.asarray(part, float).reshape(-1, 2) - 0.5])
+
+
+def _box(left: float, top: float, right: float, bottom: float) -> Any:
+    return (left, top), (right, top), (right, bottom), (left, bottom)
+
+
+def _ellipse(x: float, y: float, a: float, b: float) -> Any:
+    angles = np.arange(360) * np.pi / 180
+    return np.stack([x + a * np.cos(angles), y + b * np.sin(angles)], axis=1)
+
+
+# ---- COCO and LabelMe -----------------------------------------------------------------------
+
+
+class _CocoImage(Struct):
+    id: int | str
+    file_name: str
+    height: int | None = None
+    width: int | None = None
+
+
+class _CocoShape(Struct):
+    image_id: int | str
+    category_id: int | str
+    segmentation: Raw = Raw(b"null")
+
+
+class _Category(Struct):
+    id: int | str
+    name: str
+
+
+class _Coco(Struct):
+    images: list[_CocoImage]
+    annotations: list[_CocoShape]
+    categories: list[_Category]
+
+
+class _Runs(Struct):
+    size: tuple[int, int]
+    counts: list[int] | str
+
+
+class _Shape(Struct):
+    label: str
+    points: list[tuple[float, float]]
+    shape_type: str | None = None
+
+
+class _LabelMe(Struct, rename="camel"):
+    shapes: list[_Shape]
+    image_height: int | None = None
+    image_width: int | None = None
+
+
+def _of_json(path: Path) -> Drawing | None:
+    content = read_whole(path)
+    if b'"annotations"' in content and b'"categories"' in content:
+        return _of_coco(path, decode_json(content, _Coco))
+    if b'"shapes"' not in content:
+        return None
+    drawing, file = Drawing(path, "LabelMe"), decode_json(content, _LabelMe)
+    drawing.sizes[path.name] = (file.image_height or 0, file.image_width or 0)
+    drawing.shapes[path.name] = [
+        (shape.label, partial(_add_labelme, shape)) for shape in file.shapes
+    ]
+    return drawing
+
+
+def _of_coco(path: Path, file: _Coco) -> Drawing:
+    drawing = Drawing(path, "COCO")
+    labels = {category.id: category.name for category in file.categories}
+    names = {image.id: image.file_name for image in file.images}
+    drawing.sizes = {i.file_name: (i.height or 0, i.width or 0) for i in file.images}
+    for shape in file.annotations:
+        if shape.image_id not in names or shape.category_id not in labels:
+            raise ValueError(
+                f"an annotation is of image {shape.image_id} and category {shape.category_id}, "
+                "which are not both listed"
+            )
+        shapes = drawing.shapes[names[shape.image_id]]
+        shapes.append((labels[shape.category_id], partial(_add_coco, shape.segmentation)))
+    return drawing
+
+
+def _add_coco(segmentation: Raw, mask: Mask, image: Path) -> None:
+    found = msgspec.json.decode(segmentation, type=list[list[float]] | _Runs | None)
+    if not found:
+        raise ValueError("it has no segmentation; a box alone is no mask")
+    if not isinstance(found, _Runs):
+        return _polygons(mask, *found)
+    if found.size != mask.shape:
+        raise ValueError(f"its size is {found.size}, not {mask.shape}")
+    counts = found.counts
+    add_runs(mask.T, _counts(counts) if isinstance(counts, str) else counts)
+
+
+def _counts(text: str) -> list[int]:
+    """Return the runs of COCO's text: five bits a letter, from the fourth run on differences."""
+    counts: list[int] = []
+    value = bits = 0
+    for code in text.encode():
+        if not 48 <= code < 112 or bits > 60:
+            raise ValueError("its text is no runs of COCO")
+        value |= (code - 48 & 31) << bits
+        bits += 5
+        if not code - 48 & 32:
+            value -= (code - 48 & 16) << bits - 4
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = bits = 0
+    return counts
+
+
+def _add_labelme(shape: _Shape, mask: Mask, image: Path) -> None:
+    points: Any = shape.points
+    if shape.shape_type == "rectangle":
+        points = _box(*points[0], *points[1])
+    elif shape.shape_type == "circle":
+        (x, y), edge = points
+        radius = float(np.hypot(edge[0] - x, edge[1] - y))
+        points = _ellipse(x, y, radius, radius)
+    elif shape.shape_type not in ("polygon", None):
+        raise ValueError(f"a {shape.shape_type} is not read; draw a polygon")
+    _polygons(mask, points)
+
+
+# ---- CVAT -----------------------------------------------------------------------------------
+
+
+def _of_cvat(path: Path) -> Drawing | None:
+    if b"<annotations" not in read_whole(path)[:4096]:
+        return None
+    drawing = Drawing(path, "CVAT")
+    # Entities cannot swell it, nor read other files: expat has limits.
+    for _, element in ElementTree.iterparse(path):
+        if element.tag == "track":
+            raise ValueError("it is of a video; export 'CVAT for images'")
+        if element.tag == "image":
+            name = element.attrib["name"]
+            drawing.sizes[name] = (int(element.get("height", 0)), int(element.get("width", 0)))
+            for part in element:
+                if part.tag != "tag":
+                    add = partial(_add_cvat, part.tag, part.attrib)
+                    drawing.shapes[name].append((part.attrib["label"], add))
+            element.clear()
+    return drawing
+
+
+def _add_cvat(kind: str, attributes: dict[str, str], mask: Mask, image: Path) -> None:
+    def numbers(*names: str) -> list[float]:
+        return [float(attributes[name]) for name in names]
+
+    if float(attributes.get("rotation", 0)):
+        raise ValueError(f"a {kind} that is turned is not read; draw a polygon")
+    if kind == "polygon":
+        _polygons(mask, [point.split(",") for point in attributes["points"].split(";")])
+    elif kind == "box":
+        _polygons(mask, _box(*numbers("xtl", "ytl", "xbr", "ybr")))
+    elif kind == "ellipse":
+        _polygons(mask, _ellipse(*numbers("cx", "cy", "rx", "ry")))
+    elif kind == "mask":
+        top, left, height, width = map(int, numbers("top", "left", "height", "width"))
+        if min(top, left) < 0 or top + height > mask.shape[0] or left + width > mask.shape[1]:
+            raise ValueError("it lies beyond the image")
+        part = mask[top : top + height, left : left + width]
+        add_runs(part, list(map(int, attributes["rle"].split(","))))
+    else:
+        raise ValueError(f"a {kind} is not read; draw a polygon")
+
+
+# ---- RTSTRUCT -------------------------------------------------------------------------------
+
+
+def _of_structures(path: Path) -> Drawing:
+    """Read a structure set: contours are drawn on the slices that they lie in."""
+    data, drawing = read_dataset(path), Drawing(path, "RTSTRUCT")
+    slices: set[str] = set()
+    for frame in data.get("ReferencedFrameOfReferenceSequence") or []:
+        for study in frame.get("RTReferencedStudySequence") or []:
+            for series in study.RTReferencedSeriesSequence:
+                images = series.get("ContourImageSequence") or []
+                slices |= {str(image.ReferencedSOPInstanceUID) for image in images}
+    names = {int(roi.ROINumber): str(roi.ROIName) for roi in data.StructureSetROISequence}
+    structures: dict[str, Contours] = defaultdict(list)
+    for structure in data.get("ROIContourSequence") or []:
+        name = names[int(structure.ReferencedROINumber)]
+        for contour in structure.get("ContourSequence") or []:
+            kind = str(contour.ContourGeometricType)
+            if kind == "POINT":  # a marker
+                continue
+            if not kind.startswith("CLOSED"):
+                raise ValueError(f"{name!r} has a contour of kind {kind}, which has no inside")
+            images = contour.get("ContourImageSequence") or []
+            slices |= {str(image.ReferencedSOPInstanceUID) for image in images}
+            # As text: pydicom makes an object of each number.
+            numbers = np.array(contour.get_item("ContourData").value.split(b"\\"), float)
+            structures[name].append(numbers.reshape(-1, 3))
+    drawing.contours = [contour for contours in structures.values() for contour in contours]
+    for slice_ in slices:
+        drawing.shapes[slice_] = [(n, partial(_add_contours, c)) for n, c in structures.items()]
+    return drawing
+
+
+def _add_contours(contours: Sequence[NDArray[np.float64]], mask: Mask, image: Path) -> None:
+    add_inside(mask, list(on_slice(contours, image).values()))
