@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,11 +28,17 @@ _data_options = (
         help="Data set.",
     ),
     click.option("--root", help="Folder of the data set (jsrt: else TCSEG_JSRT_ROOT)."),
-    *(config_option(Config.__dataclass_fields__[name]) for name in OF_FOLDERS),
 )
 
 
+def _options_of_folders(command: Callable[..., None]) -> Callable[..., None]:
+    for name in reversed(OF_FOLDERS):
+        command = config_option(Config.__dataclass_fields__[name])(command)
+    return command
+
+
 def _data_option(command: Callable[..., None]) -> Callable[..., None]:
+    command = _options_of_folders(command)
     for option in reversed(_data_options):
         command = option(command)
     return command
@@ -55,18 +62,16 @@ def _data_option(command: Callable[..., None]) -> Callable[..., None]:
 def check(
     ctx: click.Context,
     data: str,
-    root: str | None,
-    group: str | None,
-    mask_pattern: str | None,
-    window: str | None,
     size: int,
     split_file: Path | None,
     sheet: Path | None,
+    **reading: Any,
 ) -> None:
     """Report what a data set holds, what is missing, and how it would be split.
 
     The exit status is 1 if there is a problem.
     """
+    root = reading["root"]
     check_root(data, root)
 
     from tcseg.cli.check import SHEET_IMAGES, file_formats, tell_problems
@@ -78,19 +83,11 @@ def check(
     folder = jsrt_root(root) if data == "jsrt" else root or ""
     console = plain_console()
     try:
-        dataset = load_dataset(
-            data,
-            root=root,
-            size=size,
-            problems=problems,
-            group=group,
-            mask_pattern=mask_pattern,
-            window=window,
-        )
+        dataset = load_dataset(data, size=size, problems=problems, **reading)
     except DataError:
         tell_problems(problems, console)
         raise
-    formats = file_formats(data, folder, mask_pattern)
+    formats = file_formats(data, folder, reading["mask_pattern"])
     fine = check_dataset(dataset, problems, formats, split_file, console)
     if sheet is not None and len(dataset):
         from tcseg.evaluation.pictures import save_contact_sheet
@@ -110,19 +107,12 @@ def check(
     type=FileToWrite(".json"),
     help="JSON file to write, to be used with --split-file, edited or as it is.",
 )
-def splits(
-    data: str,
-    root: str | None,
-    group: str | None,
-    mask_pattern: str | None,
-    window: str | None,
-    out: Path,
-) -> None:
+def splits(data: str, out: Path, **reading: Any) -> None:
     """Write the five splits, images by their ids.
 
     The first n training images of a split are the n labelled ones, so that subsets are nested.
     """
-    check_root(data, root)
+    check_root(data, reading["root"])
 
     from tcseg.data import MIN_SIZE, load_dataset, make_split, save_splits
     from tcseg.errors import Problems
@@ -131,14 +121,32 @@ def splits(
         raise RunError(f"{out} exists; choose another --out")
     # What is wrong, `tcseg data check` says; the images that are left have their split.
     problems = Problems(collect=True)
-    dataset = load_dataset(
-        data,
-        root=root,
-        size=MIN_SIZE,
-        problems=problems,
-        group=group,
-        mask_pattern=mask_pattern,
-        window=window,
-    )
+    dataset = load_dataset(data, size=MIN_SIZE, problems=problems, **reading)
     save_splits(out, dataset, [make_split(dataset, number) for number in range(5)])
+    click.echo(f"Written: {out}")
+
+
+@data.command(
+    epilog=examples(
+        "tcseg data convert --root mine --out plain",
+        "tcseg data convert --root mine --out Dataset001_Mine --layout nnunet",
+    )
+)
+@click.option("--root", required=True, type=click.Path(path_type=Path), help="Folder to read.")
+@_options_of_folders
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder to make, or an empty one."
+)
+@click.option(
+    "--layout",
+    type=click.Choice(("plain", "nnunet")),
+    default="plain",
+    show_default=True,
+    help="images/ and masks/, or imagesTr/, labelsTr/ and dataset.json.",
+)
+def convert(root: Path, out: Path, layout: str, **reading: Any) -> None:
+    """Write a folder of images in the plain layout, or in that of nnU-Net, as it was understood."""
+    from tcseg.data.convert import convert
+
+    convert(root, out, nnunet=layout == "nnunet", **reading)
     click.echo(f"Written: {out}")

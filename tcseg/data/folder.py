@@ -66,7 +66,7 @@ def load(
     """
     problems = Problems() if problems is None else problems
     root = Path(root).expanduser()
-    layout = _layout(root, mask_pattern, problems)
+    layout = find(root, mask_pattern, problems)
     _check_axes(layout.images.values(), problems)
     masks = mask_reader(root, layout, problems)
     collection = Collection(layout.images, group, problems, window=window, scale=scale)
@@ -152,7 +152,7 @@ def _stacked(pixels: list[NDArray[np.unsignedinteger]]) -> NDArray[np.unsignedin
 def formats(root: str | Path, mask_pattern: str | None = None) -> dict[str, Counter[str]]:
     """Count the image files by format, what in their folder is none, and how masks are named."""
     root = Path(root).expanduser()
-    layout = _layout(root, mask_pattern, Problems(collect=True))
+    layout = find(root, mask_pattern, Problems(collect=True))
     files = layout.images.values()
     counts = {"images": Counter(suffix(path).lstrip(".").upper() or "DICOM" for path in files)}
     if axes := _axes(files):
@@ -174,7 +174,8 @@ def formats(root: str | Path, mask_pattern: str | None = None) -> dict[str, Coun
     return counts
 
 
-def _layout(root: Path, mask_pattern: str | None, problems: Problems) -> Layout:
+def find(root: Path, mask_pattern: str | None, problems: Problems) -> Layout:
+    """Find images and masks, in any layout."""
     if is_nnunet(root):
         return nnunet_layout(root, problems)
     return find_layout(root, mask_pattern, problems)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from tcseg.errors import DataError
 from tcseg.extras import needs
 from tcseg.io.limits import check_pixels
 
-__all__ = ["ARRAYS", "ITK", "itk_orientation", "read_array"]
+__all__ = ["ARRAYS", "ITK", "encode_array", "itk_orientation", "read_array"]
 
 ITK = (".nrrd", ".mha")
 ARRAYS = (".npy", *ITK)
@@ -66,6 +68,26 @@ def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, fl
             "(planes, H, W), or (H, W, 3) of 8 bits for colour"
         )
     return values, spacing, between
+
+
+def encode_array(numbers: NDArray[Any], source: Path) -> bytes:
+    """Return the file of planes (planes, H, W) in the form of another, where that lies."""
+    if source.suffix.lower() == ".npy":
+        content = io.BytesIO()
+        np.save(content, numbers[0] if len(numbers) == 1 else numbers)
+        return content.getvalue()
+    reader = _itk_reader(source)
+    with needs("itk"):
+        import SimpleITK
+    reader.ReadImageInformation()
+    image = SimpleITK.GetImageFromArray(numbers if reader.GetDimension() == 3 else numbers[0])
+    image.SetSpacing(reader.GetSpacing())
+    image.SetOrigin(reader.GetOrigin())
+    image.SetDirection(reader.GetDirection())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"labels{source.suffix.lower()}")
+        SimpleITK.WriteImage(image, path, True)  # compressed
+        return path.read_bytes()
 
 
 def itk_orientation(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Files of what was segmented: PNG, NIfTI for NIfTI, a DICOM segmentation for DICOM."""
+"""Files of what was segmented: in the form of the image, a DICOM segmentation for DICOM."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from PIL import Image
 
 from tcseg.errors import reason
 from tcseg.extras import needs
+from tcseg.io.arrays import ARRAYS, encode_array
 from tcseg.io.dicom import read_dataset
 from tcseg.io.files import write_atomically
 from tcseg.io.images import NIFTI, is_dicom, suffix
 
-__all__ = ["COLOURS", "LARGEST_LABEL", "LabelWriter", "label_map", "write_into"]
+__all__ = ["COLOURS", "LARGEST_LABEL", "LabelWriter", "folder_names", "label_map", "write_into"]
 
 LARGEST_LABEL = 2**16 - 1
 """Largest value in a label map: PNG holds no larger ones."""
@@ -66,21 +67,27 @@ class LabelWriter:
 
     These held a value for each structure: then label maps in ``labels/`` hold the same. Or they
     were files of their own for each structure, which may overlap: then a folder for each of them
-    has masks. Both are PNG, TIFF for TIFF of several pages, NIfTI for NIfTI; for DICOM a
-    segmentation in ``segmentations/`` has all structures.
+    has masks. Both are PNG, TIFF for TIFF of several pages, NIfTI for NIfTI, and so for NRRD, MHA
+    and NPY; for DICOM a segmentation in ``segmentations/`` has all structures.
 
     Parameters
     ----------
     path : Path
         The image file.
     name : str
-        Name of the files to write, without suffix; may have folders.
+        Name of the files to write, without suffix; may have folders. The DICOM segmentation of
+        several slices has the name of the first one.
     out : Path
         Folder to write to.
     classes : sequence of str
         The structures.
     values : sequence of int, optional
         The value of each; masks are then disjoint.
+
+    Attributes
+    ----------
+    others : list of LabelWriter
+        Of further slices of a series, which have one segmentation with this one.
     """
 
     def __init__(
@@ -94,17 +101,22 @@ class LabelWriter:
         self.path, self.name, self.out = path, name, out
         self.classes, self.values = classes, values
         self.planes: list[Masks] = []
+        self.others: list[LabelWriter] = []
 
     def add(self, masks: Masks) -> None:
         """Take the masks (C, H, W) of the next plane."""
         self.planes.append(masks)
 
-    def close(self) -> list[str]:
-        """Write; return what did not go as it should."""
+    def close(self, segmentation: bool = True) -> list[str]:
+        """Write, for DICOM a segmentation or plain masks; return what did not go as it should."""
         if suffix(self.path) in NIFTI:
             self._save_nifti()
-        elif is_dicom(self.path):
+        elif segmentation and is_dicom(self.path):
             return self._save_dicom()
+        elif suffix(self.path) in ARRAYS:
+            for folder, numbers in self._layers(np.stack(self.planes, axis=1), white=1):
+                name = f"{self.name}{suffix(self.path)}"
+                write_into(folder / name, encode_array(numbers, self.path))
         else:
             self._save_plain()
         return []
@@ -116,7 +128,7 @@ class LabelWriter:
             small = max(self.values) < 256
             yield self.out / "labels", labels.astype(np.uint8) if small else labels
             return
-        for name, mask in zip(_folder_names(self.classes), masks, strict=True):
+        for name, mask in zip(folder_names(self.classes), masks, strict=True):
             yield self.out / name, mask * np.uint8(white)
 
     def _save_plain(self) -> None:
@@ -153,14 +165,18 @@ class LabelWriter:
         try:
             with warnings.catch_warnings():  # of names of patients that are short
                 warnings.simplefilter("ignore")
-                source, planes = read_dataset(self.path), np.stack(self.planes)
-                _share_pixel_measures(source)
-                segmentation = _dicom_segmentation(source, planes, self.classes)
+                files = [self, *self.others]
+                planes = np.stack([masks for file in files for masks in file.planes])
+                sources = [read_dataset(file.path) for file in files]
+                for source in sources:
+                    _share_pixel_measures(source)
+                segmentation = _dicom_segmentation(sources, planes, self.classes)
             if int(segmentation.NumberOfFrames) != len(planes) * len(self.classes):
                 raise ValueError("the file does not say where its frames lie")
         # highdicom refuses sources that lack what the standard asks for, each in its own way.
         except Exception as error:
-            self._save_plain()
+            for file in (self, *self.others):
+                file._save_plain()
             why = f"no DICOM segmentation can be made ({reason(error)})"
             kind = "PNG" if len(self.planes) == 1 else "TIFF"
             return [f"{self.path}: {why}; its masks are {kind}"]
@@ -187,11 +203,12 @@ def _palette(values: Sequence[int]) -> list[int]:
     return palette.ravel().tolist()
 
 
-def _folder_names(structures: Sequence[str]) -> list[str]:
+def folder_names(structures: Sequence[str]) -> list[str]:
     """Return a folder for each structure: its name without what does not belong into one."""
     names: list[str] = []
     for structure in structures:
-        plain = "".join(c if c.isalnum() or c in "-_ " else "_" for c in structure).strip() or "_"
+        fits = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in structure)
+        plain = fits.strip(" .") or "_"
         taken = {*(name.lower() for name in names), "labels", "overlays", "segmentations"}
         name, number = plain, 2
         while name.lower() in taken:
@@ -200,7 +217,7 @@ def _folder_names(structures: Sequence[str]) -> list[str]:
     return names
 
 
-def _dicom_segmentation(source: Any, planes: Masks, classes: Sequence[str]) -> Any:
+def _dicom_segmentation(sources: Sequence[Any], planes: Masks, classes: Sequence[str]) -> Any:
     from importlib.metadata import version
 
     with needs("dicom"):
@@ -222,7 +239,7 @@ def _dicom_segmentation(source: Any, planes: Masks, classes: Sequence[str]) -> A
         for number, name in enumerate(classes, 1)
     ]
     return highdicom.seg.Segmentation(
-        source_images=[source],
+        source_images=sources,
         pixel_array=planes.transpose(0, 2, 3, 1).astype(np.uint8),
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=segments,

@@ -78,6 +78,7 @@ class Collection:
         slices = {path: _slice(path) for path in dicom}
         known = [found for found in slices.values() if found is not None]
         self._volumes: dict[Path, str] = {}
+        self._members: dict[str, list[Path]] = {}
         self._slice_spacings: dict[Path, float | None] = {}
         self._limits: dict[tuple[Path, ...], Limits | None] = {}
         self._stacks: dict[Path, list[Path]] = {}
@@ -108,6 +109,10 @@ class Collection:
                 slice_spacing=self._slice_spacings.get(path, picture.slice_spacing),
             )
 
+    def series(self, path: Path) -> list[Path]:
+        """Return the slices of the volume that a file is one of, in their order; or it alone."""
+        return self._members.get(self._volumes.get(path, ""), [path])
+
     def _add_stack(self, members: Sequence[_Slice]) -> None:
         """Note which slices make a volume: of those at one place, each belongs to another one."""
         seen: Counter[float] = Counter()
@@ -126,6 +131,7 @@ class Collection:
             taken.add(name)
             if len(part) > 1:
                 self._volumes |= dict.fromkeys(part, name)
+                self._members[name] = part
                 step = even_step(np.diff([places[path] for path in part]))
                 self._slice_spacings |= dict.fromkeys(part, step)
 

@@ -127,6 +127,10 @@ def predict(
                     "segment those into another `out`"
                 )
                 break
+    try:
+        problems += segmentation.close()
+    except OSError as error:
+        problems.append(f"{out}: cannot be written ({error.strerror}); choose another `out`")
     os.replace(partial, table)
     _tell_scales(segmentation.scales, console)
     return problems
@@ -144,6 +148,7 @@ class _Segmentation:
     overlays: bool
     spacing: float | None
     scales: list[tuple[float, Path]] = field(default_factory=list)
+    writers: dict[Path, LabelWriter] = field(default_factory=dict)  # of series that are not whole
 
     def __post_init__(self) -> None:
         self.rows = _Rows(self.segmenter.classes)
@@ -168,8 +173,25 @@ class _Segmentation:
                 write_into(overlay, png(outlined(picture.pixels, masks, at_most=OVERLAY)))
             measured.append(_measure(picture, masks, prediction, model.classes))
             self.scales.append((_scale(model, picture), path))
-        problems = writer.close()
-        return self.rows.text(measured).encode(), problems
+        return self.rows.text(measured).encode(), self._written(path, writer)
+
+    def _written(self, path: Path, writer: LabelWriter) -> list[str]:
+        """Write what was found in a file, or keep it until its series is whole."""
+        self.writers[path] = writer
+        series = self.collection.series(path)
+        return self._close(series) if self.writers.keys() >= set(series) else []
+
+    def _close(self, series: Iterable[Path]) -> list[str]:
+        first, *others = [self.writers.pop(path) for path in series if path in self.writers]
+        first.others = others
+        return first.close()
+
+    def close(self) -> list[str]:
+        """Write what is kept: of series of which a file could not be read."""
+        problems = []
+        while self.writers:
+            problems += self._close(self.collection.series(next(iter(self.writers))))
+        return problems
 
 
 def _pairs(

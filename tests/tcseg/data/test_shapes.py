@@ -12,6 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from skimage.draw import polygon2mask
 
 from tcseg.data import load_dataset
+from tcseg.data.convert import convert
 from tcseg.errors import DataError, Problems
 from tcseg.io.outlines import add_inside
 from tcseg.io.shapes import STRUCTURE_SET
@@ -388,11 +389,12 @@ def structure_set(path, structures, instances, named):
 @pytest.fixture
 def series(tmp_path):
     instances = [f"1.2.7.{k}" for k in range(SLICES)]
-    (tmp_path / "images").mkdir()
-    (tmp_path / "masks").mkdir()
+    root = tmp_path / "in"
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
     for k, name in enumerate("cab"):
         write_dicom(
-            tmp_path / "images" / f"{name}.dcm",
+            root / "images" / f"{name}.dcm",
             np.random.default_rng(k).integers(0, 2000, (SIZE, SIZE)),
             SOPInstanceUID=instances[k],
             SeriesInstanceUID="1.2.3",
@@ -400,7 +402,7 @@ def series(tmp_path):
             ImageOrientationPatient=[*ACROSS, *DOWN],
             PixelSpacing=list(SPACING),
         )
-    return tmp_path, instances
+    return root, instances
 
 
 STRUCTURES = {
@@ -429,6 +431,10 @@ def test_structure_sets(series, place, named):
     assert np.array_equal(found["b"]["GTV (1)"], inside(10, 5, 30, 25))
     assert found["b"]["body"].all()
     assert not found["c"]["GTV (1)"].any()
+    convert(root, root.parent / "out")
+    again = masks(load(root.parent / "out", SIZE))
+    assert again.keys() == found.keys()
+    assert all(np.array_equal(again[i][c], found[i][c]) for i in found for c in data.classes)
 
 
 def test_structure_sets_that_do_not_fit(series):

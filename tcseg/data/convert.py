@@ -1,0 +1,158 @@
+"""A folder in any form that is read, written in the plain one or in that of nnU-Net."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tcseg.data import folder
+from tcseg.data.dataset import Dataset
+from tcseg.data.masks import Masks, mask_reader
+from tcseg.data.nnunet import DESCRIPTION, IMAGES, LABELS
+from tcseg.errors import DataError, Problems
+from tcseg.io.files import write_json
+from tcseg.io.grey import as_levels
+from tcseg.io.images import PLAIN, png, read_pictures, suffix
+from tcseg.io.label_maps import LARGEST_LABEL, LabelWriter, folder_names, write_into
+
+__all__ = ["convert"]
+
+
+def convert(root: Path, out: Path, *, nnunet: bool = False, **reading: Any) -> None:
+    """Write images and masks as they were understood.
+
+    The files of images are copied, so that nothing of them is lost; for nnU-Net those of 8 bits
+    become PNG. Masks have the size of their image and, for NIfTI, NRRD, MHA and NPY, its form;
+    else they are PNG, of several planes TIFF. The plain layout is read again and compared before
+    it gets its name.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    out
+        The folder to make; it may be there if it is empty.
+    nnunet
+        Whether to write `imagesTr`, `labelsTr` and `dataset.json`, with images without masks in
+        `imagesTs`, which is not read.
+    reading
+        `group`, `mask_pattern` and `window`, as for `load_dataset`.
+
+    Raises
+    ------
+    DataError
+        If the folder cannot be read, or cannot be written so.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError(f"{out} is there, and is no empty folder; choose another `out`")
+    part = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        part.mkdir(parents=True)
+        layout = folder.find(root, reading.get("mask_pattern"), Problems())
+        masks = mask_reader(root, layout, Problems())
+        if nnunet:
+            _write_nnunet(layout.images, masks, part)
+        else:
+            _write_plain(layout.images, masks, part)
+            _compare(root, part, reading)
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_plain(images: dict[str, Path], masks: Masks, part: Path) -> None:
+    values = masks.values
+    for name, path in images.items():
+        _write_masks(path, name, masks, values, part)
+        copy = part / "images" / (name + path.name[len(path.name) - len(suffix(path)) :])
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    if values is None:
+        (part / "made").rename(part / "masks")
+        return
+    (part / "made" / "labels").rename(part / "masks")
+    (part / "made").rmdir()
+    lines = (f"{value} {name}\n" for value, name in zip(values, masks.classes, strict=True))
+    (part / "classes.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def _compare(root: Path, part: Path, reading: dict[str, Any]) -> None:
+    """Read both, and see that nothing became another."""
+    before = _facts(folder.load(root, 32, **reading))
+    after = _facts(folder.load(part, 32, **reading | {"mask_pattern": None}))
+    for name, fact in before.items():
+        if fact != after[name]:
+            raise DataError(
+                f"folder: the {name} of {root} have no plain form, or are not all in one"
+            )
+
+
+def _facts(dataset: Dataset) -> dict[str, Any]:
+    """Return what a data set is, in whichever order it was found."""
+    order = sorted(range(len(dataset)), key=dataset.ids.__getitem__)
+    names = dataset.classes if dataset.values else folder_names(dataset.classes)
+    masks = dataset.target_batch(order).numpy()
+    facts = {
+        name: [getattr(dataset, name)[index] for index in order]
+        for name in ("ids", "groups", "volumes", "spacings", "slice_spacings")
+    }
+    return facts | {
+        "classes": sorted(names),
+        "values": dataset.values,
+        "annotated images": {dataset.ids[index] for index in dataset.annotated or ()},
+        "images": dataset.images.numpy()[order].tobytes(),
+        "masks": {name: masks[:, c].tobytes() for c, name in enumerate(names)},
+    }
+
+
+def _write_nnunet(images: dict[str, Path], masks: Masks, part: Path) -> None:
+    values, kinds, annotated = range(1, len(masks.classes) + 1), set(), 0
+    for name, path in images.items():
+        case, kind, picture = name.replace("/", "_"), suffix(path), next(read_pictures(path))
+        content = path.read_bytes()
+        if kind in PLAIN and picture.plane is None and picture.bits == 8:
+            levels = as_levels(picture.pixels, np.uint8).transpose(1, 2, 0)
+            content, kind = png(levels[..., 0] if levels.shape[2] == 1 else levels), ".png"
+        elif kind == ".nii":
+            content, kind = gzip.compress(content), ".nii.gz"
+        elif kind not in (".nii.gz", ".nrrd", ".mha", ".png"):
+            raise DataError(f"{path}: nnU-Net has no such files; save it as NIfTI, or in 8 bits")
+        marked = _write_masks(path, case, masks, values, part)
+        write_into(part / (IMAGES if marked else "imagesTs") / f"{case}_0000{kind}", content)
+        kinds.add((kind, len(picture.pixels)))
+        annotated += marked
+    if len(kinds) > 1:
+        raise DataError(f"folder: nnU-Net takes images of one kind, there are {sorted(kinds)}")
+    (part / "made" / "labels").rename(part / LABELS)
+    (part / "made").rmdir()
+    ((kind, channels),) = kinds
+    names = ("grey",) if channels == 1 else ("red", "green", "blue")
+    description = {
+        "channel_names": {str(n): name for n, name in enumerate(names)},
+        "labels": {"background": 0} | dict(zip(masks.classes, values, strict=True)),
+        "numTraining": annotated,
+        "file_ending": kind,
+    }
+    write_json(part / DESCRIPTION, description)
+
+
+def _write_masks(path: Path, name: str, masks: Masks, values: Any, part: Path) -> bool:
+    """Write the masks of an image; whether it has any."""
+    writer = LabelWriter(path, name, part / "made", masks.classes, values)
+    for picture in read_pictures(path):
+        whole = masks.read(picture)
+        if whole is None:
+            return False
+        if values is not None and ((whole.sum(axis=0) > 1).any() or max(values) > LARGEST_LABEL):
+            raise DataError(
+                f"{path}: its structures overlap, or have values above {LARGEST_LABEL}: there are "
+                "no label maps of that"
+            )
+        writer.add(whole)
+    writer.close(segmentation=False)
+    return True
