@@ -6,7 +6,8 @@ import re
 
 __all__ = ["WINDOWS", "Limits", "window_limits"]
 
-# Centre and width in Hounsfield units, as in Radiopaedia's article "Windowing (CT)".
+# Centre and width in Hounsfield units: https://radiopaedia.org/articles/windowing-ct (bone: of the
+# spine; abdomen: soft tissues).
 WINDOWS = {
     "lung": (-600.0, 1500.0),
     "mediastinum": (50.0, 350.0),
