@@ -59,7 +59,10 @@ def convert(root: Path, out: Path, *, nnunet: bool = False, **reading: Any) -> N
             _write_nnunet(layout.images, masks, part)
         else:
             _write_plain(layout.images, masks, part)
-            _compare(root, part, reading)
+            before = _facts(folder.load(root, 32, **reading))
+            after = _facts(folder.load(part, 32, **reading | {"mask_pattern": None}))
+            if wrong := [name for name in before if before[name] != after[name]]:
+                raise DataError(f"folder: the {wrong[0]} of {root} have no plain form")
         os.replace(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -81,33 +84,19 @@ def _write_plain(images: dict[str, Path], masks: Masks, part: Path) -> None:
     (part / "classes.txt").write_text("".join(lines), encoding="utf-8")
 
 
-def _compare(root: Path, part: Path, reading: dict[str, Any]) -> None:
-    """Read both, and see that nothing became another."""
-    before = _facts(folder.load(root, 32, **reading))
-    after = _facts(folder.load(part, 32, **reading | {"mask_pattern": None}))
-    for name, fact in before.items():
-        if fact != after[name]:
-            raise DataError(
-                f"folder: the {name} of {root} have no plain form, or are not all in one"
-            )
-
-
 def _facts(dataset: Dataset) -> dict[str, Any]:
     """Return what a data set is, in whichever order it was found."""
     order = sorted(range(len(dataset)), key=dataset.ids.__getitem__)
     names = dataset.classes if dataset.values else folder_names(dataset.classes)
     masks = dataset.target_batch(order).numpy()
-    facts = {
+    facts: dict[str, Any] = {
         name: [getattr(dataset, name)[index] for index in order]
         for name in ("ids", "groups", "volumes", "spacings", "slice_spacings")
     }
-    return facts | {
-        "classes": sorted(names),
-        "values": dataset.values,
-        "annotated images": {dataset.ids[index] for index in dataset.annotated or ()},
-        "images": dataset.images.numpy()[order].tobytes(),
-        "masks": {name: masks[:, c].tobytes() for c, name in enumerate(names)},
-    }
+    facts["annotated images"] = {dataset.ids[index] for index in dataset.annotated or ()}
+    facts["values"], facts["classes"] = dataset.values, sorted(names)
+    facts["masks"] = {name: masks[:, c].tobytes() for c, name in enumerate(names)}
+    return facts | {"images": dataset.images.numpy()[order].tobytes()}
 
 
 def _write_nnunet(images: dict[str, Path], masks: Masks, part: Path) -> None:

@@ -20,17 +20,7 @@ __all__ = ["Drawn", "find_drawn", "path_in"]
 
 @dataclass
 class Drawn:
-    """Images with shapes.
-
-    Attributes
-    ----------
-    images : dict of (Path, str)
-        By image file: a file of shapes, and the name that the image has there.
-    labels : set of str
-        What is drawn.
-    naming : dict of int
-        Which files draw it, on how many images, and what of them is not here.
-    """
+    """Image files with a file of shapes, and their name there; what is drawn; and by how many."""
 
     images: dict[Path, tuple[Path, str]] = field(default_factory=dict)
     labels: set[str] = field(default_factory=set)
@@ -40,9 +30,9 @@ class Drawn:
         """Add a file of shapes; DataError if it is of no image, or of one that has shapes."""
         images = {name: image for name in drawing.shapes if (image := find(name)) is not None}
         if not images:
+            first = next(iter([*drawing.shapes, *drawing.sizes]), None)
             raise DataError(
-                f"folder: {drawing.path} draws on no image that is here; it names "
-                f"{next(iter([*drawing.shapes, *drawing.sizes]), None)!r}"
+                f"folder: {drawing.path} draws on no image that is here; it names {first!r}"
             )
         twins = [name for name, image in images.items() if image in self.images]
         if twins or len(set(images.values())) < len(images):
@@ -52,23 +42,16 @@ class Drawn:
             )
         self.images |= {image: (drawing.path, name) for name, image in images.items()}
         self.labels |= {label for name in images for label, _ in drawing.shapes[name]}
-        name = drawing.path.name
-        self.naming[drawing.kind + f" {name}" * (drawing.kind != "LabelMe")] += len(images)
-        placed = {
-            number
-            for image in images.values()
-            if drawing.contours
-            for number in on_slice(drawing.contours, image)
+        contours, name = drawing.contours, drawing.path.name
+        seen = {n for image in images.values() if contours for n in on_slice(contours, image)}
+        empty = len(drawing.sizes.keys() - drawing.shapes.keys())
+        counts = {
+            drawing.kind + f" {name}" * (drawing.kind != "LabelMe"): len(images),
+            f"images in {name} that are not here": len(drawing.shapes) - len(images),
+            f"images in {name} without a shape, which count as not annotated": empty,
+            f"contours in {name} on no slice that is here": len(contours) - len(seen),
         }
-        self.naming += Counter(
-            {
-                f"images in {name} that are not here": len(drawing.shapes) - len(images),
-                f"images in {name} without a shape, which count as not annotated": len(
-                    drawing.sizes.keys() - drawing.shapes.keys()
-                ),
-                f"contours in {name} on no slice that is here": len(drawing.contours) - len(placed),
-            }
-        )
+        self.naming += Counter(counts)
 
 
 def find_drawn(

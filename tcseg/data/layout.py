@@ -85,7 +85,8 @@ def find_layout(root: Path, pattern: str | None, problems: Problems) -> Layout:
     folder = root / "images"
     if folder.is_dir():
         found = _by_name(folder, filter(is_image, sorted(folder.iterdir())), problems)
-        found = found or _below(folder, problems)
+        if all(map(_is_annotation, found.values())):
+            found = _below(folder, problems)
         images = {name: path for name, path in found.items() if not _is_annotation(path)}
         if not images:
             expected = ", ".join((*PLAIN, ".dcm", *NIFTI))
@@ -98,8 +99,8 @@ def find_layout(root: Path, pattern: str | None, problems: Problems) -> Layout:
         drawings += _files(folder, *DRAWN)
         if folder.is_dir():
             masks |= _below(folder, problems)
-        _add_drawn(layout, root, drawings, masks, problems)
-        if not (folder.is_dir() or layout.drawn.images):
+        _add_of_several(layout, root, drawings, masks, problems)
+        if not (folder.is_dir() or layout.drawn.images or layout.files):
             raise DataError(
                 f"folder: no folder {folder}; put masks of some images there, under the names of "
                 "their images: NAME.png with a value for each class, or CLASS/NAME.png"
@@ -107,8 +108,7 @@ def find_layout(root: Path, pattern: str | None, problems: Problems) -> Layout:
     else:
         layout, masks = _side_by_side(root, pattern, problems)
         folder = root
-    masks = _add_segmentations(layout, masks)
-    if layout.drawn.images and not masks:
+    if not masks and (layout.drawn.images or layout.files):
         return layout
     if pattern is not None:
         _add_named(layout, pattern, masks, folder, problems)
@@ -170,8 +170,8 @@ def _side_by_side(
     masks = {name: path for name, path in found.items() if marks(name) or _is_annotation(path)}
     images = {name: path for name, path in found.items() if name not in masks}
     layout = Layout(images)
-    _add_drawn(layout, root, _files(root, *DRAWN), masks, problems)
-    if not (masks or layout.drawn.images) or not images:
+    _add_of_several(layout, root, _files(root, *DRAWN), masks, problems)
+    if not (masks or layout.drawn.images or layout.files) or not images:
         what = "as a mask ('mask', 'seg', 'label' ...)" if pattern is None else f"as {pattern!r}"
         raise DataError(
             f"folder: {root} has no folder images, and {'all files' if masks else 'no file'} in it "
@@ -223,28 +223,29 @@ def _add_named(
     _check(folder, layout, strays, problems)
 
 
-def _add_drawn(
+def _add_of_several(
     layout: Layout, root: Path, files: list[Path], masks: dict[str, Path], problems: Problems
 ) -> None:
-    """Add shapes, those of DICOM from among the masks."""
-    sets = [name for name, path in masks.items() if _is_annotation(path, STRUCTURE_SET)]
+    """Add files that say of which images they are: shapes, and DICOM files from among the masks."""
+    of_dicom = {name: path for name, path in masks.items() if is_dicom(path)}
+    sets = [name for name, path in of_dicom.items() if _is_annotation(path, STRUCTURE_SET)]
     files = files + [masks.pop(name) for name in sets]
     layout.drawn = find_drawn(root, layout.images, files, problems)
     layout.naming |= layout.drawn.naming
-
-
-def _add_segmentations(layout: Layout, masks: Mapping[str, Path]) -> dict[str, Path]:
-    """Add DICOM segmentations of several files, which say of which; return the other masks."""
-    sources = {name: segmented_files(path) for name, path in masks.items() if is_dicom(path)}
+    sources = {name: segmented_files(path) for name, path in of_dicom.items()}
     several = {name: files for name, files in sources.items() if len(files) > 1}
     if several:
         dicom = filter(is_dicom, layout.images.values())
         instances = {text_of(path, "SOPInstanceUID"): path for path in dicom}
-        for name, files in several.items():
-            images = [instances[file] for file in files if file in instances]
-            layout.files |= dict.fromkeys(images, masks[name])
+        for name, instance in several.items():
+            images = [instances[file] for file in instance if file in instances]
+            if any(image in layout.files for image in images):
+                problems.add(
+                    f"folder: {masks[name]} marks images that another DICOM segmentation marks as "
+                    "well; join their segments in one, or remove one"
+                )
+            layout.files |= dict.fromkeys(images, masks.pop(name))
             layout.naming[f"DICOM segmentation {name} of a series"] = len(images)
-    return {name: path for name, path in masks.items() if name not in several}
 
 
 def _add_side_by_side(
@@ -267,7 +268,7 @@ def _add_folders(
     parts: dict[str | None, dict[str, list[Path]]] = {}
     # Of images, as those of patients; masks may have the same ones.
     folders = {name.partition("/")[0] for name in layout.images if "/" in name}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         name = normalize("NFC", path.name)
         if path.is_dir() and name[0] != "." and name not in folders | set(layout.images):
             if not is_text(name):

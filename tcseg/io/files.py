@@ -24,19 +24,10 @@ def walk(
 ) -> Iterator[Path]:
     """Yield what is in a folder and those in it, by name, but for what is hidden.
 
-    Each real folder is searched once: links may lead in circles, and folders lie deeper than
-    functions can be nested.
-
-    Parameters
-    ----------
-    folder
-        Where to begin.
-    fail
-        Told of each folder that cannot be read, and why.
-    without
-        A folder to leave out.
+    Each real folder is searched once, and that of `without` not: links may lead in circles, and
+    folders lie deeper than functions can be nested. `fail` is told of what cannot be read.
     """
-    seen = set() if without is None or not without.is_dir() else {_identity(without)}
+    seen = {_identity(without)} if without is not None and without.is_dir() else set()
     seen -= {_identity(folder)}
     waiting = [folder]
     while waiting:

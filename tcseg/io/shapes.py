@@ -6,6 +6,7 @@ others are holes. But for RTSTRUCT the corner of the first pixel is at 0, and it
 
 from __future__ import annotations
 
+import codecs
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -39,18 +40,8 @@ Contours = list[NDArray[np.float64]]
 class Drawing:
     """What one file draws.
 
-    Attributes
-    ----------
-    path : Path
-        The file.
-    kind : str
-        What it is of.
-    shapes : dict of list
-        By the name of an image there, of RTSTRUCT its instance: structures, and what adds them.
-    sizes : dict of (int, int)
-        Height and width of images, where the file says them, those without a shape too.
-    contours : list of array (n, 3)
-        All that RTSTRUCT draws.
+    By the names of images there, of RTSTRUCT their instances: structures, and what adds them to a
+    mask. The sizes (height, width), 0 where not known, are also of images without a shape.
     """
 
     path: Path
@@ -120,28 +111,26 @@ def _ellipse(x: float, y: float, a: float, b: float) -> Any:
 # ---- COCO and LabelMe -----------------------------------------------------------------------
 
 
-class _CocoImage(Struct):
+class _Listed(Struct):
+    """An image or a category of COCO."""
+
     id: int | str
-    file_name: str
+    file_name: str = ""
+    name: str = ""
     height: int | None = None
     width: int | None = None
 
 
-class _CocoShape(Struct):
+class _Annotation(Struct):
     image_id: int | str
     category_id: int | str
     segmentation: Raw = Raw(b"null")
 
 
-class _Category(Struct):
-    id: int | str
-    name: str
-
-
 class _Coco(Struct):
-    images: list[_CocoImage]
-    annotations: list[_CocoShape]
-    categories: list[_Category]
+    images: list[_Listed]
+    annotations: list[_Annotation]
+    categories: list[_Listed]
 
 
 class _Runs(Struct):
@@ -162,33 +151,25 @@ class _LabelMe(Struct, rename="camel"):
 
 
 def _of_json(path: Path) -> Drawing | None:
-    content = read_whole(path)
+    content = read_whole(path).removeprefix(codecs.BOM_UTF8)
     if b'"annotations"' in content and b'"categories"' in content:
-        return _of_coco(path, decode_json(content, _Coco))
-    if b'"shapes"' not in content:
-        return None
-    drawing, file = Drawing(path, "LabelMe"), decode_json(content, _LabelMe)
-    drawing.sizes[path.name] = (file.image_height or 0, file.image_width or 0)
-    drawing.shapes[path.name] = [
-        (shape.label, partial(_add_labelme, shape)) for shape in file.shapes
-    ]
-    return drawing
-
-
-def _of_coco(path: Path, file: _Coco) -> Drawing:
-    drawing = Drawing(path, "COCO")
-    labels = {category.id: category.name for category in file.categories}
-    names = {image.id: image.file_name for image in file.images}
-    drawing.sizes = {i.file_name: (i.height or 0, i.width or 0) for i in file.images}
-    for shape in file.annotations:
-        if shape.image_id not in names or shape.category_id not in labels:
-            raise ValueError(
-                f"an annotation is of image {shape.image_id} and category {shape.category_id}, "
-                "which are not both listed"
-            )
-        shapes = drawing.shapes[names[shape.image_id]]
-        shapes.append((labels[shape.category_id], partial(_add_coco, shape.segmentation)))
-    return drawing
+        drawing, coco = Drawing(path, "COCO"), decode_json(content, _Coco)
+        drawing.sizes = {i.file_name: (i.height or 0, i.width or 0) for i in coco.images}
+        names = {image.id: image.file_name for image in coco.images}
+        labels = {category.id: category.name for category in coco.categories}
+        for one in coco.annotations:
+            if one.image_id not in names or one.category_id not in labels:
+                where = f"image {one.image_id} and category {one.category_id}"
+                raise ValueError(f"an annotation is of {where}, which are not both listed")
+            add = partial(_add_coco, one.segmentation)
+            drawing.shapes[names[one.image_id]].append((labels[one.category_id], add))
+        return drawing
+    if b'"shapes"' in content:
+        drawing, file = Drawing(path, "LabelMe"), decode_json(content, _LabelMe)
+        drawing.sizes[path.name] = (file.image_height or 0, file.image_width or 0)
+        drawing.shapes[path.name] = [(s.label, partial(_add_labelme, s)) for s in file.shapes]
+        return drawing
+    return None
 
 
 def _add_coco(segmentation: Raw, mask: Mask, image: Path) -> None:
@@ -289,9 +270,10 @@ def _of_structures(path: Path) -> Drawing:
                 images = series.get("ContourImageSequence") or []
                 slices |= {str(image.ReferencedSOPInstanceUID) for image in images}
     names = {int(roi.ROINumber): str(roi.ROIName) for roi in data.StructureSetROISequence}
-    structures: dict[str, Contours] = defaultdict(list)
+    structures: list[tuple[str, Contours]] = []
     for structure in data.get("ROIContourSequence") or []:
         name = names[int(structure.ReferencedROINumber)]
+        contours: Contours = []
         for contour in structure.get("ContourSequence") or []:
             kind = str(contour.ContourGeometricType)
             if kind == "POINT":  # a marker
@@ -302,10 +284,11 @@ def _of_structures(path: Path) -> Drawing:
             slices |= {str(image.ReferencedSOPInstanceUID) for image in images}
             # As text: pydicom makes an object of each number.
             numbers = np.array(contour.get_item("ContourData").value.split(b"\\"), float)
-            structures[name].append(numbers.reshape(-1, 3))
-    drawing.contours = [contour for contours in structures.values() for contour in contours]
+            contours.append(numbers.reshape(-1, 3))
+        structures += [(name, contours)] if contours else []
+    drawing.contours = [contour for _, contours in structures for contour in contours]
     for slice_ in slices:
-        drawing.shapes[slice_] = [(n, partial(_add_contours, c)) for n, c in structures.items()]
+        drawing.shapes[slice_] = [(name, partial(_add_contours, c)) for name, c in structures]
     return drawing
 
 
