@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,12 +83,7 @@ def on_slice(contours: Sequence[NDArray[Any]], image: Path) -> dict[int, NDArray
 
     By number, as corners (n, 2) in pixels; DataError if the file does not say where it lies.
     """
-    tags = ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "NumberOfFrames"]
-    header: Any = read_dataset(image, stop_before_pixels=True, specific_tags=tags)
-    if any(tag not in header for tag in tags[:3]) or int(header.get("NumberOfFrames") or 1) > 1:
-        raise DataError(f"folder: {image} is no slice that says where it lies in the patient")
-    corner, axes, spacing = (np.array(header[tag].value, float) for tag in tags[:3])
-    axes = axes.reshape(2, 3)
+    corner, axes, spacing = _plane(image, image.stat().st_mtime_ns)
     normal = np.cross(*axes)
     firsts = np.array([points[0] for points in contours]).reshape(-1, 3)
     near = np.flatnonzero(np.abs((firsts - corner) @ normal) < OFF)
@@ -96,3 +92,14 @@ def on_slice(contours: Sequence[NDArray[Any]], image: Path) -> dict[int, NDArray
         for number in map(int, near)
         if np.abs((contours[number] - corner) @ normal).max() < OFF
     }
+
+
+@functools.lru_cache(maxsize=1)  # of a slice, for one structure after the other
+def _plane(image: Path, changed: int) -> Any:
+    """Return where the first pixel is, the directions of x and y, and the steps down and across."""
+    tags = ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "NumberOfFrames"]
+    header: Any = read_dataset(image, stop_before_pixels=True, specific_tags=tags)
+    if any(tag not in header for tag in tags[:3]) or int(header.get("NumberOfFrames") or 1) > 1:
+        raise DataError(f"folder: {image} is no slice that says where it lies in the patient")
+    corner, axes, spacing = (np.array(header[tag].value, float) for tag in tags[:3])
+    return corner, axes.reshape(2, 3), spacing

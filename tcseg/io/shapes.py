@@ -67,11 +67,10 @@ class Drawing:
                 f"folder: {self.path} draws on {said[1]} x {said[0]} pixels, {picture.path.name} "
                 f"has {width} x {height}; shapes must be drawn on the image as it is"
             )
-        masks: dict[str, Mask] = {}
+        masks: dict[str, Mask] = defaultdict(lambda: np.zeros((height, width), bool))
         for label, add in self.shapes[name]:
-            mask = masks.setdefault(label, np.zeros((height, width), bool))
             try:
-                add(mask, picture.path)
+                add(masks[label], picture.path)
             except Exception as error:  # anything may stand in place of a shape
                 raise DataError(
                     f"folder: {self.path}: {label!r} on {name} cannot be read ({reason(error)})"
