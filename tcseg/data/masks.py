@@ -199,6 +199,8 @@ def mask_reader(root: Path, layout: Layout, problems: Problems) -> Masks:
             legend.names[legend.others] if c == OBJECT else c: by_class[c] for c in by_class
         }
     reader = _ByClass(by_class, layout, labels)
+    if not reader.classes:
+        raise DataError(f"folder: no shape in {root} marks anything in an image that is here")
     if len(reader.classes) > MAX_CLASSES:
         raise DataError(
             f"folder: {root} has masks of {len(reader.classes)} classes, at most {MAX_CLASSES} are "

@@ -275,6 +275,12 @@ def test_labelme(tmp_path, folder):
     assert not (b["cell"] | b["nucleus"]).any()
 
 
+def test_no_shape_at_all(tmp_path):
+    images(tmp_path / "images", "a.png")
+    (tmp_path / "images" / "a.json").write_text(labelme())
+    line(tmp_path, "marks anything in an image that is here")
+
+
 def cvat(shapes, before=""):
     return (
         f'<?xml version="1.0" encoding="utf-8"?>{before}<annotations><version>1.1</version><meta>'
@@ -456,3 +462,13 @@ def test_structure_sets_that_do_not_fit(series):
     header.save_as(root / "images" / "c.dcm")
     structure_set(path, STRUCTURES, instances, True)
     line(root, "c.dcm is no slice that says where it lies")
+
+
+def test_slices_and_structure_sets_in_one_folder_for_each_patient(series):
+    root, instances = series
+    structure_set(root / "images" / "rs.dcm", STRUCTURES, instances, True)
+    (root / "masks").rmdir()
+    (root / "images").rename(root / "P1")
+    data = load(root, SIZE)
+    assert (data.ids, data.annotated) == (["P1/c", "P1/a", "P1/b"], [0, 1, 2])
+    assert data.target_batch([1])[0, 0].sum() == 20 * 20 - 5 * 5 + 10 * 5
