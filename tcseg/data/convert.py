@@ -47,6 +47,10 @@ def convert(root: Path, out: Path, *, nnunet: bool = False, **reading: Any) -> N
     ------
     DataError
         If the folder cannot be read, or cannot be written so.
+
+    Examples
+    --------
+    >>> convert(Path("mine"), Path("plain"), mask_pattern="{name}_mask")  # doctest: +SKIP
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DataError(f"{out} is there, and is no empty folder; choose another `out`")
@@ -101,6 +105,11 @@ def _facts(dataset: Dataset) -> dict[str, Any]:
 
 def _write_nnunet(images: dict[str, Path], masks: Masks, part: Path) -> None:
     values, kinds, annotated = range(1, len(masks.classes) + 1), set(), 0
+    if (
+        len({name.replace("/", "_") for name in images}) < len(images)
+        or "background" in masks.classes
+    ):
+        raise DataError("folder: images would have one name, or a structure that of the background")
     for name, path in images.items():
         case, kind, picture = name.replace("/", "_"), suffix(path), next(read_pictures(path))
         content = path.read_bytes()

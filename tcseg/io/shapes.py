@@ -156,6 +156,9 @@ def _of_json(path: Path) -> Drawing | None:
         drawing.sizes = {i.file_name: (i.height or 0, i.width or 0) for i in coco.images}
         names = {image.id: image.file_name for image in coco.images}
         labels = {category.id: category.name for category in coco.categories}
+        whole = len(names) + len(labels) == len(coco.images) + len(coco.categories)
+        if not whole or "" in (*names.values(), *labels.values()):
+            raise ValueError("images and categories must have names, and each an id of its own")
         for one in coco.annotations:
             if one.image_id not in names or one.category_id not in labels:
                 where = f"image {one.image_id} and category {one.category_id}"
@@ -236,12 +239,12 @@ def _of_cvat(path: Path) -> Drawing | None:
 
 def _add_cvat(kind: str, attributes: dict[str, str], mask: Mask, image: Path) -> None:
     def numbers(*names: str) -> list[float]:
-        return [float(attributes[name]) for name in names]
+        return [float(attributes.get(name, "nan")) for name in names]
 
     if float(attributes.get("rotation", 0)):
         raise ValueError(f"a {kind} that is turned is not read; draw a polygon")
     if kind == "polygon":
-        _polygons(mask, [point.split(",") for point in attributes["points"].split(";")])
+        _polygons(mask, [point.split(",") for point in attributes.get("points", "").split(";")])
     elif kind == "box":
         _polygons(mask, _box(*numbers("xtl", "ytl", "xbr", "ybr")))
     elif kind == "ellipse":
@@ -251,7 +254,7 @@ def _add_cvat(kind: str, attributes: dict[str, str], mask: Mask, image: Path) ->
         if min(top, left) < 0 or top + height > mask.shape[0] or left + width > mask.shape[1]:
             raise ValueError("it lies beyond the image")
         part = mask[top : top + height, left : left + width]
-        add_runs(part, list(map(int, attributes["rle"].split(","))))
+        add_runs(part, list(map(int, attributes.get("rle", "").split(","))))
     else:
         raise ValueError(f"a {kind} is not read; draw a polygon")
 
@@ -278,7 +281,7 @@ def _of_structures(path: Path) -> Drawing:
             if kind == "POINT":  # a marker
                 continue
             if not kind.startswith("CLOSED"):
-                raise ValueError(f"{name!r} has a contour of kind {kind}, which has no inside")
+                raise ValueError(f"{name!r} has a contour of kind {kind}: it is not closed")
             images = contour.get("ContourImageSequence") or []
             slices |= {str(image.ReferencedSOPInstanceUID) for image in images}
             # As text: pydicom makes an object of each number.

@@ -164,6 +164,8 @@ def test_coco_names_in_folders(tmp_path):
 BAD = [
     (None, "truncated"),
     ({"images": 3}, "Expected `array`"),
+    ({"categories": [{"id": 1}, {"id": 2, "name": "a"}]}, "must have names"),
+    ({"categories": [{"id": i, "name": n} for i, n in ((1, "a"), (1, "b"), (2, "c"))]}, "an id of"),
     ({"annotations": [{"image_id": 70, "category_id": 1}]}, "image 70 and category 1"),
 ]
 BAD_SHAPES = [
@@ -315,7 +317,7 @@ BOMB = (
     + "]>"
 )
 BAD_CVAT = [
-    (cvat('<box label="a" xtl="1"/>'), "'a' on a.png cannot be read ('ytl')"),
+    (cvat('<box label="a" xtl="1"/>'), "'a' on a.png cannot be read (its corners must be numbers"),
     (cvat('<points label="a" points="1,2"/>'), "a points is not read; draw a polygon"),
     (cvat('<box label="a" rotation="9"/>'), "a box that is turned is not read"),
     (cvat('<polygon label="a" points="1,2;nan,3"/>'), "must be numbers"),
@@ -449,7 +451,7 @@ def test_structure_sets_that_do_not_fit(series):
     for contours, words in (
         (
             [(1, "OPEN_PLANAR", box(1, 1, 5, 5))],
-            "a contour of kind OPEN_PLANAR, which has no inside",
+            "a contour of kind OPEN_PLANAR: it is not closed",
         ),
         ([(1, "CLOSED_PLANAR", [1e11, 0, 0, 0, 0, 9])], "must be numbers below"),
     ):
