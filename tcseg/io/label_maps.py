@@ -175,8 +175,10 @@ class LabelWriter:
                 raise ValueError("the file does not say where its frames lie")
         # highdicom refuses sources that lack what the standard asks for, each in its own way.
         except Exception as error:
-            for file in (self, *self.others):
-                file._save_plain()
+            if self.others:  # each for itself
+                files, self.others = [self, *self.others], []
+                return [problem for file in files for problem in file._save_dicom()]
+            self._save_plain()
             why = f"no DICOM segmentation can be made ({reason(error)})"
             kind = "PNG" if len(self.planes) == 1 else "TIFF"
             return [f"{self.path}: {why}; its masks are {kind}"]
