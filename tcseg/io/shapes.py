@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import io
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -219,11 +220,13 @@ def _add_labelme(shape: _Shape, mask: Mask, image: Path) -> None:
 
 
 def _of_cvat(path: Path) -> Drawing | None:
-    if b"<annotations" not in read_whole(path)[:4096]:
+    content = read_whole(path)
+    if b"<annotations" not in content:
         return None
+    if b"<!ENTITY" in content:  # which could swell, or read other files
+        raise ValueError("it defines entities, which CVAT does not")
     drawing = Drawing(path, "CVAT")
-    # Entities cannot swell it, nor read other files: expat has limits.
-    for _, element in ElementTree.iterparse(path):
+    for _, element in ElementTree.iterparse(io.BytesIO(content)):
         if element.tag == "track":
             raise ValueError("it is of a video; export 'CVAT for images'")
         if element.tag == "image":
