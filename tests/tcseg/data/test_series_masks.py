@@ -84,3 +84,14 @@ def test_a_segmentation_that_names_no_files_is_refused(series):
     data.save_as(root / "masks" / "series.dcm")
     with pytest.raises(DataError, match="does not say which images"):
         load_dataset("folder", root=root, size=SIZE)
+
+
+def test_a_segmentation_may_lie_with_its_images_but_there_is_one(series):
+    root, files = series
+    (root / "masks" / "series.dcm").rename(root / "images" / "seg.dcm")
+    (root / "masks").rmdir()
+    data = load_dataset("folder", root=root, size=SIZE)
+    assert [data.ids[i] for i in data.annotated] == [file.stem for file in files]
+    write_segmentation(root / "images" / "second.dcm", files)
+    with pytest.raises(DataError, match="another DICOM segmentation marks as well"):
+        load_dataset("folder", root=root, size=SIZE)
