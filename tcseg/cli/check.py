@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from tcseg.data.dataset import Dataset
 from tcseg.data.splits import JSRT_SPLITS, make_split, read_splits, split_remarks
 from tcseg.errors import DataError, Problems
 from tcseg.evaluation.resizing import ENOUGH, candidates, kept_by_resizing, suggested
+from tcseg.io.sizes import pixels
 from tcseg.sheet import Sheet, plus_minus
 
 SHEET_IMAGES = 24
@@ -50,11 +52,13 @@ def check(
     for kind, counts in formats.items():
         listed = "; ".join(f"{n} of {name}" for name, n in sorted(counts.items()))
         console.print(f"{kind}: {listed}", markup=False)
-    size, channels = dataset.images.shape[-1], dataset.images.shape[1]
+    channels, height, width = dataset.images.shape[1:]
+    size = "" if dataset.extents is None else "their own size, up to "
     without = 0 if dataset.annotated is None else len(dataset) - len(dataset.annotated)
     console.print(
-        f"{len(dataset)} {'colour' if channels == 3 else 'grey'} images read at {size} x {size} "
-        f"pixels{_spacing(dataset)}: {len(dataset) - without} with masks, {without} without",
+        f"{len(dataset)} {'colour' if channels == 3 else 'grey'} images read at "
+        f"{size}{height} x {width} pixels{_spacing(dataset)}: "
+        f"{len(dataset) - without} with masks, {without} without",
         markup=False,
     )
     if dataset.bits > 8:
@@ -67,7 +71,7 @@ def check(
         console.print(f"masks hold a value for each structure: {listed}", markup=False)
     if len(dataset):
         console.print(_structures(dataset))
-        if dataset.originals is not None:
+        if dataset.originals is not None and dataset.extents is None:
             _tell_resizing(dataset, problems, console)
         _tell_splits(dataset, split_file, problems, console)
     tell_problems(problems, console)
@@ -99,7 +103,9 @@ def _structures(dataset: Dataset) -> Sheet:
     rows = []
     masks = dataset.masks if dataset.annotated is None else dataset.masks[dataset.annotated]
     targets = torch.stack([masks >> c & 1 for c in range(len(dataset.classes))]).bool()
-    areas = targets.float().mean(dim=(2, 3)) * 100
+    annotated = range(len(dataset)) if dataset.annotated is None else dataset.annotated
+    sizes = torch.tensor([math.prod(dataset.extent_of(index)) for index in annotated])
+    areas = targets.float().sum(dim=(2, 3)) / sizes * 100
     for c, name in enumerate(dataset.classes):
         others = torch.cat([targets[:c], targets[c + 1 :]]).any(dim=0)
         shared = (targets[c] & others).sum() / targets[c].sum().clamp(min=1) * 100
@@ -112,10 +118,10 @@ def _structures(dataset: Dataset) -> Sheet:
 
 def _tell_resizing(dataset: Dataset, problems: Problems, console: Console) -> None:
     """Say what is left of masks at this size and others, and suggest one."""
-    size = dataset.images.shape[-1]
+    size = pixels((dataset.images.shape[-2], dataset.images.shape[-1]))
     try:
         sizes = candidates(dataset)
-        kept = kept_by_resizing(dataset, sorted({*sizes, size}))
+        kept = kept_by_resizing(dataset, [*{*sizes, size}])
     except DataError as error:
         problems.add(str(error))
         return

@@ -10,6 +10,7 @@ import click
 
 from tcseg.cli.options import OF_FOLDERS, FileToWrite, check_root, config_option, examples
 from tcseg.errors import RunError
+from tcseg.io.sizes import pixels
 from tcseg.runs.config import DATA_SETS, Config
 from tcseg.sheet import plain_console
 
@@ -51,7 +52,7 @@ def _data_option(command: Callable[..., None]) -> Callable[..., None]:
     )
 )
 @_data_option
-@click.option("--size", default=256, show_default=True, help="Size to read at, in pixels.")
+@click.option("--size", type=pixels, default=256, show_default=True, help="To read at, in pixels.")
 @click.option("--split-file", type=click.Path(path_type=Path), help="File of splits to check, too.")
 @click.option(
     "--sheet",
@@ -62,7 +63,7 @@ def _data_option(command: Callable[..., None]) -> Callable[..., None]:
 def check(
     ctx: click.Context,
     data: str,
-    size: int,
+    size: int | str,
     split_file: Path | None,
     sheet: Path | None,
     **reading: Any,

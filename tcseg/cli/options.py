@@ -78,7 +78,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and re.search("of memory|allocate memory", str(error))
     ):
-        way = "use a smaller `size` or `batch_size`, or a machine with more memory"
+        way = "use a smaller `size`, `patch` or `batch_size`, or a machine with more memory"
         return f"out of memory ({reason(error)[:200]}); {way}", 1
     if isinstance(error, ImportError):
         return f"{error}; `tcseg doctor` says what is missing", 1
@@ -212,7 +212,7 @@ def grid_options(command: Callable[..., None]) -> Callable[..., None]:
 def preview_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say what the network is shown."""
     used = (
-        *("data", "root", *OF_FOLDERS, "size", "split", "split_file"),
+        *("data", "root", *OF_FOLDERS, "size", "patch", "split", "split_file"),
         *("seed", "recipe", "displacement_std"),
     )
     others = [f.name for f in dataclasses.fields(Config) if f.name not in used]

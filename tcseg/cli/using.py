@@ -20,6 +20,7 @@ from tcseg.cli.options import (
     read_config,
     with_options,
 )
+from tcseg.io.sizes import shape_of
 from tcseg.runs.folder import RunFolder
 from tcseg.sheet import plain_console
 
@@ -54,7 +55,7 @@ def preview(
     shown = make_split(dataset, config.split, config.split_file).train[:images]
     transform = recipe(config.recipe, config.displacement_std)
     title = f"{config.data}, recipe {config.recipe}"
-    agreement = draw(out, dataset, shown, transform, config.seed, title)
+    agreement = draw(out, dataset, shown, transform, config.seed, title, config.patch)
     click.echo(f"{out}: labels carried from one view to the other agree, IOU {agreement:.3f}")
 
 
@@ -163,10 +164,12 @@ def export(run: Path, form: Any, out: Path, network: str | None) -> None:
 
     segmenter = load(run, "cpu", network=network)
     difference = write(segmenter, out, form)
-    size, channels = segmenter.model.size, segmenter.model.channels
+    model = segmenter.model
+    shape = ", ".join(map(str, (model.channels, *shape_of(model.seen))))
     click.echo(
-        f"{out}: images (b, {channels}, {size}, {size}) in [0, 1] to probabilities of "
+        f"{out}: images (b, {shape}) in [0, 1] to probabilities of "
         f"{', '.join(segmenter.classes)}, background; "
+        f"{'patches of larger images; ' if model.patch is not None else ''}"
         f"run and compared: largest difference {difference:.1e}"
     )
 

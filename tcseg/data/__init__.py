@@ -17,6 +17,7 @@ from tcseg.data.splits import (
     validation_subset,
 )
 from tcseg.errors import DataError, Problems
+from tcseg.io.sizes import ORIGINAL, Size, pixels, shape_of
 
 __all__ = [
     "CLASSES",
@@ -41,7 +42,7 @@ def load_dataset(
     name: str,
     *,
     root: str | Path | None = None,
-    size: int = 512,
+    size: Size = 512,
     problems: Problems | None = None,
     group: str | None = None,
     mask_pattern: str | None = None,
@@ -59,7 +60,9 @@ def load_dataset(
         Folder of the data; for JSRT the environment variable ``TCSEG_JSRT_ROOT`` where not given.
         Not used by the phantom.
     size
-        Height and width of the images in pixels, 32 to 2048.
+        Height and width of the images in pixels, 32 to 2048 each: 256, ``"256x512"`` or (256, 512).
+        Images are fitted into it, their proportions kept. Of a folder also ``"original"``: each
+        image keeps its own, and all take the memory of the largest.
     problems
         Where to collect what is wrong, instead of raising at the first fault; images that it
         concerns are left out.
@@ -91,16 +94,19 @@ def load_dataset(
     >>> len(data), data.images.shape
     (160, torch.Size([160, 1, 32, 32]))
     """
-    if not MIN_SIZE <= size <= MAX_SIZE:
+    shape = (MIN_SIZE, MIN_SIZE) if (name, size) == ("folder", ORIGINAL) else shape_of(size)
+    if not MIN_SIZE <= min(shape) <= max(shape) <= MAX_SIZE:
         raise DataError(f"`size` must lie between {MIN_SIZE} and {MAX_SIZE} pixels, got {size}")
+    if name != "folder" and shape[0] != shape[1]:
+        raise DataError(f"`size` {pixels(size)}: images of {name} are square; give one number")
     if name == "phantom":
         from tcseg.data.phantom import population
 
-        return population.load(size)
+        return population.load(shape[0])
     if name == "jsrt":
         from tcseg.data import jsrt
 
-        return jsrt.load(jsrt_root(root), size, problems)
+        return jsrt.load(jsrt_root(root), shape[0], problems)
     if name == "folder":
         from tcseg.data import folder
 

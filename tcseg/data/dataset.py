@@ -74,6 +74,7 @@ def unpack_masks(bits: Tensor, classes: int) -> Tensor:
     return torch.cat((masks, background), dim=1).to(torch.uint8)
 
 
+Window = tuple[Tensor, Tensor]  # rows (b, h) and columns (b, w)
 Original = tuple[NDArray[np.bool_], float | tuple[float, float] | None]
 
 
@@ -97,6 +98,9 @@ class Dataset:
         number. Radiographs with bone bright.
     masks
         uint8 (n, H, W), bit c set where class c is.
+    extents
+        Where images keep their own sizes, heights and widths of each, int64 (n, 2): they lie in the
+        first rows and columns, the rest is 0 and is never read. None if they fill the tensors.
     spacing
         Width of a pixel in mm at this size; None if images differ or it is not known.
     spacings
@@ -132,6 +136,7 @@ class Dataset:
     images: Tensor
     masks: Tensor
     spacing: float | None
+    extents: Tensor | None = None
     spacings: list[tuple[float, float] | None] | None = None
     groups: list[str] | None = None
     grouped_by: str | None = None
@@ -151,6 +156,11 @@ class Dataset:
     def spacing_of(self, index: int) -> float | tuple[float, float] | None:
         """Return the size of a pixel of one image in mm, None if it is not known."""
         return self.spacing if self.spacings is None else self.spacings[index]
+
+    def extent_of(self, index: int) -> tuple[int, int]:
+        """Return height and width of an image."""
+        shape = self.images.shape[-2:] if self.extents is None else self.extents[index].tolist()
+        return shape[0], shape[1]
 
     def slice_spacing_of(self, index: int) -> float | None:
         """Return the distance of a plane to those beside it in mm, None if it is not known."""
@@ -214,25 +224,32 @@ class Dataset:
         """Where batches lie."""
         return self.images.device if self.streams_to is None else self.streams_to
 
-    def image_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Return images as float32 (b, C, H, W) in [0, 1]."""
-        return self._batch(self.images, indices).to(torch.float32) / ((1 << self.bits) - 1)
+    def image_batch(self, indices: Sequence[int] | Tensor, window: Window | None = None) -> Tensor:
+        """Return images, or windows of them, as float32 (b, C, H, W) in [0, 1]."""
+        return self._batch(self.images, indices, window).to(torch.float32) / ((1 << self.bits) - 1)
 
-    def mask_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Return masks as uint8 (b, 1, H, W), bit c set where class c is."""
-        return self._batch(self.masks, indices).unsqueeze(1)
+    def mask_batch(self, indices: Sequence[int] | Tensor, window: Window | None = None) -> Tensor:
+        """Return masks, or windows of them, as uint8 (b, 1, H, W), bit c set where class c is."""
+        return self._batch(self.masks, indices, window).unsqueeze(1)
 
     def target_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Return masks as uint8 (b, C + 1, H, W) of zeros and ones, the background last."""
         return unpack_masks(self._batch(self.masks, indices), len(self.classes))
 
-    def _batch(self, tensor: Tensor, indices: Sequence[int] | Tensor) -> Tensor:
+    def _batch(
+        self, tensor: Tensor, indices: Sequence[int] | Tensor, window: Window | None = None
+    ) -> Tensor:
         # Of indices on another device, as when streaming, this waits for their values.
         index = torch.as_tensor(indices, dtype=torch.int64, device=tensor.device)
         # As signed numbers, which all devices can take by an index, and back.
         signed = tensor.view(torch.int16) if tensor.dtype == torch.uint16 else tensor
-        taken: Tensor = signed[index].to(self.device).view(tensor.dtype)
-        return taken
+        if window is None:
+            taken: Tensor = signed[index]
+        else:
+            rows, columns = (part.to(tensor.device) for part in window)
+            taken = signed[index[:, None, None], ..., rows[:, :, None], columns[:, None]]
+            taken = taken.permute(0, *range(3, taken.dim()), 1, 2)
+        return taken.to(self.device).view(tensor.dtype)
 
 
 def fits(size: int, device: torch.device) -> bool:

@@ -30,11 +30,12 @@ from tcseg.io.grey import as_levels
 from tcseg.io.images import Picture, is_image, orientation, suffix
 from tcseg.io.placement import Placement
 from tcseg.io.series import Collection
+from tcseg.io.sizes import ORIGINAL, Size, written
 
 
 def load(
     root: str | Path,
-    size: int,
+    size: Size,
     problems: Problems | None = None,
     group: str | None = None,
     mask_pattern: str | None = None,
@@ -49,7 +50,7 @@ def load(
     root
         The folder.
     size
-        Height and width to fit images into, in pixels, their proportions kept.
+        Height and width to fit images into, in pixels, their proportions kept; or ``"original"``.
     problems
         Where to collect what is wrong; images that it concerns are left out.
     group
@@ -87,7 +88,7 @@ def load(
                 kind = np.uint8 if picture.bits == 8 or scale == "image" else np.uint16
                 pixels.append(as_levels(place.fit(picture.pixels), kind))
                 if whole is None:
-                    bits.append(torch.zeros(size, size, dtype=torch.uint8))
+                    bits.append(torch.zeros(place.size, dtype=torch.uint8))
                 else:
                     fitted = place.fit_masks(whole, disjoint=masks.values is not None)
                     bits.append(pack_masks(fitted))
@@ -101,19 +102,21 @@ def load(
     masks.forget()
     if not pictures:
         raise DataError(f"folder: no image in {root / 'images'} can be read")
-    stacked = torch.stack(bits)
+    stacked = torch.from_numpy(_stacked([part.numpy()[None] for part in bits])[:, 0])
     for c, name in enumerate(masks.classes):
         if not (stacked >> c & 1).any():
             problems.add(
-                f"folder: {name!r} is marked in no image at {size} x {size} pixels; mark it in one "
-                "at least, take it out of masks/ and classes.txt, or use a larger `size`"
+                f"folder: {name!r} is marked in no image at {written(size)}; mark it in one at "
+                "least, take it out of masks/ and classes.txt, or use a larger `size`"
             )
+    extents = torch.tensor([picture.pixels.shape[1:] for picture in pictures])
     return Dataset(
         name="folder",
         ids=[picture.name for picture in pictures],
         classes=masks.classes,
         images=torch.from_numpy(_stacked(pixels)),
         masks=stacked,
+        extents=extents if size == ORIGINAL else None,
         spacing=None,
         spacings=spacings,
         groups=[picture.group or picture.name for picture in pictures],
@@ -137,13 +140,16 @@ def _original(masks: Masks, pictures: Sequence[Picture], index: int) -> Original
 
 
 def _stacked(pixels: list[NDArray[np.unsignedinteger]]) -> NDArray[np.unsignedinteger]:
-    """Join images in the most channels and bits that one has; the list is emptied on the way."""
-    shape = (max(map(len, pixels)), *pixels[0].shape[1:])
+    """Join images in the most channels, rows, columns and bits that one has, 0 beyond them.
+
+    The list is emptied on the way.
+    """
+    shape = [max(sides) for sides in zip(*(part.shape for part in pixels), strict=True)]
     kind = max((part.dtype for part in pixels), key=lambda dtype: dtype.itemsize)
-    images = np.empty((len(pixels), *shape), kind)
+    images = np.zeros((len(pixels), *shape), kind)
     for index in reversed(range(len(pixels))):
         image = pixels.pop()
-        images[index] = image
+        images[index, :, : image.shape[1], : image.shape[2]] = image
         if image.dtype != kind:
             images[index] *= 257  # white stays white
     return images

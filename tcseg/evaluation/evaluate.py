@@ -283,16 +283,20 @@ def _cases(
 ) -> Iterator[Case]:
     for batch, answers in _predictions(network, dataset, indices, batch_size):
         if original_size:
-            for index, square in zip(batch, answers.float().cpu().numpy(), strict=True):
+            for index, framed in zip(batch, answers.float().cpu().numpy(), strict=True):
                 true, spacing = dataset.original(index)
-                place = Placement.of((true.shape[1], true.shape[2]), square.shape[-1])
-                predicted = as_masks(place.restore(square), disjoint=dataset.values is not None)
+                height, width = dataset.extent_of(index)
+                framed = framed[:, :height, :width]
+                place = Placement.of((true.shape[1], true.shape[2]), framed.shape[1:])
+                predicted = as_masks(place.restore(framed), disjoint=dataset.values is not None)
                 yield Case(index, predicted, true, spacing)
         else:
             found = (answers > 0.5).cpu().numpy()
             truth = dataset.target_batch(batch).cpu().numpy().astype(bool)
             for index, predicted, true in zip(batch, found[:, :-1], truth[:, :-1], strict=True):
                 spacing, vanished = dataset.spacing_of(index), dataset.vanished.get(index, ())
+                height, width = dataset.extent_of(index)
+                predicted, true = (masks[:, :height, :width] for masks in (predicted, true))
                 yield Case(index, predicted, true, spacing, vanished)
 
 
@@ -301,12 +305,17 @@ def _predictions(
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
     training = network.training
     network.eval()
+    full = dataset.images.shape[-2:]
+    if dataset.extents is not None:  # of many sizes
+        batch_size = 1
     try:
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
             # Within the loop: a generator must not keep the mode on while its caller runs.
             with torch.inference_mode():
-                answers = network(dataset.image_batch(batch))
+                height, width = dataset.extent_of(batch[0])
+                answers = network(dataset.image_batch(batch)[..., :height, :width])
+                answers = nn.functional.pad(answers, (0, full[1] - width, 0, full[0] - height))
             yield batch, answers
     finally:
         network.train(training)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,14 +13,16 @@ from rich.console import Console
 from rich.progress import track
 from scipy import ndimage
 
-from tcseg.data import Dataset
+from tcseg.data import MIN_SIZE, Dataset
 from tcseg.evaluation.metrics import iou
 from tcseg.io.placement import Placement, as_masks
+from tcseg.io.sizes import Size, pixels, shape_of
 
 __all__ = ["ENOUGH", "Kept", "candidates", "kept_by_resizing", "suggested"]
 
 SIZES = (64, 128, 256, 512, 1024, 2048)
 ENOUGH = 0.95
+Named = int | str  # 256, or "192x256"
 IMAGES = 50  # of a structure that are measured at most, spread over all
 
 
@@ -45,7 +48,7 @@ class Kept:
         return float(np.mean(self.overlaps)) if self.overlaps else float("nan")
 
 
-def kept_by_resizing(dataset: Dataset, sizes: Sequence[int]) -> dict[int, dict[str, Kept]]:
+def kept_by_resizing(dataset: Dataset, sizes: Sequence[Named]) -> dict[Named, dict[str, Kept]]:
     """Bring true masks to sizes and back to their own, as in training and prediction.
 
     Parameters
@@ -53,18 +56,19 @@ def kept_by_resizing(dataset: Dataset, sizes: Sequence[int]) -> dict[int, dict[s
     dataset
         The masks are read from its files again.
     sizes
-        In pixels, as `load_dataset` takes them.
+        In pixels, as `pixels` writes them.
 
     Returns
     -------
     dict
-        By size and structure.
+        By size, the smallest first, and structure.
 
     Raises
     ------
     DataError
         If the files can no longer be read.
     """
+    sizes = sorted(sizes, key=lambda size: math.prod(shape_of(size)))
     kept = {size: {name: Kept() for name in dataset.classes} for size in sizes}
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     images = _images(dataset)
@@ -82,19 +86,27 @@ def kept_by_resizing(dataset: Dataset, sizes: Sequence[int]) -> dict[int, dict[s
     return kept
 
 
-def candidates(dataset: Dataset) -> list[int]:
-    """Return sizes to choose from, up to the first one that no image exceeds."""
-    largest = max(max(dataset.original(index)[0].shape[1:]) for index in _images(dataset))
-    return [size for n, size in enumerate(SIZES) if n == 0 or SIZES[n - 1] < largest]
+def candidates(dataset: Dataset) -> list[Named]:
+    """Return sizes to choose from, up to the first one that no image exceeds.
+
+    Each has a longer side of `SIZES`, and another as short as the proportions of all images allow.
+    """
+    shapes = np.array([dataset.original(index)[0].shape[1:] for index in _images(dataset)])
+    longer = [side for n, side in enumerate(SIZES) if n == 0 or SIZES[n - 1] < shapes.max()]
+    parts = (shapes / shapes.max(axis=1, keepdims=True)).max(axis=0)
+    heights, widths = (
+        [max(MIN_SIZE, 16 * math.ceil(side * part / 16)) for side in longer] for part in parts
+    )
+    return [pixels(shape) for shape in zip(heights, widths, strict=True)]
 
 
-def suggested(kept: dict[int, dict[str, Kept]]) -> tuple[int, str, float]:
+def suggested(kept: Mapping[Named, Mapping[str, Kept]]) -> tuple[Named, str, float]:
     """Return the smallest size that keeps enough of every structure, else that which keeps most.
 
     With the structure that keeps least there, and its IOU.
     """
     least = {}
-    for size, structures in sorted(kept.items()):
+    for size, structures in kept.items():
         known = {name: found.iou for name, found in structures.items() if found.overlaps}
         name = min(known, key=lambda name: known[name])
         least[size] = (name, known[name])
@@ -115,7 +127,7 @@ def _images(dataset: Dataset) -> list[int]:
     return sorted({i for part in shown.values() for i in part[:: -(-len(part) // IMAGES) or 1]})
 
 
-def _there_and_back(masks: NDArray[np.bool_], size: int, disjoint: bool) -> NDArray[np.bool_]:
+def _there_and_back(masks: NDArray[np.bool_], size: Size, disjoint: bool) -> NDArray[np.bool_]:
     place = Placement.of((masks.shape[1], masks.shape[2]), size)
     fitted = place.fit_masks(masks, disjoint)
     found = np.concatenate([fitted, ~fitted.any(axis=0, keepdims=True)])

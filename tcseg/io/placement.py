@@ -1,4 +1,4 @@
-"""Fitting images into a square and back."""
+"""Fitting images into a frame of some size and back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tcseg.io.sizes import ORIGINAL, Size, shape_of
+
 __all__ = ["Placement", "as_masks", "resize", "resize_picture"]
 
 Pixels = NDArray[np.float32]
@@ -16,69 +18,76 @@ BAND = 2**22  # pixels that are brought to the size of a large image at a time
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lies in a square.
+    """Where an image lies in a frame, which is square or not.
 
     Attributes
     ----------
     shape : (int, int)
         Height and width of the image.
     inner : (int, int)
-        Height and width within the square.
+        Height and width within the frame.
     corner : (int, int)
         Its first row and column there.
-    size : int
-        Side of the square.
+    size : (int, int)
+        Height and width of the frame.
     """
 
     shape: tuple[int, int]
     inner: tuple[int, int]
     corner: tuple[int, int]
-    size: int
+    size: tuple[int, int]
 
     @classmethod
-    def of(cls, shape: tuple[int, int], size: int) -> Placement:
-        """Place an image in the middle, as large as it fits, its proportions kept."""
-        scale = size / max(shape)
-        height, width = (max(1, min(size, round(side * scale))) for side in shape)
-        return cls(shape, (height, width), ((size - height) // 2, (size - width) // 2), size)
+    def of(cls, shape: tuple[int, int], size: Size) -> Placement:
+        """Place an image in the middle, as large as it fits, its proportions kept.
+
+        Of size `ORIGINAL` the frame is the image.
+        """
+        frame = shape if size == ORIGINAL else shape_of(size)
+        scale = min(most / side for most, side in zip(frame, shape, strict=True))
+        height, width = (
+            max(1, min(most, round(side * scale))) for most, side in zip(frame, shape, strict=True)
+        )
+        corner = ((frame[0] - height) // 2, (frame[1] - width) // 2)
+        return cls(shape, (height, width), corner, frame)
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the square that the image takes."""
+        """Rows and columns of the frame that the image takes."""
         (top, left), (height, width) = self.corner, self.inner
         return slice(top, top + height), slice(left, left + width)
 
     def spacing(self, spacing: tuple[float, float] | None) -> tuple[float, float] | None:
-        """Return height and width of a pixel of the square, from those of the image."""
+        """Return height and width of a pixel of the frame, from those of the image."""
         if spacing is None:
             return None
         (height, width), (inner_height, inner_width) = self.shape, self.inner
         return spacing[0] * height / inner_height, spacing[1] * width / inner_width
 
     def fit(self, pixels: Pixels) -> Pixels:
-        """Resize (C, H, W) into the square, by averaging areas; 0 around it."""
-        square = np.zeros((len(pixels), self.size, self.size), np.float32)
-        square[:, *self.window] = [resize(channel, self.inner) for channel in pixels]
-        return square
+        """Resize (C, H, W) into the frame, by averaging areas; 0 around it."""
+        framed = np.zeros((len(pixels), *self.size), np.float32)
+        framed[:, *self.window] = [resize(channel, self.inner) for channel in pixels]
+        return framed
 
     def fit_masks(self, masks: NDArray[np.bool_], disjoint: bool) -> NDArray[np.bool_]:
-        """Resize masks (C, H, W) into the square, disjoint ones without a gap where they touch."""
+        """Resize masks (C, H, W) into the frame, disjoint ones without a gap where they touch."""
         shares = self.fit(masks.astype(np.float32))
         return as_masks(np.concatenate([shares, 1 - shares.sum(axis=0, keepdims=True)]), disjoint)
 
-    def restore(self, square: Pixels, rows: slice | None = None) -> Pixels:
-        """Cut (C, size, size) to the image and bring it to the image's own size, or some rows."""
-        inner = np.asarray(square, np.float32)[:, *self.window]
+    def restore(self, framed: Pixels, rows: slice | None = None) -> Pixels:
+        """Cut (C, *size) to the image and bring it to the image's own size, or some rows."""
+        inner = np.asarray(framed, np.float32)[:, *self.window]
         return np.stack([resize(np.ascontiguousarray(c), self.shape, rows) for c in inner])
 
-    def restore_masks(self, square: Pixels, disjoint: bool) -> NDArray[np.bool_]:
+    def restore_masks(self, framed: Pixels, disjoint: bool) -> NDArray[np.bool_]:
         """Return `as_masks` of what `restore` gives; of a large image, band by band."""
         height, width = self.shape
-        masks = np.empty((len(square) - 1, height, width), bool)
+        masks = np.empty((len(framed) - 1, height, width), bool)
         step = height if height * width <= BAND else max(1, BAND // width)
         for first in range(0, height, step):
             rows = slice(first, min(first + step, height))
-            masks[:, rows] = as_masks(self.restore(square, rows), disjoint)
+            masks[:, rows] = as_masks(self.restore(framed, rows), disjoint)
         return masks
 
 

@@ -13,7 +13,7 @@ and boxes of the second view may come from other images, and their targets with 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor, nn
@@ -49,6 +49,7 @@ def siamese_objective(
     teacher: nn.Module | None = None,
     hard: bool = False,
     mix: Boxes | None = None,
+    patch: tuple[int, int] | None = None,
 ) -> Objective:
     """Return Equation 1 for one mini-batch B, its labelled part B_l first.
 
@@ -82,6 +83,8 @@ def siamese_objective(
     mix : Boxes, optional
         Second views and their targets exchange boxes. The targets of labelled images are then
         their labels, so that S is of the first view alone, and a teacher sees all others alone.
+    patch : (int, int), optional
+        Size of the views, where they are of the middle of the images.
 
     Returns
     -------
@@ -89,9 +92,12 @@ def siamese_objective(
         Differentiable by both branches, unless the target is fixed.
     """
     batch, labelled = len(images), len(labels)
-    size = (images.shape[-2], images.shape[-1])
+    size = (images.shape[-2], images.shape[-1]) if patch is None else patch
     t1 = transform.sample(batch, size, generator)
     t2 = (second or transform).sample(batch, size, generator)
+    if patch is not None:  # also where no pixel is moved
+        still = images.new_zeros(batch, 2, *patch)
+        t1, t2 = (replace(t, displacement=still) if t.displacement is None else t for t in (t1, t2))
     mixture = None if mix is None else mix.sample(batch, size, generator)
     # Mixed, what is to be found in the second view of labelled images is known.
     unknown = slice(0 if mixture is None else labelled, batch)

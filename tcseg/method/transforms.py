@@ -2,8 +2,9 @@
 
 A transform is a class with one method, ``sample``. What that returns moves pixels (a displacement,
 applied to image and label alike) or changes the values of the image (t_out is then the
-identity), or both. Strengths in pixels are given for images 512 pixels wide and scale with the
-image, so that a picture deforms alike at every size.
+identity), or both. Strengths in pixels are given for images of 512 x 512 pixels and scale with the
+longer side of others, so that a picture deforms alike at every size, with margins and without. A
+patch deforms as an image of its size.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class SampledTransform:
     Attributes
     ----------
     displacement : Tensor, shape (b, 2, H, W), or None
-        Where t_in and t_out read from, in pixels; None is the identity.
+        Where t_in and t_out read from, in pixels; None is the identity. Larger images are read in
+        their middle, with what lies around: patches of this size.
     adjust : callable or None
         What t_in does to image values (b, 1, H, W) after the warp.
     """
@@ -59,14 +61,23 @@ class SampledTransform:
     def image(self, images: Tensor) -> Tensor:
         """Apply t_in to images (b, 1, H, W) in [0, 1]."""
         if self.displacement is not None:
-            images = tcwarp.warp(images, self.displacement, mode="cubic", padding_mode="border")
+            images = tcwarp.warp(images, self._source(images), mode="cubic", padding_mode="border")
         return images if self.adjust is None else self.adjust(images)
 
     def label(self, labels: Tensor) -> Tensor:
         """Apply t_out to labels (b, C, H, W) of any dtype: values are copied, never mixed."""
         if self.displacement is None:
             return labels
-        return tcwarp.warp(labels, self.displacement, mode="nearest", padding_mode="border")
+        return tcwarp.warp(labels, self._source(labels), mode="nearest", padding_mode="border")
+
+    def _source(self, images: Tensor) -> Tensor:
+        assert self.displacement is not None
+        sizes = zip(images.shape[2:], self.displacement.shape[2:], strict=True)
+        corner = [(n - m) // 2 for n, m in sizes]
+        if not any(corner):
+            return self.displacement
+        parts = zip(self.displacement.unbind(1), corner, strict=True)
+        return torch.stack([part + start for part, start in parts], dim=1)
 
 
 def align(first: SampledTransform, second: SampledTransform, predictions: Tensor) -> Tensor:
@@ -117,7 +128,7 @@ class Elastic:
 
     def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> SampledTransform:
         """Draw displacements."""
-        scale = size[-1] / REFERENCE_SIZE
+        scale = max(size) / REFERENCE_SIZE
         std = self.displacement_std
         return SampledTransform(
             tcwarp.random_displacement(
@@ -144,7 +155,7 @@ class Affine:
     rotation : float
         Degrees.
     scale, shear, shift : float
-        Fractions: of the size of things, of a unit shear, of the image width.
+        Fractions: of the size of things, of a unit shear, of the longer side.
     identity_probability : float
         How often an image stays as it is.
     """
@@ -172,7 +183,7 @@ class Affine:
             for n in size
         ]
         grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
-        shift = values[:, 4:6, None] * (self.shift * size[-1])
+        shift = values[:, 4:6, None] * (self.shift * max(size))
         return SampledTransform((matrix @ grid + shift).view(batch, 2, *size))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcseg.io.files import write_atomically
+from tcseg.io.sizes import ORIGINAL, pixels, suits
 from tcseg.io.windows import WINDOWS, window_limits
 from tcseg.method import names
 from tcseg.method.variants import METHODS
@@ -40,7 +41,7 @@ def _option(
     default: Any,
     text: str,
     choices: Iterable[str] = (),
-    kind: type | None = None,
+    kind: Callable[[Any], Any] | None = None,
     *,
     at_least: float | None = None,
     above: float | None = None,
@@ -52,6 +53,9 @@ def _option(
     bounds = {word: limit for word, limit in limits.items() if limit is not None}
     metadata = {"help": text, "choices": tuple(choices), "kind": kind, "bounds": bounds}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+_STRENGTH: dict[str, Any] = {"kind": float, "at_least": 0, "below": math.inf}
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,14 @@ class Config:
 
     data: str = _option("phantom", "Data set.", DATA_SETS)
     root: str | None = _option(None, "Folder of the data set (jsrt: if not set, $TCSEG_JSRT_ROOT).")
-    size: int = _option(512, "Height and width of the images in pixels; a multiple of 16.")
+    size: int | str = _option(
+        512,
+        "Height and width of images, multiples of 16, as 256x512; with --patch, original.",
+        kind=pixels,
+    )
+    patch: int | str | None = _option(
+        None, "Height and width of patches to learn from; prediction slides.", kind=pixels
+    )
     method: str = _option("semitc", "Training method.", METHODS)
     labelled: int | None = _option(
         None,
@@ -118,16 +129,12 @@ class Config:
         None,
         "Root mean square displacement of the elastic field in pixels at 512 x 512, in place of "
         "the recipe's.",
-        kind=float,
-        at_least=0,
-        below=math.inf,
+        **_STRENGTH,
     )
     pretrain_displacement_std: float | None = _option(
         None,
         "The same during pre-training, where that is to be another one.",
-        kind=float,
-        at_least=0,
-        below=math.inf,
+        **_STRENGTH,
     )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
     network: str = _option("unet", "unet, or the dotted path of a function or class.")
@@ -192,26 +199,25 @@ class Config:
             if value is not None and bounds:
                 holds = all(_HOLDS[word](value, bound) for word, bound in bounds.items())
                 expect(holds, field.name, " and ".join(map(_limit, bounds, bounds.values())))
-        expect(self.size >= 32 and self.size % 16 == 0, "size", "a multiple of 16, at least 32")
+        sides = "a multiple of 16, at least 32, or two: 256x512"
+        own = self.size == ORIGINAL and self.data == "folder" and self.patch is not None
+        expect(own or suits(self.size), "size", f"{sides} (original: of a folder, with `patch`)")
+        inside = self.patch is None or suits(self.patch, self.size)
+        expect(inside, "patch", f"{sides}, within `size`")
         if self.method in METHODS and METHODS[self.method].pool:
             what = f"even for method {self.method!r} (half labelled, half unlabelled)"
             expect(self.batch_size % 2 == 0, "batch_size", what)
-        expect(
-            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
-            "device",
-            "auto, cpu, cuda or cuda:N",
-        )
+        device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
+        expect(device is not None, "device", "auto, cpu, cuda or cuda:N")
         if self.window is not None:
             try:
                 window_limits(self.window)
             except ValueError as error:
                 problems.append(str(error))
-        dotted = all(part.isidentifier() for part in self.network.split("."))
-        expect(
-            self.network in names.OWN_NETWORKS or (dotted and "." in self.network),
-            "network",
-            "'unet' or a dotted path such as 'package.module.function'",
-        )
+        *modules, function = self.network.split(".")
+        dotted = modules and all(part.isidentifier() for part in (*modules, function))
+        what = "'unet' or a dotted path such as 'package.module.function'"
+        expect(self.network in names.OWN_NETWORKS or bool(dotted), "network", what)
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -314,14 +320,13 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"unknown option {name!r}; {hint}")
         expected = fields[name].metadata["kind"]
         # An integer is fine where a number is wanted; True is no integer here.
-        allowed = (int, float) if expected is float else (expected,)
+        allowed = {float: (int, float), pixels: (int, str)}.get(expected, (expected,))
         if type(value) not in allowed:
             words = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
+            if expected is pixels:
+                raise ValueError(f"{name} must be as 256 or '256x512', got {value!r}")
             raise ValueError(f"{name} must be {words[expected]}, got {value!r}")
-    return {
-        name: float(value) if fields[name].metadata["kind"] is float else value
-        for name, value in values.items()
-    }
+    return {name: fields[name].metadata["kind"](value) for name, value in values.items()}
 
 
 _HOLDS: dict[str, Callable[[Any, Any], bool]] = {

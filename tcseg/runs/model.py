@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from msgspec import Meta
+from msgspec import Meta, convert
 from torch import Tensor, nn
 
 from tcseg.data import Dataset
 from tcseg.errors import RunError, reason
 from tcseg.io.files import read_json, write_json
 from tcseg.io.label_maps import LARGEST_LABEL
+from tcseg.io.sizes import ORIGINAL, shape_of
 from tcseg.io.windows import window_limits
 from tcseg.method.names import OWN_NETWORKS
 from tcseg.method.network import build_network
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from tcseg.runs.config import Config
 
 PrintableName = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$", max_length=1000)]
+Side = Annotated[int, Meta(ge=16, le=16384, multiple_of=16)]
+Sides = Annotated[str, Meta(pattern="^([0-9]{2,5}x[0-9]{2,5}|original)$")]
 Positive = Annotated[float, Meta(gt=0, lt=1e9)]
 
 __all__ = ["Model", "load_weights"]
@@ -43,7 +46,8 @@ class Model:
     channels
         Of the images: 1, or 3 for colour.
     size
-        Height and width that images are fitted into.
+        Height and width that images are fitted into: 256, ``"256x512"``, or ``"original"``, their
+        own, of any shape.
     values
         Number that stands for each structure in the masks of the training data, where these held
         one for each pixel, and those found do so too; None where structures may overlap.
@@ -54,6 +58,8 @@ class Model:
         One grey scale of each ``"volume"``, or of each ``"image"`` as in earlier versions.
     bits
         How many a grey level has, between image and network.
+    patch
+        Size that the network was trained at, and slides over images in; None if that is `size`.
     window
         Values to be black and white, as in the options of the training.
     """
@@ -62,12 +68,18 @@ class Model:
     precision: Annotated[str, Meta(pattern="^(float32|bfloat16)$")]
     classes: Annotated[tuple[PrintableName, ...], Meta(min_length=1)]
     channels: Annotated[int, Meta(ge=1, le=1024)]
-    size: Annotated[int, Meta(ge=16, le=16384, multiple_of=16)]
+    size: Side | Sides
     values: tuple[Annotated[int, Meta(ge=1, le=LARGEST_LABEL)], ...] | None = None
     spacing: tuple[Positive, Positive] | None = None
     scale: Annotated[str, Meta(pattern="^(volume|image)$")] = "image"
     bits: Annotated[int, Meta(ge=8, le=16, multiple_of=8)] = 8
+    patch: Side | Sides | None = None
     window: str | None = None
+
+    @property
+    def seen(self) -> int | str:
+        """Height and width of what the network is shown at once."""
+        return self.size if self.patch is None else self.patch
 
     @classmethod
     def of(cls, config: Config, dataset: Dataset) -> Model:
@@ -78,6 +90,7 @@ class Model:
             classes=dataset.classes,
             channels=dataset.images.shape[1],
             size=config.size,
+            patch=config.patch,
             values=dataset.values if max(dataset.values or (0,)) <= LARGEST_LABEL else None,
             spacing=_median_spacing(dataset),
             scale=dataset.scale,
@@ -104,6 +117,8 @@ class Model:
             for numbers in (model.classes, model.values or model.classes):
                 if not len(model.classes) == len(numbers) == len({*numbers}):
                     raise ValueError("classes and values must be of one number, no two alike")
+            for size in {model.seen} | ({model.size} - {ORIGINAL}):
+                convert(shape_of(size), tuple[Side, Side])
             if model.window is not None:
                 window_limits(model.window)
             return model
@@ -128,7 +143,7 @@ class Model:
         if self.network not in OWN_NETWORKS:
             self._check_trusted(run, trusted)
         return build_network(
-            self.network, len(self.classes), self.precision, channels=self.channels
+            self.network, len(self.classes), self.precision, self.channels, self.patch
         )
 
     def _check_trusted(self, run: Path, trusted: str | None) -> None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from tcseg.data import Dataset
+from tcseg.data.dataset import Window
+from tcseg.io.sizes import Size, shape_of, suits, written
 from tcseg.method.transforms import Transform
 from tcseg.method.variants import Method
 from tcseg.training import distributed
 
-__all__ = ["Batches", "sample"]
+__all__ = ["Batches", "Patches", "sample"]
+
+# As in nnU-Net: how often a patch of a labelled image is about a pixel of a structure, and of how
+# many pixels of an image, as many of each structure, one is taken.
+ABOUT_STRUCTURES, MARKED = 1 / 3, 1000
 
 
 class Batches:
@@ -28,6 +35,14 @@ class Batches:
         Images in a mini-batch, of all processes.
     generator : Generator
         What the images are drawn by; on the device.
+    patch : int or str, optional
+        Size of patches, where they are drawn from the images: anywhere in them, of labelled images
+        every third time about a pixel of a structure.
+
+    Raises
+    ------
+    ValueError
+        If an image is smaller than a patch.
     """
 
     def __init__(
@@ -37,12 +52,14 @@ class Batches:
         unlabelled: Sequence[int],
         size: int,
         generator: Generator,
+        patch: Size | None = None,
     ) -> None:
         self.dataset, self.size = dataset, size
         self.generator = generator
         # On the device beforehand: a copy in the loop would wait for it.
         self.labelled = torch.tensor(labelled, device=generator.device)
         self.unlabelled = torch.tensor(unlabelled, device=generator.device)
+        self.patches = None if patch is None else Patches(dataset, labelled, unlabelled, patch)
 
     def draw(
         self, method: Method, views: Sequence[Transform] = ()
@@ -60,7 +77,8 @@ class Batches:
         -------
         images, labels, views
             Images (b, 1, H, W), labelled ones first; the labels of those as bits; the
-            distributions to draw their transforms from.
+            distributions to draw their transforms from. Images with patches in their middle are
+            twice as high and wide.
         """
         semi = bool(method.pool and len(self.unlabelled))
         count = self.size // 2 if semi else self.size
@@ -68,13 +86,67 @@ class Batches:
         if semi:
             others = sample(self.unlabelled, self.size - count, self.generator)
             indices = torch.cat([indices, others])
+        window: Window | None = None
+        if self.patches is not None:
+            window = self.patches.draw(indices, count, self.generator)
         processes = distributed.world_size()
         if processes > 1:
             rows = distributed.share(self.size, count, self.generator.device)
             indices, count = indices[rows], count // processes
+            window = window and (window[0][rows], window[1][rows])
             views = [distributed.Rows(view, rows, self.size) for view in views]
-        labels = self.dataset.mask_batch(indices[:count])
-        return self.dataset.image_batch(indices), labels, list(views)
+        first = window and (window[0][:count], window[1][:count])
+        labels = self.dataset.mask_batch(indices[:count], first)
+        return self.dataset.image_batch(indices, window), labels, list(views)
+
+
+class Patches:
+    """Places of patches in images; parameters are those of `Batches`.
+
+    What is read is a window twice as high and wide, so that a deformed patch is read once, as from
+    the whole image: beyond the image its border goes on.
+    """
+
+    def __init__(
+        self, dataset: Dataset, labelled: Sequence[int], unlabelled: Sequence[int], patch: Size
+    ) -> None:
+        self.shape = shape_of(patch)
+        extents = [dataset.extent_of(index) for index in range(len(dataset))]
+        for index in (*labelled, *unlabelled):
+            if not suits(self.shape, extents[index]):
+                raise ValueError(
+                    f"`patch` {written(self.shape)} is larger than the image {dataset.ids[index]}, "
+                    f"{written(extents[index])}; use a smaller one"
+                )
+        marked = torch.full((len(dataset), MARKED, 2), -1, dtype=torch.int32)
+        generator = torch.Generator().manual_seed(0)
+        for index in labelled:
+            masks = dataset.target_batch([index])[0, :-1].cpu()
+            shown = [mask.nonzero() for mask in masks if mask.any()]
+            for number, found in enumerate(shown):  # as many of each
+                part = marked[index, number :: len(shown)]
+                part.copy_(found[torch.randint(len(found), (len(part),), generator=generator)])
+        self.size, self.extents, self.marked = (
+            torch.as_tensor(part, device=dataset.device) for part in (self.shape, extents, marked)
+        )
+
+    def draw(self, indices: Tensor, labelled: int, generator: Generator) -> Window:
+        """Draw one in each of these images, the first ones of which are labelled."""
+        draw: dict[str, Any] = {"generator": generator, "device": generator.device}
+        extents = self.extents[indices]
+        spare = extents - self.size
+        corner = (torch.rand(len(indices), 2, **draw) * (spare + 1)).long().minimum(spare)
+        marked = self.marked[indices[:labelled], torch.randint(MARKED, (labelled,), **draw)]
+        about = (marked - self.size // 2).clamp(min=0).minimum(spare[:labelled])
+        chosen = (torch.rand(labelled, 1, **draw) < ABOUT_STRUCTURES) & (marked >= 0)
+        corner[:labelled] = torch.where(chosen, about, corner[:labelled])
+        rows, columns = (
+            (corner[:, k, None] + torch.arange(-(n // 2), 2 * n - n // 2, device=generator.device))
+            .clamp(min=0)
+            .minimum(extents[:, k, None] - 1)
+            for k, n in enumerate(self.shape)
+        )
+        return rows, columns
 
 
 def sample(pool: Tensor, count: int, generator: Generator) -> Tensor:

@@ -13,7 +13,9 @@ import tcwarp
 from tcseg.data import Dataset, unpack_masks
 from tcseg.evaluation.metrics import iou
 from tcseg.evaluation.pictures import Panel, save_grid
+from tcseg.io.sizes import Size, shape_of
 from tcseg.method.transforms import SampledTransform, Transform, align
+from tcseg.training.batches import Patches
 
 __all__ = ["deformed_mesh", "preview"]
 
@@ -29,6 +31,7 @@ def preview(
     transform: Transform,
     seed: int,
     title: str,
+    patch: Size | None = None,
 ) -> float:
     """Draw images, two transforms of each, and the labels of one aligned to the other.
 
@@ -46,6 +49,8 @@ def preview(
         Of the draws.
     title
         Stands above the picture.
+    patch
+        Size of patches, where these are trained on.
 
     Returns
     -------
@@ -54,8 +59,11 @@ def preview(
         interpolation rounds twice on one way, once on the other.
     """
     generator = torch.Generator().manual_seed(seed)
-    images, labels = dataset.image_batch(indices), dataset.mask_batch(indices)
-    size = (images.shape[-2], images.shape[-1])
+    window, size = None, shape_of(patch or (dataset.images.shape[-2], dataset.images.shape[-1]))
+    if patch is not None:
+        patches = Patches(dataset, indices, (), patch)
+        window = patches.draw(torch.tensor(indices), len(indices), generator)
+    images, labels = dataset.image_batch(indices, window), dataset.mask_batch(indices, window)
     t1, t2 = (transform.sample(len(indices), size, generator) for _ in range(2))
     classes = len(dataset.classes)
 
@@ -67,7 +75,9 @@ def preview(
     views = [np.asarray(t.image(images).clamp(0, 1)) for t in (t1, t2)]
     field = _field(t1, images)
     mesh = deformed_mesh(field)
-    plain, truth = np.asarray(images), masks(labels)
+    sides = zip(images.shape[-2:], size, strict=True)
+    height, width = (slice((n - m) // 2, (n + m) // 2) for n, m in sides)
+    plain, truth = np.asarray(images[..., height, width]), masks(labels[..., height, width])
     rows = [
         [
             Panel(plain[i], truth[i], dataset.ids[index]),

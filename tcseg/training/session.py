@@ -31,6 +31,7 @@ from tcseg.data.phantom import population
 from tcseg.evaluation.evaluate import evaluate, predict, results_table, validation_miou
 from tcseg.evaluation.pictures import save_panel
 from tcseg.extras import is_installed
+from tcseg.io.sizes import written
 from tcseg.method.names import OWN_NETWORKS
 from tcseg.method.network import network_factory
 from tcseg.method.variants import Method
@@ -216,11 +217,15 @@ def _start(trainer: Trainer, resume: bool) -> None:
 def _describe(trainer: Trainer, console: Console) -> None:
     config, processes = trainer.config, distributed.world_size()
     console.print(
-        f"{config.method} on {config.data} at {config.size} x {config.size}: "
+        f"{config.method} on {config.data} at {written(config.size)}"
+        f"{'' if config.patch is None else f', patches of {written(config.patch)}'}: "
         f"{len(trainer.labelled)} labelled and {len(trainer.unlabelled)} unlabelled images, "
         f"{len(trainer.validation)} for validation, {len(trainer.split.test)} for the test; "
         f"device {trainer.device}{f', {processes} processes' if processes > 1 else ''}"
     )
+    if trainer.dataset.extents is not None:
+        taken = (trainer.dataset.images.nbytes + trainer.dataset.masks.nbytes) / 2**20
+        console.print(f"Images of several sizes take the memory of the largest: {taken:.0f} MiB.")
     parts = {
         "labelled": trainer.labelled,
         "validation": trainer.validation,

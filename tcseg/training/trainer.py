@@ -23,6 +23,7 @@ from tcseg.data import (
 from tcseg.errors import RunError, RunStopped
 from tcseg.evaluation.evaluate import predict, validation_miou
 from tcseg.evaluation.pictures import save_progress
+from tcseg.io.sizes import shape_of
 from tcseg.method.losses import LOSSES, over_batch
 from tcseg.method.mixing import MIXES
 from tcseg.method.network import build_network
@@ -84,6 +85,7 @@ class Trainer:
             len(self.dataset.classes),
             config.precision,
             channels=self.dataset.images.shape[1],
+            patch=config.patch,
         )
         # Convolutions on CPU and on tensor cores are faster in this layout.
         self.network.to(self.device)
@@ -103,6 +105,7 @@ class Trainer:
             self.unlabelled,
             config.batch_size,
             self.generator,
+            config.patch,
         )
         self.state = TrainingState()
 
@@ -149,6 +152,7 @@ class Trainer:
             teacher=self.teacher if method.target == "teacher" else None,
             hard=method.hard,
             mix=MIXES.get(method.mix),
+            patch=None if config.patch is None else shape_of(config.patch),
         )
         self.optimizer.zero_grad(set_to_none=True)
         objective.total.backward()

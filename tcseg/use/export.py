@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 
 from tcseg.errors import RunError
 from tcseg.extras import needs
+from tcseg.io.sizes import shape_of
 from tcseg.method.network import Segmentation
 from tcseg.use.segmenter import Segmenter
 
@@ -35,8 +36,10 @@ def export(
 ) -> float:
     """Write a network, then run what was written and compare.
 
-    It maps float32 images (b, C, size, size) in [0, 1] to probabilities (b, classes + 1, size,
-    size), background last, for any b; classes and size stand in its metadata.
+    It maps float32 images (b, C, height, width) in [0, 1], of the size trained at, to probabilities
+    (b, classes + 1, height, width), background last, for any b. Where patches were trained on, that
+    is the size of a patch, and whoever runs the file has to slide over larger images. Classes and
+    size (256, or 256x512) stand in its metadata.
 
     Parameters
     ----------
@@ -68,13 +71,13 @@ def export(
                 importlib.import_module(name)
     model = segmenter.model
     network = _in_single_precision(segmenter.network)
-    shape = (model.channels, model.size, model.size)
+    shape = (model.channels, *shape_of(model.seen))
     metadata = {
         "classes": json.dumps([*model.classes, "background"]),
-        "size": str(model.size),
+        "size": str(model.seen),
         "values": json.dumps(model.values),
         "spacing_mm": json.dumps(model.spacing),
-        "input": "float32 (b, channels, size, size) in [0, 1]",
+        "input": "float32 (b, channels, height, width) in [0, 1]",
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write, run = _FORMS[form]

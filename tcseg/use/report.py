@@ -50,7 +50,7 @@ class _Summary(TypedDict):
     method: str
     data: str
     labelled: int
-    size: int
+    size: int | str
     recipe: str
     pretrain_steps: int
     steps: int

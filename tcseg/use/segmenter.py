@@ -19,6 +19,7 @@ from tcseg.data import Dataset, Split, load_dataset, read_splits
 from tcseg.errors import RunError
 from tcseg.io.grey import as_pixels
 from tcseg.io.placement import Placement
+from tcseg.io.sizes import ORIGINAL
 from tcseg.io.windows import window_limits
 from tcseg.method.transforms import Elastic, align
 from tcseg.runs.config import resolve_device
@@ -143,6 +144,8 @@ class Segmenter:
         batch_size : int
             How many go through the network at once.
         """
+        if self.model.size == ORIGINAL:  # they cannot be stacked
+            batch_size = 1
         batch: list[NDArray[np.float32]] = []
         for image in images:
             batch.append(self._channels(image))

@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 from tcseg.cli import main
-from tcseg.data import load_dataset
+from tcseg.data import Dataset, load_dataset
 from tcseg.errors import DataError
 from tcseg.evaluation.resizing import Kept, candidates, kept_by_resizing, suggested
+from tcseg.io.sizes import pixels
 
 
 @pytest.fixture
@@ -81,6 +83,29 @@ def test_check_says_what_is_lost_and_suggests_a_size(shapes):
 def test_sizes_to_choose_from_end_where_all_images_fit(shapes):
     data = load_dataset("folder", root=shapes, size=32)
     assert candidates(data) == [64, 128]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "sizes"),
+    [
+        ([(520, 696)], ["48x64", "96x128", "192x256", "384x512", "768x1024"]),
+        ([(100, 60), (100, 80)], ["64x64", "128x112"]),
+        ([(100, 60), (60, 100)], [64, 128]),
+        ([(20, 100)], ["32x64", "32x128"]),
+    ],
+)
+def test_sizes_to_choose_from_have_no_margins_that_all_images_share(shapes, sizes):
+    masks = [torch.zeros(1, *shape, dtype=torch.bool) for shape in shapes]
+    data = Dataset(
+        name="folder",
+        ids=[str(number) for number in range(len(shapes))],
+        classes=("a",),
+        images=torch.zeros(len(shapes), 1, 32, 32, dtype=torch.uint8),
+        masks=torch.ones(len(shapes), 32, 32, dtype=torch.uint8),
+        spacing=None,
+        originals=lambda index: (masks[index].numpy(), None),
+    )
+    assert candidates(data) == list(map(pixels, sizes))
 
 
 def test_files_that_are_gone_are_named(shapes):

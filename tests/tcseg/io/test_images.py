@@ -16,6 +16,7 @@ from tcseg.io.grey import as_pixels
 from tcseg.io.images import is_image, read_pictures, stem
 from tcseg.io.placement import Placement, as_masks
 from tcseg.io.planes import read_planes
+from tcseg.io.sizes import shape_of
 
 GREY = (np.add.outer(np.arange(30) * 5, np.arange(40)) + 3).astype(np.uint8)
 
@@ -430,6 +431,18 @@ def test_a_placement_fills_one_side_and_comes_back(height, width, size):
     restored = place.restore(fitted)
     assert restored.shape == (2, height, width)
     assert restored.min() == pytest.approx(1)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(["32x64", (64, 48)]))
+def test_a_placement_fits_a_frame_of_any_shape(height, width, size):
+    frame = np.array(shape_of(size))
+    place = Placement.of((height, width), size)
+    assert (place.inner == frame).any()
+    assert (place.inner <= frame).all()
+    fitted = place.fit(np.ones((2, height, width), np.float32))
+    assert fitted.shape == (2, *frame)
+    assert fitted[:, *place.window].min() == pytest.approx(1)
+    assert place.restore(fitted).min() == pytest.approx(1)
 
 
 def test_proportions_and_spacing_are_kept():

@@ -213,6 +213,12 @@ def test_a_picture_deforms_alike_at_every_size(transform):
     assert root_mean_square(small - expected) < 0.01 * root_mean_square(expected)
 
 
+@pytest.mark.parametrize("size", [(48, 128), (128, 48)])
+def test_a_picture_without_margins_deforms_as_with_them(size):
+    field = ELASTIC.sample(500, size, seeded()).displacement
+    assert root_mean_square(field) == pytest.approx(16 * 128 / 512, rel=0.05)
+
+
 def test_displacement_std_is_the_root_mean_square_at_512():
     drawn = ELASTIC.sample(400, (64, 64), seeded()).displacement
     assert root_mean_square(drawn) * 512 / 64 == pytest.approx(16, rel=0.05)
@@ -260,13 +266,13 @@ def test_scale_and_shear_change_by_up_to_their_bounds():
     assert centre.abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("size", [(40, 64), (80, 128)])
-def test_shift_is_a_fraction_of_the_width(size):
+@pytest.mark.parametrize("size", [(40, 64), (80, 128), (96, 32)])
+def test_shift_is_a_fraction_of_the_longer_side(size):
     shifted = Affine(rotation=0, scale=0, shear=0, shift=0.05, identity_probability=0)
     displacement = shifted.sample(200, size, seeded()).displacement
     assert (displacement.flatten(2).std(dim=2) < 1e-5).all()
     for component in displacement[:, :, 0, 0].T:
-        assert 0.045 < component.abs().max() / size[1] <= 0.05 + 1e-6
+        assert 0.045 < component.abs().max() / max(size) <= 0.05 + 1e-6
         assert component.min() < 0 < component.max()
 
 

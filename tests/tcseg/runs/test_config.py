@@ -28,6 +28,13 @@ def test_every_option_has_a_help_text():
         ("recipe", "weak", "one of strong, paper"),
         ("size", 16, "a multiple of 16, at least 32"),
         ("size", 100, "a multiple of 16, at least 32"),
+        ("size", "64x100", "a multiple of 16, at least 32, or two: 256x512"),
+        ("size", "64x", "or two: 256x512"),
+        ("size", "wide", "or two: 256x512"),
+        ("size", "original", "original: of a folder, with `patch`"),
+        ("patch", 40, "a multiple of 16"),
+        ("patch", "528x256", "within `size`"),
+        ("patch", "original", "or two: 256x512"),
         ("labelled", 0, "at least 1"),
         ("split", -1, "at least 0"),
         ("seed", -1, "at least 0"),
@@ -93,6 +100,19 @@ def test_a_saved_config_is_read_back_the_same(tmp_path_factory, root, network, s
     assert Config.load(path) == saved
 
 
+@pytest.mark.parametrize(
+    ("text", "size"), [("64", 64), ("'64'", 64), ("'64x64'", 64), ("'32x64'", "32x64")]
+)
+def test_a_size_is_one_number_or_height_and_width(tmp_path, text, size):
+    path = tmp_path / "some.toml"
+    path.write_text(f"size = {text}\n")
+    loaded = Config.load(path)
+    loaded.validate()
+    assert loaded == Config(size=size)
+    loaded.save(path)
+    assert Config.load(path) == loaded
+
+
 def test_options_left_out_have_their_default(tmp_path):
     path = tmp_path / "some.toml"
     path.write_text("steps = 7\nlearning_rate = 2\n")
@@ -108,6 +128,7 @@ def test_options_left_out_have_their_default(tmp_path):
         ("batchsize = 1", "the nearest valid one is 'batch_size'"),
         ("steps = '7'", "steps must be an integer, got '7'"),
         ("steps = 7.5", "steps must be an integer, got 7.5"),
+        ("size = 64.0", "size must be as 256 or '256x512', got 64.0"),
         ("steps = true", "steps must be an integer, got True"),
         ("learning_rate = 'fast'", "learning_rate must be a number, got 'fast'"),
         ("root = 3", "root must be a string, got 3"),
