@@ -20,7 +20,6 @@ from torch import Tensor
 
 from benchmarks.cuda_timing import synchronize
 from benchmarks.record import environment
-from tcseg.data import unpack_masks
 from tcseg.method.losses import soft_iou_loss
 from tcseg.method.transforms import SampledTransform, align
 from tcseg.runs.config import Config
@@ -58,10 +57,9 @@ class Parts:
 
     def targets(self) -> list[Tensor]:
         """Apply the transforms to the labels."""
-        classes = len(self.trainer.dataset.classes)
         count = len(self.labels)
         moves = (t.motion(slice(count)) for t in (self.t1, self.t2))
-        return [unpack_masks(move.label(self.labels)[:, 0], classes) for move in moves]
+        return [self.trainer.dataset.unpack(move.label(self.labels)) for move in moves]
 
     def network(self) -> None:
         """Forward and backward of the network alone."""

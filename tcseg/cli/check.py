@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,19 +100,28 @@ def _spacing(dataset: Dataset) -> str:
 def _structures(dataset: Dataset) -> Sheet:
     columns = ["structure", "images", "area %", "smallest", "largest", "shared with others %"]
     rows = []
-    masks = dataset.masks if dataset.annotated is None else dataset.masks[dataset.annotated]
-    targets = torch.stack([masks >> c & 1 for c in range(len(dataset.classes))]).bool()
     annotated = range(len(dataset)) if dataset.annotated is None else dataset.annotated
-    sizes = torch.tensor([math.prod(dataset.extent_of(index)) for index in annotated])
-    areas = targets.float().sum(dim=(2, 3)) / sizes * 100
+    areas = torch.zeros(len(annotated), len(dataset.classes))
+    shared = torch.zeros(2, len(dataset.classes))
+    ignored = []
+    for row, index in enumerate(annotated):  # few in memory at a time
+        height, width = dataset.extent_of(index)
+        target = dataset.target_batch([index])[0, :, :height, :width].bool()
+        masks, together = target[:-1], target[:-1].sum(dim=0) > 1
+        areas[row] = masks.float().mean(dim=(1, 2)) * 100
+        shared += torch.stack([(masks & together).sum(dim=(1, 2)), masks.sum(dim=(1, 2))])
+        ignored.append(float((~target.any(dim=0)).float().mean() * 100))
     for c, name in enumerate(dataset.classes):
-        others = torch.cat([targets[:c], targets[c + 1 :]]).any(dim=0)
-        shared = (targets[c] & others).sum() / targets[c].sum().clamp(min=1) * 100
-        present = areas[c] > 0
-        known = areas[c][present] if present.any() else areas[c]
+        present = areas[:, c] > 0
+        known = areas[:, c][present] if present.any() else areas[:, c]
         shares = (f"{v:.2f}" for v in (known.mean(), known.min(), known.max()))
-        rows.append([name, str(int(present.sum())), *shares, f"{shared:.0f}"])
-    return Sheet("Structures", columns, [("", rows)])
+        overlap = shared[0, c] / shared[1, c].clamp(min=1) * 100
+        rows.append([name, str(int(present.sum())), *shares, f"{overlap:.0f}"])
+    sheet = Sheet("Structures", columns, [("", rows)])
+    if dataset.ignores:
+        count, mean = sum(map(bool, ignored)), sum(ignored) / len(ignored)
+        sheet.notes.append(f"Ignored, as masks say: {mean:.2f} % of all pixels, in {count} images.")
+    return sheet
 
 
 def _tell_resizing(dataset: Dataset, problems: Problems, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""The data set as the trainer sees it: tensors on one device, masks as bits."""
+"""The data set as the trainer sees it: tensors on one device, masks as bits or numbers."""
 
 from __future__ import annotations
 
@@ -13,65 +13,85 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CLASSES = ("left lung", "right lung", "heart", "left clavicle", "right clavicle")
-"""Structures in the order of the mask bits; left and right are the patient's."""
+"""Structures of chests, in the order of their masks; left and right are the patient's."""
 
 
-def pack_masks(masks: Tensor | np.ndarray) -> Tensor:
-    """Pack one mask per class into the bits of a byte.
+IGNORED = "ignore"
+"""What masks name a class that is none: its pixels count in no loss and no figure."""
+
+
+def pack_masks(masks: Tensor | NDArray[np.bool_], exclusive: bool = False) -> Tensor:
+    """Pack one mask per class into the bits of as many bytes as it takes, or into numbers.
 
     Parameters
     ----------
     masks
-        bool (..., C, H, W), C at most 8. Masks may overlap.
+        bool (..., C, H, W). They may overlap, unless they are exclusive.
+    exclusive
+        Whether to keep the number of the class at each pixel, from 1 on, in the place of bits.
 
     Returns
     -------
     Tensor
-        uint8 (..., H, W); bit c is set where the mask of class c is.
+        uint8 (..., B, H, W): bit c % 8 of byte c // 8 is set where the mask of class c is; or the
+        number of the class, 0 for none, in one byte or, of more than 255, two, the low one first.
 
     Examples
     --------
-    >>> pack_masks(torch.tensor([[[True, False]], [[True, True]]]))
-    tensor([[3, 2]], dtype=torch.uint8)
+    >>> masks = torch.tensor([[[True, False]], [[False, True]], [[False, True]]])
+    >>> pack_masks(masks).tolist(), pack_masks(masks[:2], exclusive=True).tolist()
+    ([[[1, 6]]], [[[1, 2]]])
     """
-    masks = torch.as_tensor(masks)
-    classes = masks.shape[-3]
-    if not 1 <= classes <= 8:
-        raise ValueError(f"pack_masks: expected 1 to 8 classes on axis -3, got {classes}")
-    bits = torch.zeros(masks.shape[:-3] + masks.shape[-2:], dtype=torch.uint8, device=masks.device)
-    for c in range(classes):
-        bits |= masks[..., c, :, :].to(torch.uint8) << c
-    return bits
+    planes = np.asarray(masks, bool)
+    if not exclusive:
+        return torch.from_numpy(np.packbits(planes, axis=-3, bitorder="little"))
+    numbers = np.where(planes.any(axis=-3), planes.argmax(axis=-3) + 1, 0)
+    places = range(1 if planes.shape[-3] < 256 else 2)
+    return torch.from_numpy(np.stack([numbers >> 8 * k for k in places], axis=-3).astype(np.uint8))
 
 
 def lost_classes(
     whole: Iterable[NDArray[Any]], fitted: NDArray[np.bool_], classes: Sequence[str]
 ) -> list[str]:
     """Return the classes of which resizing, from `whole` to `fitted`, has left nothing."""
-    pairs = zip(classes, whole, fitted, strict=True)
+    pairs = zip(classes, whole, fitted, strict=False)  # what is ignored may be the last one
     return [name for name, before, after in pairs if before.any() and not after.any()]
 
 
-def unpack_masks(bits: Tensor, classes: int) -> Tensor:
+def unpack_masks(packed: Tensor, classes: int, exclusive: bool = False) -> Tensor:
     """Unpack bytes of :func:`pack_masks` and add the background.
 
     Parameters
     ----------
-    bits
-        uint8 (b, H, W).
+    packed
+        uint8 (b, B, H, W).
     classes
-        Number of classes C, at most 8.
+        Number of classes C. What was packed after them is to be ignored.
+    exclusive
+        Whether they hold numbers.
 
     Returns
     -------
     Tensor
         uint8 (b, C + 1, H, W) of zeros and ones; the last channel is the background, the
-        complement of the union of the classes.
+        complement of the union of the classes. All are 0 where a pixel is to be ignored.
     """
-    weights = 1 << torch.arange(classes, device=bits.device).view(-1, 1, 1)
-    masks = (bits.unsqueeze(1) & weights.to(torch.uint8)) != 0
+    if exclusive:
+        # The channel of each number; those of ignored pixels are left out.
+        channels = torch.tensor([classes, *range(classes), classes + 1], device=packed.device)
+        shape = (len(packed), classes + 2, *packed.shape[2:])
+        hot = packed.new_zeros(shape).scatter_(1, channels[_numbers(packed)], 1)
+        return hot[:, :-1]
+    weights = (1 << torch.arange(8, device=packed.device)).to(torch.uint8).view(8, 1, 1)
+    masks = ((packed.unsqueeze(2) & weights) != 0).flatten(1, 2)[:, : classes + 1]
     background = ~masks.any(dim=1, keepdim=True)
-    return torch.cat((masks, background), dim=1).to(torch.uint8)
+    return torch.cat((masks[:, :classes], background), dim=1).to(torch.uint8)
+
+
+def _numbers(packed: Tensor) -> Tensor:
+    """Return the numbers of exclusive classes, int64 (b, 1, H, W)."""
+    places = 256 ** torch.arange(packed.shape[1], device=packed.device)
+    return (packed.long() * places.view(-1, 1, 1)).sum(dim=1, keepdim=True)
 
 
 Window = tuple[Tensor, Tensor]  # rows (b, h) and columns (b, w)
@@ -92,12 +112,12 @@ class Dataset:
     ids
         One name per image.
     classes
-        Structures, in the order of the mask bits (at most 8).
+        Structures, in the order of their masks.
     images
         uint8 or, where files have more bits, uint16 (n, C, H, W), C 1 or 3; from 0 to the largest
         number. Radiographs with bone bright.
     masks
-        uint8 (n, H, W), bit c set where class c is.
+        uint8 (n, B, H, W), as of `pack_masks`; after the classes, what is ignored may be packed.
     extents
         Where images keep their own sizes, heights and widths of each, int64 (n, 2): they lie in the
         first rows and columns, the rest is 0 and is never read. None if they fill the tensors.
@@ -120,8 +140,10 @@ class Dataset:
     annotated
         Indices of the images that have masks; None if all do.
     values
-        Number that stands for each class in the mask files, where these hold one for each pixel;
-        None where each class has files of its own, and classes may overlap.
+        Number that stands for each class in the mask files, where these hold one for each pixel,
+        and so do `masks`; None where each class has files of its own, and classes may overlap.
+    ignores
+        Whether pixels of some masks are to be ignored.
     vanished
         By index, classes that the masks of an image show in their file and no longer at this size.
     originals
@@ -145,6 +167,7 @@ class Dataset:
     slice_spacings: list[float | None] | None = None
     annotated: list[int] | None = None
     values: tuple[int, ...] | None = None
+    ignores: bool = False
     vanished: Mapping[int, Sequence[str]] = field(default_factory=dict)
     originals: Callable[[int], Original] | None = None
     streams_to: torch.device | None = None
@@ -180,8 +203,19 @@ class Dataset:
 
     def absent_from(self, indices: Sequence[int]) -> list[str]:
         """Return the classes that none of these images shows."""
-        masks = self.masks[list(indices)]
-        return [name for c, name in enumerate(self.classes) if not (masks >> c & 1).any()]
+        shown = {c for index in indices for c in self.shown(index)}
+        return [name for c, name in enumerate(self.classes) if c not in shown]
+
+    def shown(self, index: int) -> list[int]:
+        """Return the numbers of the classes that an image shows, from 0 on."""
+        packed = self.masks[index : index + 1].cpu()
+        present: NDArray[Any]
+        if self.exclusive:
+            present = np.bincount(_numbers(packed).ravel(), minlength=len(self.classes) + 1)[1:]
+        else:
+            united = np.bitwise_or.reduce(packed.numpy(), axis=(0, 2, 3))
+            present = np.unpackbits(united, bitorder="little")
+        return np.flatnonzero(present[: len(self.classes)]).tolist()
 
     def size_remark(self, indices: Sequence[int], part: str) -> str | None:
         """Say which classes resizing took from how many of these images; None if it took none."""
@@ -198,8 +232,8 @@ class Dataset:
     def original(self, index: int) -> Original:
         """Return the masks of an image in its own size, and the size of a pixel there in mm.
 
-        As bool (C, H, W), the background not among them. Of images made, not read, that is the
-        size they were made at.
+        As bool (C, H, W), the background not among them, but what is to be ignored, if anything
+        is, as one more. Of images made, not read, that is the size they were made at.
         """
         if self.originals is not None:
             return self.originals(index)
@@ -213,6 +247,11 @@ class Dataset:
             images, masks = self.images.to(device), self.masks.to(device)
             return replace(self, images=images, masks=masks, streams_to=None)
         return replace(self, streams_to=device)
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether no two classes overlap, so that masks are numbers."""
+        return self.values is not None
 
     @property
     def bits(self) -> int:
@@ -229,12 +268,19 @@ class Dataset:
         return self._batch(self.images, indices, window).to(torch.float32) / ((1 << self.bits) - 1)
 
     def mask_batch(self, indices: Sequence[int] | Tensor, window: Window | None = None) -> Tensor:
-        """Return masks, or windows of them, as uint8 (b, 1, H, W), bit c set where class c is."""
-        return self._batch(self.masks, indices, window).unsqueeze(1)
+        """Return masks, or windows of them, as they are packed, uint8 (b, B, H, W)."""
+        return self._batch(self.masks, indices, window)
 
     def target_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Return masks as uint8 (b, C + 1, H, W) of zeros and ones, the background last."""
-        return unpack_masks(self._batch(self.masks, indices), len(self.classes))
+        """Return masks as uint8 (b, C + 1, H, W) of zeros and ones, the background last.
+
+        All are 0 at pixels to be ignored.
+        """
+        return self.unpack(self._batch(self.masks, indices))
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Return the masks of `target_batch` from those of `mask_batch`, moved perhaps."""
+        return unpack_masks(packed, len(self.classes), self.exclusive)
 
     def _batch(
         self, tensor: Tensor, indices: Sequence[int] | Tensor, window: Window | None = None

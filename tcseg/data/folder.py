@@ -70,12 +70,15 @@ def load(
     layout = find(root, mask_pattern, problems)
     _check_axes(layout.images.values(), problems)
     masks = mask_reader(root, layout, problems)
+    classes, exclusive = tuple(masks.structures), masks.values is not None
     collection = Collection(layout.images, group, problems, window=window, scale=scale)
 
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     pictures: list[Picture] = []  # without their pixels
     pixels: list[NDArray[np.unsignedinteger]] = []
-    bits: list[torch.Tensor] = []
+    packed: list[torch.Tensor] = []
+    unmarked = pack_masks(np.zeros((len(masks.classes), 1, 1), bool), exclusive)
+    marked = np.zeros(len(classes), bool)
     annotated: list[int] = []
     spacings: list[tuple[float, float] | None] = []
     vanished: dict[int, list[str]] = {}
@@ -84,15 +87,16 @@ def load(
             for picture in collection.read(path):
                 shape = (picture.pixels.shape[1], picture.pixels.shape[2])
                 place = Placement.of(shape, size)
-                whole = masks.read(picture)
+                whole = masks.marked(picture)
                 kind = np.uint8 if picture.bits == 8 or scale == "image" else np.uint16
                 pixels.append(as_levels(place.fit(picture.pixels), kind))
                 if whole is None:
-                    bits.append(torch.zeros(place.size, dtype=torch.uint8))
+                    packed.append(unmarked.expand(-1, *place.size))
                 else:
-                    fitted = place.fit_masks(whole, disjoint=masks.values is not None)
-                    bits.append(pack_masks(fitted))
-                    if lost := lost_classes(whole, fitted, masks.classes):
+                    fitted = place.fit_masks(whole, exclusive)
+                    packed.append(pack_masks(fitted, exclusive))
+                    marked |= fitted[: len(marked)].any(axis=(1, 2))
+                    if lost := lost_classes(whole, fitted, classes):
                         vanished[len(pictures)] = lost
                     annotated.append(len(pictures))
                 spacings.append(place.spacing(picture.spacing))
@@ -102,9 +106,8 @@ def load(
     masks.forget()
     if not pictures:
         raise DataError(f"folder: no image in {root / 'images'} can be read")
-    stacked = torch.from_numpy(_stacked([part.numpy()[None] for part in bits])[:, 0])
-    for c, name in enumerate(masks.classes):
-        if not (stacked >> c & 1).any():
+    for name, found in zip(classes, marked, strict=True):
+        if not found:
             problems.add(
                 f"folder: {name!r} is marked in no image at {written(size)}; mark it in one at "
                 "least, take it out of masks/ and classes.txt, or use a larger `size`"
@@ -113,9 +116,9 @@ def load(
     return Dataset(
         name="folder",
         ids=[picture.name for picture in pictures],
-        classes=masks.classes,
+        classes=classes,
         images=torch.from_numpy(_stacked(pixels)),
-        masks=stacked,
+        masks=torch.from_numpy(_stacked([part.numpy() for part in packed])),
         extents=extents if size == ORIGINAL else None,
         spacing=None,
         spacings=spacings,
@@ -125,7 +128,8 @@ def load(
         scale=scale,
         slice_spacings=[picture.slice_spacing for picture in pictures],
         annotated=annotated,
-        values=masks.values,
+        values=tuple(filter(None, masks.structures.values())) or None,
+        ignores=len(classes) < len(masks.classes),
         vanished=vanished,
         originals=partial(_original, masks, pictures),
     )
@@ -133,7 +137,7 @@ def load(
 
 def _original(masks: Masks, pictures: Sequence[Picture], index: int) -> Original:
     """Read the masks of an image again, as they are in their files."""
-    whole = masks.read(pictures[index])
+    whole = masks.marked(pictures[index])
     if whole is None:
         raise DataError(f"folder: {pictures[index].name} has no masks")
     return whole, pictures[index].spacing

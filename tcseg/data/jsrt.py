@@ -60,7 +60,7 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
     ids: list[str] = []
     vanished: dict[int, list[str]] = {}
     pixels = np.empty((len(masks), 1, size, size), np.uint8)
-    bits = torch.empty((len(masks), size, size), dtype=torch.uint8)
+    bits = torch.empty((len(masks), 1, size, size), dtype=torch.uint8)
     for name in track(masks, "Reading JSRT", console=console, transient=True):
         i = len(ids)
         try:

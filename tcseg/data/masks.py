@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tcseg.data.dataset import IGNORED
 from tcseg.data.layout import OBJECT, Layout
 from tcseg.data.legend import Legend, read_legend
 from tcseg.data.nnunet import is_nnunet, nnunet_legend
@@ -30,9 +31,10 @@ from tcseg.io.images import (
 from tcseg.io.planes import Planes, greys_of_palette, is_smoothed, read_planes
 from tcseg.io.shapes import read_drawing
 
-__all__ = ["MAX_CLASSES", "Masks", "mask_reader"]
+__all__ = ["UNNAMED", "Masks", "mask_reader"]
 
-MAX_CLASSES = 8
+UNNAMED = 8
+"""So many values may be classes without a line of classes.txt; more are no masks perhaps."""
 
 
 class Masks(abc.ABC):
@@ -41,7 +43,7 @@ class Masks(abc.ABC):
     Attributes
     ----------
     classes : tuple of str
-        What is marked.
+        What is marked; one named `IGNORED` is to be ignored.
     values : tuple of int or None
         The number of each class, in files that hold one for each pixel.
     """
@@ -52,6 +54,22 @@ class Masks(abc.ABC):
     @abc.abstractmethod
     def read(self, picture: Picture) -> NDArray[np.bool_] | None:
         """Return the masks (C, H, W) of an image, of its size; None if it has none."""
+
+    @property
+    def structures(self) -> dict[str, int | None]:
+        """The classes that count, with their numbers in files that hold one for each pixel."""
+        values = self.values or (None,) * len(self.classes)
+        pairs = zip(self.classes, values, strict=True)
+        return {name: value for name, value in pairs if name != IGNORED}
+
+    def marked(self, picture: Picture) -> NDArray[np.bool_] | None:
+        """Return what `read` does, what is to be ignored, if anything is, last and alone."""
+        masks = self.read(picture)
+        if masks is None or IGNORED not in self.classes:
+            return masks
+        place = self.classes.index(IGNORED)
+        ignored = masks[place]
+        return np.concatenate([np.delete(masks, place, axis=0) & ~ignored, ignored[None]])
 
     @abc.abstractmethod
     def forget(self) -> None:
@@ -94,11 +112,13 @@ class _Valued(Masks):
             shown = np.array(list(palette.values() if seen else palette))
             marked.update(legend.values(shown).tolist())
         values = sorted((marked | set(names)) - {0})
-        if len(values) > MAX_CLASSES:
+        unnamed = [value for value in values if value not in names]
+        if len(unnamed) > UNNAMED:
             raise DataError(
-                f"folder: the masks have {len(values)} values ({', '.join(map(str, values[:12]))} "
-                f"...), at most {MAX_CLASSES} classes are possible; are all masks saved with the "
-                "same values, without smoothed edges?"
+                f"folder: the masks have {len(unnamed)} values without a name "
+                f"({', '.join(map(str, unnamed[:12]))} ...), more than {UNNAMED}; name them in "
+                "classes.txt if they are so many classes, or save all masks with the same values, "
+                "without smoothed edges"
             )
         self.values = tuple(values)
         self.classes = tuple(names.get(value, f"class {value}") for value in values)
@@ -133,7 +153,7 @@ class _ByClass(Masks):
         self.folders, self.files, self.drawn = folders, layout.files, layout.drawn.images
         segments = layout.drawn.labels.union(*labels.values())
         self.classes = tuple(dict.fromkeys([*folders, *sorted(segments)]))
-        self._planes = functools.lru_cache(maxsize=MAX_CLASSES)(_white_planes)
+        self._planes = functools.lru_cache(maxsize=max(8, len(folders)))(_white_planes)
         self._segments = functools.lru_cache(maxsize=1)(read_segments)
 
     def read(self, picture: Picture) -> NDArray[np.bool_] | None:
@@ -165,7 +185,7 @@ def mask_reader(root: Path, layout: Layout, problems: Problems) -> Masks:
     Raises
     ------
     DataError
-        If none can be used, or they have too many classes.
+        If none can be used, or they have many values without a name.
     """
     # The names of the segments of those files that are segmentations.
     segments = {path: segment_labels(path) for path in set(layout.files.values()) if is_dicom(path)}
@@ -186,7 +206,7 @@ def mask_reader(root: Path, layout: Layout, problems: Problems) -> Masks:
     if plain:
         known, folder = len(problems.found), plain[0].parent
         reader: Masks = _Valued(layout.files, labels, legend, problems)
-        if not reader.classes:
+        if not reader.structures:
             raise DataError(
                 f"folder: no mask in {folder} can be used"
                 if len(problems.found) > known
@@ -199,13 +219,8 @@ def mask_reader(root: Path, layout: Layout, problems: Problems) -> Masks:
             legend.names[legend.others] if c == OBJECT else c: by_class[c] for c in by_class
         }
     reader = _ByClass(by_class, layout, labels)
-    if not reader.classes:
+    if not reader.structures:
         raise DataError(f"folder: no shape in {root} marks anything in an image that is here")
-    if len(reader.classes) > MAX_CLASSES:
-        raise DataError(
-            f"folder: {root} has masks of {len(reader.classes)} classes, at most {MAX_CLASSES} are "
-            "possible"
-        )
     return reader
 
 
@@ -213,17 +228,18 @@ def mask_reader(root: Path, layout: Layout, problems: Problems) -> Masks:
 
 
 def _values_in(path: Path, legend: Legend) -> set[int]:
-    """Return the values in a mask, few enough to be classes."""
+    """Return the values in a mask, few but for those that have a name."""
     planes = read_planes(path, colours=legend.colours)
     values = set(np.unique(legend.values(planes)).tolist()) - {0}
-    if len(values) > MAX_CLASSES:
+    if len(unnamed := values - set(legend.names)) > UNNAMED:
         raise DataError(
-            f"folder: {path} has {len(values)} values beside 0, more than {MAX_CLASSES} classes; "
+            f"folder: {path} has {len(unnamed)} values beside 0 without a name, more than "
+            f"{UNNAMED}; "
             + (
                 "its edges are smoothed perhaps, or it is a JPEG: save it again without, or use "
                 "one folder for each class"
                 if is_smoothed(planes)
-                else "name some in classes.txt, and all others with the line '* background'"
+                else "name all in classes.txt, or some, and the others with '* background'"
             )
         )
     return values

@@ -69,10 +69,10 @@ def nnunet_legend(root: Path) -> Legend:
     for key, entry in _description(root).get("labels", {}).items():
         # Names of values, or, in the first version, values of names.
         value, name = (key, entry) if str(key).isdecimal() else (entry, key)
-        if not str(value).isdecimal() or (name == "ignore" and int(value)):
+        if not str(value).isdecimal():
             raise DataError(
-                f"{root / DESCRIPTION}: the label {name!r} is {value}; values to ignore, and "
-                "regions of several values, are not read: give each structure one value"
+                f"{root / DESCRIPTION}: the label {name!r} is {value}; regions of several values "
+                "are not read: give each structure one value"
             )
         names[int(value)] = str(name)
     names.pop(0, None)

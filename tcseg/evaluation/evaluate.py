@@ -26,7 +26,8 @@ from tcseg.evaluation.measures import (
     structures_of,
     summary,
 )
-from tcseg.io.placement import Placement, as_masks
+from tcseg.io.placement import Placement
+from tcseg.method.network import at_once, found
 from tcseg.sheet import Sheet, plus_minus
 
 # Of the columns of `results_table` in whose headings the words are.
@@ -61,14 +62,16 @@ def predict(
     indices
         Which of them.
     batch_size
-        How many at a time.
+        How many at a time, fewer where there are many classes.
 
     Returns
     -------
     Tensor
-        bool (b, C + 1, H, W) on the data set's device: where the probability exceeds one half.
+        bool (b, C + 1, H, W) on the data set's device: where the probability exceeds one half, or,
+        of a softmax, is the largest.
     """
-    batches = [answers > 0.5 for _, answers in _predictions(network, dataset, indices, batch_size)]
+    answers = _predictions(network, dataset, indices, batch_size)
+    batches = [found(network, answer) for _, answer in answers]
     if not batches:
         shape = (0, len(dataset.classes) + 1, *dataset.images.shape[-2:])
         return torch.zeros(shape, dtype=torch.bool, device=dataset.device)
@@ -104,8 +107,11 @@ def validation_miou(
     pixels = torch.zeros(3, *shape, dtype=torch.float64, device=dataset.device)
     vanished = torch.zeros(shape, dtype=torch.bool, device=dataset.device)
     for batch, answers in _predictions(network, dataset, indices, batch_size):
-        predicted = answers[:, :classes] > 0.5
-        truth = dataset.target_batch(batch)[:, :classes].bool()
+        target = dataset.target_batch(batch).bool()
+        predicted = found(network, answers)[:, :classes]
+        if dataset.ignores:
+            predicted &= target.any(dim=1, keepdim=True)
+        truth = target[:, :classes]
         image = torch.tensor([numbers[names[index]] for index in batch], device=dataset.device)
         for total, mask in zip(pixels, (predicted & truth, predicted | truth, truth), strict=True):
             total.index_add_(0, image, mask.sum(dim=(-2, -1), dtype=torch.float64))
@@ -170,7 +176,8 @@ def evaluate(
     if len(indices) == 0:
         raise ValueError("evaluate: indices must name at least one image, got none")
     structures = structures_of(dataset.classes)
-    disjoint = original_size and dataset.values is not None
+    softmax = getattr(network, "head", "sigmoid") == "softmax"
+    disjoint = softmax or (original_size and dataset.exclusive)
     images: list[dict[str, Any]] = []
     volumes: list[dict[str, Any]] = []
     stacks: dict[str, list[Case]] = defaultdict(list)
@@ -180,6 +187,8 @@ def evaluate(
     for case in track(cases, "Measuring", len(indices), console=console, transient=True):
         if postprocess:
             case = replace(case, predicted=metrics.postprocess_all(case.predicted, disjoint))
+        if case.ignored is not None:
+            case = replace(case, predicted=case.predicted & ~case.ignored, ignored=None)
         images.append({"id": dataset.ids[case.index], **measure_image(structures, dataset, case)})
         volume = dataset.volume_of(case.index)
         if volume is not None:
@@ -285,25 +294,30 @@ def _cases(
         if original_size:
             for index, framed in zip(batch, answers.float().cpu().numpy(), strict=True):
                 true, spacing = dataset.original(index)
+                ignored = true[len(dataset.classes)] if dataset.ignores else None
+                true = true[: len(dataset.classes)]
                 height, width = dataset.extent_of(index)
                 framed = framed[:, :height, :width]
                 place = Placement.of((true.shape[1], true.shape[2]), framed.shape[1:])
-                predicted = as_masks(place.restore(framed), disjoint=dataset.values is not None)
-                yield Case(index, predicted, true, spacing)
+                predicted = place.restore_masks(framed, disjoint=dataset.exclusive)
+                yield Case(index, predicted, true, spacing, ignored=ignored)
         else:
-            found = (answers > 0.5).cpu().numpy()
+            masks = found(network, answers).cpu().numpy()
             truth = dataset.target_batch(batch).cpu().numpy().astype(bool)
-            for index, predicted, true in zip(batch, found[:, :-1], truth[:, :-1], strict=True):
+            for index, predicted, true in zip(batch, masks[:, :-1], truth, strict=True):
+                ignored = ~true.any(axis=0) if dataset.ignores else None
                 spacing, vanished = dataset.spacing_of(index), dataset.vanished.get(index, ())
                 height, width = dataset.extent_of(index)
                 predicted, true = (masks[:, :height, :width] for masks in (predicted, true))
-                yield Case(index, predicted, true, spacing, vanished)
+                ignored = ~true.any(axis=0) if dataset.ignores else None
+                yield Case(index, predicted, true[:-1], spacing, vanished, ignored=ignored)
 
 
 def _predictions(
     network: nn.Module, dataset: Dataset, indices: Sequence[int], batch_size: int
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
     training = network.training
+    batch_size = at_once(batch_size, len(dataset.classes), dataset.images.shape[-2:])
     network.eval()
     full = dataset.images.shape[-2:]
     if dataset.extents is not None:  # of many sizes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,30 +39,35 @@ class Case:
     """Prediction and truth of an image, each (C, H, W), and the classes that resizing took."""
 
     index: int
-    predicted: NDArray[Any]
-    true: NDArray[Any]
+    predicted: Any
+    true: Any
     spacing: float | tuple[float, float] | None
     vanished: Collection[str] = ()
-    bits: int | None = None  # in a row, of packed masks
+    ignored: Masks | None = None
+    shape: tuple[int, ...] = ()  # of each of packed masks
 
     def packed(self) -> Case:
-        """Return the same in an eighth of the memory."""
-        predicted, true = (np.packbits(masks, axis=-1) for masks in (self.predicted, self.true))
-        return replace(self, predicted=predicted, true=true, bits=self.true.shape[-1])
+        """Return the same in little memory."""
+        predicted, true = (
+            [zlib.compress(np.packbits(mask).tobytes(), 1) for mask in masks]
+            for masks in (self.predicted, self.true)
+        )
+        return replace(self, predicted=predicted, true=true, shape=self.true.shape[1:])
 
 
 class _Stack(Mapping[str, Masks]):
     """Packed masks of the planes of a volume, by class: (planes, H, W), unpacked when asked for."""
 
     def __init__(
-        self, classes: Sequence[str], planes: Sequence[NDArray[np.uint8]], bits: int | None
+        self, classes: Sequence[str], planes: Sequence[Sequence[bytes]], shape: tuple[int, ...]
     ) -> None:
-        self.classes, self.planes, self.bits = classes, planes, bits
+        self.classes, self.planes, self.shape = classes, planes, shape
 
     def __getitem__(self, name: str) -> Masks:
         c = self.classes.index(name)
-        packed = np.stack([plane[c] for plane in self.planes])
-        return np.unpackbits(packed, axis=-1, count=self.bits).view(np.bool_)
+        packed = [np.frombuffer(zlib.decompress(plane[c]), np.uint8) for plane in self.planes]
+        bits = np.unpackbits(np.stack(packed), axis=-1, count=math.prod(self.shape))
+        return bits.view(np.bool_).reshape(-1, *self.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.classes)
@@ -125,11 +131,11 @@ def measure_volume(
 ) -> list[dict[str, Any]]:
     """Measure the planes of a volume together; nothing if they are of several sizes."""
     planes = sorted(planes, key=lambda plane: plane.index)
-    if len({(plane.true.shape, plane.bits) for plane in planes}) > 1:
+    if len({plane.shape for plane in planes}) > 1:
         return []
     first, last = planes[0], planes[-1]
-    predicted = _Stack(dataset.classes, [plane.predicted for plane in planes], first.bits)
-    true = _Stack(dataset.classes, [plane.true for plane in planes], first.bits)
+    predicted = _Stack(dataset.classes, [plane.predicted for plane in planes], first.shape)
+    true = _Stack(dataset.classes, [plane.true for plane in planes], first.shape)
     between = dataset.slice_spacing_of(first.index)
     spacing = None
     if between is not None and first.spacing is not None:

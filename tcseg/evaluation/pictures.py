@@ -7,6 +7,7 @@ a data set to draw, and predictions bool (b, C + 1, H, W), background last, in t
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, find_objects
 from torch import Tensor
 
 from tcseg.data import Dataset
@@ -41,6 +42,7 @@ __all__ = [
 BACKGROUND, TEXT = "#14161a", "#e8e8e8"
 DPI = 110
 SHEET_COLUMNS = 6
+FEW = 8  # structures, all of which are in the key; of more, those that are seen
 PROGRESS_SIZE = 192  # pixels of an image while training, at least
 PANEL_SIZE = 480  # pixels of an image before it is fitted into its panel, at least
 # In inches: the edge of an image, between images, around all, title and headings, a line of keys.
@@ -152,8 +154,13 @@ def save_grid(
     """
     columns = len(rows[0])
     width = columns * IMAGE + (columns - 1) * GAP + 2 * MARGIN
-    keys = list(zip(COLOURS, classes, strict=False))
-    in_line = max(1, int(width / (SWATCH + LETTER * max(len(name) for _, name in keys))))
+    shown = [panel.masks for row in rows for panel in row if panel.masks is not None]
+    keys = [
+        (colour, name)
+        for c, (colour, name) in enumerate(zip(itertools.cycle(COLOURS), classes, strict=False))
+        if len(classes) <= FEW or any(masks[c].any() for masks in shown)
+    ]
+    in_line = max(1, int(width / (SWATCH + LETTER * max([len(name) for _, name in keys] or [1]))))
     foot = -(-len(keys) // in_line) * LINE + 2 * GAP
     height = HEAD + len(rows) * IMAGE + (len(rows) - 1) * GAP + foot
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor=BACKGROUND)
@@ -230,13 +237,19 @@ def outlined(
     large = [resize(plane.astype(np.float32), shape) for plane in image]
     picture = np.stack(large * (3 // len(large)), axis=-1)
     thickness = max(1, round(min(shape) / 200))
-    areas = [resize(m.astype(np.float32), shape) > 0.5 for m in (() if masks is None else masks)]
-    colours = [np.array(to_rgb(colour)) for colour in COLOURS]
+    drawn = []
+    pairs = zip(itertools.cycle(COLOURS), () if masks is None else masks, strict=False)
+    for colour, mask in pairs:
+        area = resize(mask.astype(np.float32), shape) > 0.5 if mask.any() else mask
+        if area.any():  # in the part of the picture that it takes
+            sides = find_objects(area.astype(np.uint8))[0]
+            box = tuple(slice(max(0, s.start - thickness), s.stop + thickness) for s in sides)
+            drawn.append((np.array(to_rgb(colour)), area[box], picture[box]))
     # All tints before all outlines, so that structures that overlap both show.
-    for colour, area in zip(colours, areas, strict=False):
-        picture[area] += tint * (colour - picture[area])
-    for colour, area in zip(colours, areas, strict=False):
-        picture[area & ~binary_erosion(area, iterations=thickness, border_value=1)] = colour
+    for tone, area, part in drawn:
+        part[area] += tint * (tone - part[area])
+    for tone, area, part in drawn:
+        part[area & ~binary_erosion(area, iterations=thickness, border_value=1)] = tone
     return np.asarray(picture.clip(0, 1) * 255 + 0.5, dtype=np.uint8)
 
 

@@ -74,15 +74,18 @@ def kept_by_resizing(dataset: Dataset, sizes: Sequence[Named]) -> dict[Named, di
     images = _images(dataset)
     for index in track(images, "Resizing masks", console=console, transient=True):
         whole, _ = dataset.original(index)
-        labelled = [ndimage.label(mask, np.ones((3, 3))) for mask in whole]
+        shown = np.flatnonzero(whole.any(axis=(1, 2)))  # few of many, perhaps
+        whole = whole[shown]
+        names = [dataset.classes[c] for c in shown if c < len(dataset.classes)]  # not the ignored
+        labelled = [ndimage.label(mask, np.ones((3, 3))) for mask in whole[: len(names)]]
         for size in sizes:
-            back = _there_and_back(whole, size, dataset.values is not None)
-            parts = zip(kept[size].values(), whole, back, labelled, strict=True)
-            for found, before, after, (labels, count) in parts:
-                if count:
-                    found.overlaps.append(iou(before, after))
-                    found.components += count
-                    found.lost += count - int(np.count_nonzero(np.unique(labels[after])))
+            back = _there_and_back(whole, size, dataset.exclusive)
+            parts = zip(names, whole, back, labelled, strict=False)
+            for name, before, after, (labels, count) in parts:
+                found = kept[size][name]
+                found.overlaps.append(iou(before, after))
+                found.components += count
+                found.lost += count - int(np.count_nonzero(np.unique(labels[after])))
     return kept
 
 
@@ -120,10 +123,9 @@ def _images(dataset: Dataset) -> list[int]:
     annotated = range(len(dataset)) if dataset.annotated is None else dataset.annotated
     shown: dict[str, list[int]] = {name: [] for name in dataset.classes}
     for index in annotated:
-        present = dataset.target_batch([index])[0, :-1].amax(dim=(1, 2)).tolist()
-        for name, here in zip(dataset.classes, present, strict=True):
-            if here or name in dataset.vanished.get(index, ()):
-                shown[name].append(index)
+        here = {dataset.classes[c] for c in dataset.shown(index)}
+        for name in here.union(dataset.vanished.get(index, ())):
+            shown[name].append(index)
     return sorted({i for part in shown.values() for i in part[:: -(-len(part) // IMAGES) or 1]})
 
 

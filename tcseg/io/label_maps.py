@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import gzip
 import io
 import warnings
@@ -25,8 +26,14 @@ __all__ = ["COLOURS", "LARGEST_LABEL", "LabelWriter", "folder_names", "label_map
 LARGEST_LABEL = 2**16 - 1
 """Largest value in a label map: PNG holds no larger ones."""
 
-# One colour for each of at most 8 structures: bright on grey, the first five also apart for
-# colour-blind eyes.
+
+def _further(number: int) -> str:
+    """Return a colour whose hue is far from those of the last few."""
+    parts = colorsys.hsv_to_rgb(0.618034 * number % 1, 1 - number % 3 / 4, 1 - number % 2 / 5)
+    return "#{:02x}{:02x}{:02x}".format(*(round(255 * part) for part in parts))
+
+
+# Bright on grey, the first five also apart for colour-blind eyes.
 COLOURS = (
     "#33ccff",
     "#ffee55",
@@ -36,6 +43,7 @@ COLOURS = (
     "#00d09c",
     "#ffffff",
     "#a65e1a",
+    *map(_further, range(248)),
 )
 
 Masks = NDArray[np.bool_]

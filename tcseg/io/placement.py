@@ -13,7 +13,8 @@ from tcseg.io.sizes import ORIGINAL, Size, shape_of
 __all__ = ["Placement", "as_masks", "resize", "resize_picture"]
 
 Pixels = NDArray[np.float32]
-BAND = 2**22  # pixels that are brought to the size of a large image at a time
+BAND = 2**22  # pixels that are brought to the size of a large image at a time, of few classes
+FEW = 9
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,21 @@ class Placement:
         (height, width), (inner_height, inner_width) = self.shape, self.inner
         return spacing[0] * height / inner_height, spacing[1] * width / inner_width
 
-    def fit(self, pixels: Pixels) -> Pixels:
+    def fit(self, pixels: NDArray[np.floating | np.bool_]) -> Pixels:
         """Resize (C, H, W) into the frame, by averaging areas; 0 around it."""
         framed = np.zeros((len(pixels), *self.size), np.float32)
-        framed[:, *self.window] = [resize(channel, self.inner) for channel in pixels]
+        for place, channel in zip(framed[:, *self.window], pixels, strict=True):
+            place[:] = resize(channel.astype(np.float32, copy=False), self.inner)
         return framed
 
     def fit_masks(self, masks: NDArray[np.bool_], disjoint: bool) -> NDArray[np.bool_]:
         """Resize masks (C, H, W) into the frame, disjoint ones without a gap where they touch."""
-        shares = self.fit(masks.astype(np.float32))
-        return as_masks(np.concatenate([shares, 1 - shares.sum(axis=0, keepdims=True)]), disjoint)
+        fitted = np.zeros((len(masks), *self.size), bool)
+        shown = masks.any(axis=(1, 2))  # few of many, perhaps
+        shares = self.fit(masks[shown])
+        shares = np.concatenate([shares, 1 - shares.sum(axis=0, keepdims=True)])
+        fitted[shown] = as_masks(shares, disjoint)
+        return fitted
 
     def restore(self, framed: Pixels, rows: slice | None = None) -> Pixels:
         """Cut (C, *size) to the image and bring it to the image's own size, or some rows."""
@@ -84,7 +90,8 @@ class Placement:
         """Return `as_masks` of what `restore` gives; of a large image, band by band."""
         height, width = self.shape
         masks = np.empty((len(framed) - 1, height, width), bool)
-        step = height if height * width <= BAND else max(1, BAND // width)
+        band = BAND * FEW // max(FEW, len(framed))
+        step = height if height * width <= band else max(1, band // width)
         for first in range(0, height, step):
             rows = slice(first, min(first + step, height))
             masks[:, rows] = as_masks(self.restore(framed, rows), disjoint)

@@ -1,7 +1,8 @@
 """The network f: images in [0, 1] to one probability per class and pixel."""
 
 import importlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,7 +21,7 @@ PATCHES = 8  # at once, of those that slide over an image
 class Segmentation(nn.Module):
     """Standardise each image, apply a backbone that returns logits, and give probabilities.
 
-    Structures overlap, so each class has its own sigmoid.
+    Structures may overlap, so each class has its own sigmoid; or one softmax is over all classes.
 
     Parameters
     ----------
@@ -30,6 +31,8 @@ class Segmentation(nn.Module):
         Of the backbone's convolutions, by autocast; weights and probabilities are float32.
     patch : (int, int), optional
         What the backbone is shown at once: it slides over images of another size, any.
+    head : {"sigmoid", "softmax"}
+        What makes probabilities of logits.
     """
 
     def __init__(
@@ -37,11 +40,13 @@ class Segmentation(nn.Module):
         backbone: nn.Module,
         precision: torch.dtype = torch.float32,
         patch: tuple[int, int] | None = None,
+        head: str = "sigmoid",
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.precision = precision
         self.patch = patch
+        self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (b, 1, H, W) in [0, 1] to probabilities (b, C + 1, H, W)."""
@@ -54,7 +59,8 @@ class Segmentation(nn.Module):
         with torch.autocast(images.device.type, self.precision, enabled=reduced):
             logits = self.backbone(standard).float()
         structures, background = logits[:, :-1] + STRUCTURE_LOGIT, logits[:, -1:]
-        return torch.sigmoid(torch.cat([structures, background], dim=1))
+        logits = torch.cat([structures, background], dim=1)
+        return torch.sigmoid(logits) if self.head == "sigmoid" else torch.softmax(logits, dim=1)
 
     @torch.compiler.disable
     def _slide(self, images: Tensor, patch: tuple[int, int]) -> Any:
@@ -63,6 +69,23 @@ class Segmentation(nn.Module):
 
         how: dict[str, Any] = {"overlap": 0.5, "mode": "gaussian", "padding_mode": "replicate"}
         return sliding_window_inference(images, patch, PATCHES, self, **how)
+
+
+def found(network: nn.Module, probabilities: Tensor) -> Tensor:
+    """Return the masks, bool (b, C + 1, H, W), that a network's answers stand for.
+
+    Where a probability exceeds one half or, of a softmax, is the largest of all.
+    """
+    if getattr(network, "head", "sigmoid") == "sigmoid":
+        return probabilities > 0.5
+    largest, best = probabilities.max(dim=1, keepdim=True)
+    masks = torch.zeros_like(probabilities, dtype=torch.bool)
+    return masks.scatter_(1, best, largest > 0)  # beyond an image all are 0
+
+
+def at_once(batch_size: int, classes: int, size: Sequence[int]) -> int:
+    """Return how many images to answer at once: as asked, but for answers beyond 512 MiB."""
+    return max(1, min(batch_size, 2**27 // ((classes + 1) * math.prod(size))))
 
 
 def network_factory(name: str) -> Callable[..., Any]:
@@ -83,6 +106,7 @@ def build_network(
     precision: str = "float32",
     channels: int = 1,
     patch: Size | None = None,
+    head: str = "sigmoid",
 ) -> Segmentation:
     """Build a network by name.
 
@@ -100,6 +124,8 @@ def build_network(
         Of the images: 1, or 3 for colour.
     patch : int or str, optional
         What it is shown at once, where images are larger.
+    head : {"sigmoid", "softmax"}
+        A probability for each class, or of one among all.
 
     Raises
     ------
@@ -124,7 +150,7 @@ def build_network(
                 # Sizes are multiples of 16: nothing is odd, and the padding by nothing that this
                 # leaves out costs a copy, and fails compiled with channels last (torch 2.13).
                 part.is_pad = False
-        return Segmentation(unet, dtype, shown)
+        return Segmentation(unet, dtype, shown, head)
     factory = network_factory(name)
     try:
         backbone = factory(in_channels=channels, out_channels=classes + 1)
@@ -136,4 +162,4 @@ def build_network(
         raise ValueError(
             f"`network` {name!r} must return a torch.nn.Module, got {type(backbone).__name__}"
         )
-    return Segmentation(backbone, patch=shown)
+    return Segmentation(backbone, patch=shown, head=head)

@@ -41,6 +41,8 @@ def siamese_objective(
     generator: Generator,
     *,
     classes: int,
+    exclusive: bool = False,
+    ignores: bool = False,
     supervised_loss: Callable[[Tensor, Tensor], Tensor] = soft_iou_loss,
     consistency_loss: Callable[[Tensor, Tensor], Tensor] = soft_iou_loss,
     consistency_weight: float = 1.0,
@@ -59,14 +61,19 @@ def siamese_objective(
         f: images (b, 1, H, W) in [0, 1] to probabilities (b, classes + 1, H, W).
     images : Tensor, shape (b, 1, H, W)
         x of B: labelled images, then unlabelled ones.
-    labels : Tensor, shape (b_l, 1, H, W)
-        y of B_l, uint8, bit c set where class c is; moved as they are, one byte a pixel.
+    labels : Tensor, shape (b_l, B, H, W)
+        y of B_l, uint8, as of `tcseg.data.pack_masks`; moved as they are, a byte or a few a pixel.
     transform : Transform
         The distribution T; t1 and t2 are drawn for each image.
     generator : Generator
         On the device of the images.
     classes : int
         Number of structures, background not counted.
+    exclusive : bool
+        Whether they exclude each other, and labels are their numbers.
+    ignores : bool
+        Whether labels may have pixels to be ignored: where there is one, target and prediction are
+        0 in S, and in C wherever labels are the target.
     supervised_loss, consistency_loss : callable
         S and C: targets and predictions (b, C, H, W) to one loss for each image.
     consistency_weight : float
@@ -112,11 +119,16 @@ def siamese_objective(
     y1, y2 = network(torch.cat([first, other])).split([len(first), batch])
 
     target1, target2 = (
-        unpack_masks(t.motion(slice(labelled)).label(labels)[:, 0], classes) for t in (t1, t2)
+        unpack_masks(t.motion(slice(labelled)).label(labels), classes, exclusive) for t in (t1, t2)
     )
-    supervised = supervised_loss(target1, y1[:labelled])
+
+    def error(target: Tensor, answer: Tensor) -> Tensor:
+        # Nothing is set where a pixel is to be ignored, not even the background.
+        return supervised_loss(target, answer * target.any(1, True) if ignores else answer)
+
+    supervised = error(target1, y1[:labelled])
     if mixture is None:
-        supervised = 0.5 * (supervised + supervised_loss(target2, y2[:labelled]))
+        supervised = 0.5 * (supervised + error(target2, y2[:labelled]))
     supervised = supervised.mean()
 
     if consistency_weight == 0:
@@ -130,6 +142,10 @@ def siamese_objective(
     if hard:
         target = (target > 0.5).to(y2.dtype)
     if mixture is not None:
+        if ignores:
+            counted = target2.new_ones(batch, 1, *target2.shape[2:])
+            counted[:labelled] = target2.any(1, True)
+            y2 = y2 * mixture(counted)
         target = mixture(torch.cat([target2.to(y2.dtype), target]))
     consistency = consistency_loss(target, y2).mean()
     return Objective(supervised + consistency_weight * consistency, supervised, consistency)

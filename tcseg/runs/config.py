@@ -138,6 +138,12 @@ class Config:
     )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
     network: str = _option("unet", "unet, or the dotted path of a function or class.")
+    head: str = _option(
+        "auto",
+        "sigmoid: a probability for each structure, so that they may overlap; softmax: one among "
+        "all, where masks hold one value for each; auto takes softmax for more than 8 of those.",
+        ("auto", "sigmoid", "softmax"),
+    )
     precision: str = _option(
         "float32",
         "Precision of the convolutions; bfloat16 is faster where the processor has it.",

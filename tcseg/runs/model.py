@@ -30,7 +30,7 @@ Side = Annotated[int, Meta(ge=16, le=16384, multiple_of=16)]
 Sides = Annotated[str, Meta(pattern="^([0-9]{2,5}x[0-9]{2,5}|original)$")]
 Positive = Annotated[float, Meta(gt=0, lt=1e9)]
 
-__all__ = ["Model", "load_weights"]
+__all__ = ["Model", "head_of", "load_weights"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,9 @@ class Model:
         How many a grey level has, between image and network.
     patch
         Size that the network was trained at, and slides over images in; None if that is `size`.
+    head
+        What makes probabilities of the outputs: ``"softmax"`` where structures exclude each other,
+        or ``"sigmoid"``.
     window
         Values to be black and white, as in the options of the training.
     """
@@ -75,6 +78,7 @@ class Model:
     bits: Annotated[int, Meta(ge=8, le=16, multiple_of=8)] = 8
     patch: Side | Sides | None = None
     window: str | None = None
+    head: Annotated[str, Meta(pattern="^(sigmoid|softmax)$")] = "sigmoid"
 
     @property
     def seen(self) -> int | str:
@@ -96,6 +100,7 @@ class Model:
             scale=dataset.scale,
             bits=dataset.bits,
             window=config.window,
+            head=head_of(config, dataset),
         )
 
     def save(self, run: Path) -> None:
@@ -143,7 +148,7 @@ class Model:
         if self.network not in OWN_NETWORKS:
             self._check_trusted(run, trusted)
         return build_network(
-            self.network, len(self.classes), self.precision, self.channels, self.patch
+            self.network, len(self.classes), self.precision, self.channels, self.patch, self.head
         )
 
     def _check_trusted(self, run: Path, trusted: str | None) -> None:
@@ -161,6 +166,21 @@ class Model:
                 f"{run}: its network {self.network!r} is code in the folder of the run itself, "
                 "which is never run; install it elsewhere"
             )
+
+
+def head_of(config: Config, dataset: Dataset) -> str:
+    """Return the head of the network: softmax, if not chosen, where more than 8 classes exclude.
+
+    A ValueError is raised where softmax is chosen and masks may overlap.
+    """
+    if config.head == "softmax" and not dataset.exclusive:
+        raise ValueError(
+            "`head` softmax is for structures that exclude each other, in masks of one value for "
+            f"each; those of data {dataset.name!r} may overlap: choose sigmoid"
+        )
+    if config.head == "auto":
+        return "softmax" if dataset.exclusive and len(dataset.classes) > 8 else "sigmoid"
+    return config.head
 
 
 def _median_spacing(dataset: Dataset) -> tuple[float, float] | None:

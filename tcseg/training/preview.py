@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import tcwarp
-from tcseg.data import Dataset, unpack_masks
+from tcseg.data import Dataset
 from tcseg.evaluation.metrics import iou
 from tcseg.evaluation.pictures import Panel, save_grid
 from tcseg.io.sizes import Size, shape_of
@@ -65,10 +65,9 @@ def preview(
         window = patches.draw(torch.tensor(indices), len(indices), generator)
     images, labels = dataset.image_batch(indices, window), dataset.mask_batch(indices, window)
     t1, t2 = (transform.sample(len(indices), size, generator) for _ in range(2))
-    classes = len(dataset.classes)
 
     def masks(bits: Tensor) -> np.ndarray:
-        return unpack_masks(bits[:, 0], classes)[:, :classes].numpy().astype(bool)
+        return dataset.unpack(bits)[:, :-1].numpy().astype(bool)
 
     first, second = masks(t1.label(labels)), masks(t2.label(labels))
     aligned = masks(align(t1, t2, t1.label(labels)))

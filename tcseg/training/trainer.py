@@ -32,7 +32,7 @@ from tcseg.method.transforms import Compose, Intensity, Transform, recipe
 from tcseg.method.variants import METHODS, Method
 from tcseg.runs.config import Config, resolve_device
 from tcseg.runs.folder import RunFolder
-from tcseg.runs.model import load_weights
+from tcseg.runs.model import head_of, load_weights
 from tcseg.training import distributed
 from tcseg.training.batches import Batches
 from tcseg.training.schedule import consistency_weight, learning_rate
@@ -86,6 +86,7 @@ class Trainer:
             config.precision,
             channels=self.dataset.images.shape[1],
             patch=config.patch,
+            head=head_of(config, self.dataset),
         )
         # Convolutions on CPU and on tensor cores are faster in this layout.
         self.network.to(self.device)
@@ -143,6 +144,8 @@ class Trainer:
             self.generator,
             second=second,
             classes=len(self.dataset.classes),
+            exclusive=self.dataset.exclusive,
+            ignores=self.dataset.ignores,
             supervised_loss=self._loss(config.loss),
             consistency_loss=self._loss(config.consistency_loss),
             consistency_weight=consistency_weight(config, self.state.step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -162,7 +163,7 @@ def _add_cases(run: _Run, segmenter: Segmenter, dataset: Dataset, split: Split) 
     rows = evaluate(segmenter.network, dataset, test)["images"]
     shown = [i for i, row in enumerate(rows) if math.isfinite(row["miou"])]
     order = sorted(shown, key=lambda i: -rows[i]["miou"])
-    run.key = list(zip(dataset.classes, COLOURS, strict=False))
+    run.key = list(zip(dataset.classes, itertools.cycle(COLOURS), strict=False))
     count = min(CASES, len(order))
     worst = [i for i in order[::-1][:count] if i not in order[:count]]  # of few images
     for heading, chosen in (("Best", order[:count]), ("Worst", worst)):

@@ -19,8 +19,9 @@ from tcseg.data import Dataset, Split, load_dataset, read_splits
 from tcseg.errors import RunError
 from tcseg.io.grey import as_pixels
 from tcseg.io.placement import Placement
-from tcseg.io.sizes import ORIGINAL
+from tcseg.io.sizes import ORIGINAL, shape_of
 from tcseg.io.windows import window_limits
+from tcseg.method.network import at_once, found
 from tcseg.method.transforms import Elastic, align
 from tcseg.runs.config import resolve_device
 from tcseg.runs.folder import RunFolder
@@ -142,10 +143,12 @@ class Segmenter:
         consistency : bool
             As for `predict`.
         batch_size : int
-            How many go through the network at once.
+            How many go through the network at once, fewer where there are many structures.
         """
         if self.model.size == ORIGINAL:  # they cannot be stacked
             batch_size = 1
+        else:
+            batch_size = at_once(batch_size, len(self.classes), shape_of(self.model.size))
         batch: list[NDArray[np.float32]] = []
         for image in images:
             batch.append(self._channels(image))
@@ -191,7 +194,9 @@ class Segmenter:
         scores = []
         for _ in range(PAIRS):
             t1, t2 = (DEFORMATION.sample(len(images), size, generator) for _ in range(2))
-            first, second = (self.network(t.image(images))[:, :-1] > 0.5 for t in (t1, t2))
+            first, second = (
+                found(self.network, self.network(t.image(images)))[:, :-1] for t in (t1, t2)
+            )
             first = align(t1, t2, first)
             union = (first | second).sum(dim=(2, 3))
             shared = (first & second).sum(dim=(2, 3))

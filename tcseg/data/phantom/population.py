@@ -40,7 +40,7 @@ def undrawn(count: int = COUNT) -> Dataset:
         ids=[f"phantom{index:03d}" for index in range(count)],
         classes=CLASSES,
         images=torch.empty(count, 1, 0, 0, dtype=torch.uint8),
-        masks=torch.empty(count, 0, 0, dtype=torch.uint8),
+        masks=torch.empty(count, 1, 0, 0, dtype=torch.uint8),
         spacing=None,
     )
 

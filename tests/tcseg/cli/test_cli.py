@@ -66,7 +66,7 @@ class Thresholds(torch.nn.Module):
 
 @pytest.fixture
 def network_module(monkeypatch):
-    def build_network(name, classes, precision="float32", *, channels=1):
+    def build_network(name, classes, *options):
         return Thresholds(classes)
 
     monkeypatch.setattr("tcseg.runs.model.build_network", build_network)

@@ -437,7 +437,7 @@ def test_too_many_values_together(valued):
     for number in range(6):
         values = np.asarray(Image.open(valued / "masks" / f"scan{number}.png"))
         save(valued / "masks" / f"scan{number}.png", (values * (number + 1)).astype("u1"))
-    refused(valued, "the masks have 11 values", "at most 8 classes")
+    refused(valued, "the masks have 11 values without a name", "more than 8")
 
 
 def test_masks_without_any_class(valued):

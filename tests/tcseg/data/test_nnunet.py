@@ -61,6 +61,15 @@ def test_images_labels_and_names(tmp_path, labels, ending):
     assert "masks, by name: 2 of dataset.json of nnU-Net" in result.output
 
 
+def test_what_is_to_be_ignored(tmp_path):
+    write(tmp_path, {"labels": {"background": 0, "ignore": 1, "tumour": 2}})
+    data = load(tmp_path)
+    assert (data.classes, data.values, data.ignores) == (("tumour",), (2,), True)
+    assert (data.target_batch(range(4)).sum(dim=1) == 0).float().mean() == pytest.approx(
+        0.33, abs=0.03
+    )
+
+
 def test_what_is_not_read_says_so(tmp_path):
     write(tmp_path, {"labels": {"background": 0, "liver": 1, "tumour": 2}})
     (tmp_path / "labelsTr" / "other.nii.gz").write_bytes(b"")
@@ -68,8 +77,7 @@ def test_what_is_not_read_says_so(tmp_path):
         load(tmp_path)
     (tmp_path / "labelsTr" / "other.nii.gz").unlink()
     for labels, words in (
-        ({"whole": [1, 2]}, r"the label 'whole' is \[1, 2\]; values to ignore, and regions"),
-        ({"liver": 1, "ignore": 2}, "the label 'ignore' is 2"),
+        ({"whole": [1, 2]}, r"the label 'whole' is \[1, 2\]; regions of several values"),
         ([], "has no labels; it is not of nnU-Net"),
     ):
         (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))

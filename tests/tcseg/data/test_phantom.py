@@ -97,7 +97,7 @@ def test_load_dataset_makes_the_whole_set():
     assert len(data) == len(set(data.ids)) == 160
     assert data.classes == CLASSES
     assert data.images.shape == (160, 1, 32, 32)
-    assert data.masks.shape == (160, 32, 32)
+    assert data.masks.shape == (160, 1, 32, 32)
     assert data.images.dtype == data.masks.dtype == torch.uint8
     assert data.spacing == pytest.approx(0.175 * 2048 / 32)
     images, targets = data.image_batch([3, 5]), data.target_batch(torch.tensor([3, 5]))
@@ -116,17 +116,19 @@ def test_packed_masks_come_back_with_the_background():
     assert torch.equal(back[:, 5].bool(), ~masks.any(1))
 
 
-@pytest.mark.parametrize("classes", [1, 8])
-def test_every_bit_can_hold_a_class(classes):
-    masks = torch.eye(classes, dtype=torch.bool).view(classes, classes, 1, 1)
-    bits = pack_masks(masks)
-    assert bits.flatten().tolist() == [1 << c for c in range(classes)]
-    assert torch.equal(unpack_masks(bits, classes)[:, :classes], masks.to(torch.uint8))
-
-
-def test_more_classes_than_bits_are_refused():
-    with pytest.raises(ValueError, match="1 to 8 classes on axis -3, got 9"):
-        pack_masks(torch.zeros(9, 2, 2, dtype=torch.bool))
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("classes", [1, 8, 9, 200, 300])
+def test_any_number_of_classes_is_packed(classes, exclusive):
+    """The last pixel but one is of no class, the last one is to be ignored."""
+    masks = torch.eye(classes + 2, dtype=torch.bool)[:, None, None, :]
+    planes = masks[[*range(classes), classes + 1], 0]
+    packed = pack_masks(planes, exclusive)
+    whole = sum(packed[k].long() << 8 * k for k in range(len(packed)))
+    if exclusive:
+        assert whole.flatten().tolist() == [*range(1, classes + 1), 0, classes + 1]
+    assert len(packed) == ((classes > 254) + 1 if exclusive else classes // 8 + 1)
+    back = unpack_masks(packed[None], classes, exclusive)[0]
+    assert torch.equal(back[:, 0].bool(), torch.eye(classes + 1, classes + 2, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("size", [0, 31, 4096])

@@ -90,8 +90,8 @@ def test_a_structure_that_is_not_found_counts_as_missed(phantom):
 @pytest.fixture
 def lesion():
     """A volume of 20 planes, 2 of which show a lesion of 400 pixels; and a liver nowhere."""
-    masks = torch.zeros(20, 32, 32, dtype=torch.uint8)
-    masks[7:9, 4:24, 4:24] = 1
+    masks = torch.zeros(20, 1, 32, 32, dtype=torch.uint8)
+    masks[7:9, 0, 4:24, 4:24] = 1
     ids = [f"ct/{k:02d}" for k in range(20)]
     images = torch.zeros(20, 1, 32, 32, dtype=torch.uint8)
     return Dataset("folder", ids, ("lesion", "liver"), images, masks, spacing=1.0)

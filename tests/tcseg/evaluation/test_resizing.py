@@ -101,7 +101,7 @@ def test_sizes_to_choose_from_have_no_margins_that_all_images_share(shapes, size
         ids=[str(number) for number in range(len(shapes))],
         classes=("a",),
         images=torch.zeros(len(shapes), 1, 32, 32, dtype=torch.uint8),
-        masks=torch.ones(len(shapes), 32, 32, dtype=torch.uint8),
+        masks=torch.ones(len(shapes), 1, 32, 32, dtype=torch.uint8),
         spacing=None,
         originals=lambda index: (masks[index].numpy(), None),
     )

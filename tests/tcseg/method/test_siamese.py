@@ -82,7 +82,7 @@ T1, T2 = fields(3, identities=[1, 4]), fields(4, identities=[2, 4])
 
 def objective(network, images, masks, t1=T1, t2=T2, **options):
     transform = Replay(SampledTransform(t1), SampledTransform(t2))
-    labels = pack_masks(masks)[:, None]
+    labels = pack_masks(masks)
     return siamese_objective(
         network, images, labels, transform, seeded(), classes=CLASSES, **options
     )
@@ -183,7 +183,7 @@ def test_lambda_0_is_supervised_learning(network, images, masks):
 
 def test_both_views_of_the_batch_go_through_one_network(network, images, masks):
     transform = Replay(SampledTransform(T1), SampledTransform(T2))
-    labels = pack_masks(masks)[:, None]
+    labels = pack_masks(masks)
     siamese_objective(network, images, labels, transform, seeded(), classes=CLASSES)
     assert transform.asked == [(BATCH, SIZE)] * 2
     assert torch.equal(
@@ -270,7 +270,7 @@ def test_all_may_be_labelled(network, images):
 def test_each_image_has_its_own_transforms(network, images, masks):
     transform = Elastic(displacement_std=40.0, sigma=100.0, identity_probability=0.0)
     same = images[:1].float().expand(BATCH, -1, -1, -1)
-    labels = pack_masks(masks)[:, None]
+    labels = pack_masks(masks)
     siamese_objective(network.float(), same, labels, transform, seeded(), classes=CLASSES)
     views = network.seen.flatten(1)
     assert len(views.unique(dim=0)) == 2 * BATCH
@@ -278,7 +278,7 @@ def test_each_image_has_its_own_transforms(network, images, masks):
 
 def test_one_state_of_the_generator_gives_one_objective(network, images, masks):
     transform = Elastic(displacement_std=40.0, sigma=100.0)
-    labels = pack_masks(masks)[:, None]
+    labels = pack_masks(masks)
 
     def total(seed) -> Objective:
         return siamese_objective(
@@ -333,7 +333,7 @@ def test_losses_take_their_places(network, images, masks):
 
 
 def test_the_second_view_may_have_a_distribution_of_its_own(network, images, masks):
-    labels = pack_masks(masks)[:, None]
+    labels = pack_masks(masks)
     first, second = Replay(SampledTransform(T1)), Replay(SampledTransform(T2, lambda x: 1 - x))
     siamese_objective(network, images, labels, first, seeded(), classes=CLASSES, second=second)
     expected = [SampledTransform(T1).image(images), 1 - SampledTransform(T2).image(images)]

@@ -27,12 +27,12 @@ def dataset(kind=torch.uint16):
     """Noise of several sizes, a pixel of each marked in its last row; beyond them all is white."""
     most = 255 if kind == torch.uint8 else 65535
     images = torch.full((4, 2, 90, 100), most, dtype=torch.int32)
-    masks = torch.full((4, 90, 100), 255, dtype=torch.uint8)
+    masks = torch.full((4, 1, 90, 100), 255, dtype=torch.uint8)
     for index, (height, width) in enumerate(SIZES):
         noise = torch.randint(most // 2, (2, height, width), generator=seeded(index))
         images[index, :, :height, :width] = noise.to(torch.int32)
-        masks[index, :height, :width] = 0
-        masks[index, height - 1, 3] = 1
+        masks[index, 0, :height, :width] = 0
+        masks[index, 0, height - 1, 3] = 1
     return Dataset(
         name="folder",
         ids=list("abcd"),
@@ -163,7 +163,7 @@ def test_figures_are_those_of_the_images_without_what_lies_beyond():
     for index, (height, width) in enumerate(SIZES):
         data.images[index, :, :height, :width] = 0
         data.masks[index] = 0
-        data.masks[index, height - 20 : height, 5:width] = 1
+        data.masks[index, 0, height - 20 : height, 5:width] = 1
 
     class Bright(torch.nn.Module):
         """Misses the first rows of what is marked, which the last ones stand for here."""

@@ -88,7 +88,7 @@ def test_a_batch_holds_labelled_images_first(tmp_path, method, labelled):
     images, labels, _ = trainer.batches.draw(trainer.method)
     assert (len(images), len(labels)) == (4, labelled)
     known = trainer.dataset.masks[trainer.labelled]
-    assert all((known == label).flatten(1).all(1).any() for label in labels[:, 0])
+    assert all((known == label).flatten(1).all(1).any() for label in labels)
     pool = trainer.dataset.image_batch(trainer.unlabelled) if labelled == 2 else images[:0]
     assert all((pool == image).flatten(1).all(1).any() for image in images[labelled:])
 

@@ -180,7 +180,7 @@ def test_names_are_shown_as_they_are(tmp_path):
             (tmp_path / "data $x_{[/b]" / part).mkdir(parents=True, exist_ok=True)
         root = tmp_path / "data $x_{[/b]"
         Image.fromarray(phantom.images[i, 0].numpy()).save(root / "images" / f"a$x_{{{i}.png")
-        mask = (phantom.masks[i] > 0).to(torch.uint8).numpy()
+        mask = (phantom.masks[i, 0] > 0).to(torch.uint8).numpy()
         Image.fromarray(mask).save(root / "masks" / f"a$x_{{{i}.png")
     (root / "classes.txt").write_text("\ufeff1 lung [/red] $y_{\r\n", encoding="utf-8")
     config = dataclasses.replace(TINY, data="folder", root=str(root), labelled=None)
