@@ -111,7 +111,9 @@ def predict(
     consistency: how well predictions for deformed views agree, from 0 to 1, empty where nothing was
     found. Images with a low value, or none, are the ones to check, or to label next.
 
-    A file that cannot be read is named and skipped; the exit status is then 1.
+    A file that cannot be read is named and skipped; the exit status is then 1. The same command
+    again goes on where it was stopped, and at the same time, here or on other machines (torchrun, a
+    Slurm array), shares the files: the table has all of them.
     """
     from tcseg.use.predict import predict as predict_files
     from tcseg.use.segmenter import load

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,8 +69,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview |
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    # The process id keeps two writers apart; the leading dot marks it as no part of a run.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Random digits keep two writers apart, whose process ids may be equal on two machines; the
+    # leading dot marks it as no part of a run.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:6]}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)

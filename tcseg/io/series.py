@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,6 +113,14 @@ class Collection:
     def series(self, path: Path) -> list[Path]:
         """Return the slices of the volume that a file is one of, in their order; or it alone."""
         return self._members.get(self._volumes.get(path, ""), [path])
+
+    def identity(self, path: Path) -> str:
+        """Return 16 hexadecimal digits that change with the series of a file, or with its name."""
+        about: list[Any] = [(self._names[part], str(part)) for part in self.series(path)]
+        for part in self._stacks.get(path, [path]):
+            with contextlib.suppress(OSError):  # gone meanwhile, as reading it will tell
+                about += [part.name, part.stat().st_size, part.stat().st_mtime_ns]
+        return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
     def _add_stack(self, members: Sequence[_Slice]) -> None:
         """Note which slices make a volume: of those at one place, each belongs to another one."""

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
+import hashlib
 import io
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+import tcwarp
 from tcseg.errors import DataError, RunError, reason
 from tcseg.evaluation.metrics import cardiothoracic_ratio, postprocess_all
 from tcseg.evaluation.pictures import outlined
-from tcseg.io.images import (
-    Picture,
-    png,
-)
+from tcseg.io.files import write_atomically
+from tcseg.io.images import Picture, png
 from tcseg.io.label_maps import LabelWriter, write_into
 from tcseg.io.placement import Placement
 from tcseg.io.series import Collection
 from tcseg.runs.model import Model
 from tcseg.use.inputs import find_inputs
 from tcseg.use.segmenter import Prediction, Segmenter
+from tcseg.use.sharing import Ledger
 
 __all__ = ["predict"]
 
@@ -39,6 +41,7 @@ OVERLAY = 2048  # pixels, at most
 # From this ratio on, a note is printed: augmentation does not go that far.
 OTHER_SCALE = 1.5
 RATIO = "cardiothoracic ratio"
+Work = dict[str, list[tuple[Path, str]]]  # by key: paths and names of what is written together
 CHEST = {"heart", "left lung", "right lung"}
 
 
@@ -62,7 +65,9 @@ def predict(
     inputs : sequence of Path
         Files, or folders of files, with the folders in them.
     out : Path
-        Folder to write to, made if it is missing. Files of earlier predictions are replaced.
+        Folder to write to, made if it is missing. What stands there already of the same images,
+        network and options is not done again, and processes that write there at the same time
+        share the work; files of other predictions are replaced.
     postprocess : bool
         Whether to keep the largest component of each structure only, and fill its holes.
     consistency : bool
@@ -86,8 +91,6 @@ def predict(
     """
     problems: list[str] = []
     files = find_inputs(inputs, out, problems)
-    # Under a name of its own until it is whole, so that an earlier table is not lost.
-    table, partial = out / "measurements.csv", out / "measurements.csv.partial"
     model = segmenter.model
     collection = Collection(
         {name: path for path, name in files.items()}, window=model.window, scale=model.scale
@@ -95,43 +98,21 @@ def predict(
     segmentation = _Segmentation(
         segmenter, collection, out, postprocess, consistency, overlays, spacing
     )
+    work: Work = {}
+    for path, name in files.items():
+        work.setdefault(collection.identity(path), []).append((path, name))
     try:
         out.mkdir(parents=True, exist_ok=True)
-        partial.write_text(segmentation.rows.header, encoding="utf-8")
+        ledger = Ledger(out, segmentation.identity)
     except OSError as error:
         raise RunError(
             f"{out}: cannot be written ({error.strerror}); choose another `out`"
         ) from error
-    with open(partial, "ab", buffering=0) as file:  # nothing is left to write on closing
-        for done, (path, name) in enumerate(
-            track(files.items(), "Segmenting", console=console, transient=True)
-        ):
-            try:
-                content, unwritten = segmentation.of_file(path, name)
-                problems += unwritten
-                if file.write(content) < len(content):  # a disk that fills up takes a part first
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except DataError as error:
-                problems.append(str(error))
-            except (ValueError, MemoryError) as error:  # such as of a NIfTI header full of nan
-                problems.append(f"{path}: cannot be segmented ({reason(error)})")
-            except OSError as error:  # of writing, for reading has its own
-                if error.errno == errno.ENAMETOOLONG:
-                    problems.append(
-                        f"{path}: its name is too long for files made from it; shorten it"
-                    )
-                    continue
-                problems.append(
-                    f"{out}: cannot be written ({error.strerror}); {len(files) - done} of "
-                    f"{len(files)} files are not done, {path} the first of them: make room, and "
-                    "segment those into another `out`"
-                )
-                break
-    try:
-        problems += segmentation.close()
-    except OSError as error:
-        problems.append(f"{out}: cannot be written ({error.strerror}); choose another `out`")
-    os.replace(partial, table)
+    with contextlib.closing(ledger):
+        if done := sum(len(work[key]) for key in work.keys() & ledger.records):
+            again = f"to do them again, remove {out} or choose another folder"
+            console.print(f"{done} of {len(files)} are segmented already; {again}", markup=False)
+        problems += segmentation.of_rest(work, ledger, console)
     _tell_scales(segmentation.scales, console)
     return problems
 
@@ -148,13 +129,65 @@ class _Segmentation:
     overlays: bool
     spacing: float | None
     scales: list[tuple[float, Path]] = field(default_factory=list)
-    writers: dict[Path, LabelWriter] = field(default_factory=dict)  # of series that are not whole
 
     def __post_init__(self) -> None:
         self.rows = _Rows(self.segmenter.classes)
 
-    def of_file(self, path: Path, name: str) -> tuple[bytes, list[str]]:
-        """Segment a file; return its rows of the table, and what could not be written."""
+    def of_rest(self, work: Work, ledger: Ledger, console: Console) -> list[str]:
+        """Segment what no process has, write the table of all; return what went wrong."""
+        left = len(work.keys() - ledger.records)
+        taken = track(ledger.take(work), "Segmenting", left, console=console, transient=True)
+        problems = []
+        try:
+            for key, files in taken:
+                ledger.write(key, self.of_series(files))
+        except OSError as error:  # of writing, for reading has its own
+            rest = [file for key in work if key not in ledger.records for file in work[key]]
+            problems.append(
+                f"{self.out}: cannot be written ({error.strerror}); {len(rest)} of "
+                f"{sum(map(len, work.values()))} files are not done, {rest[0][0]} the first of "
+                "them: make room, and give the same command again"
+            )
+        # Whoever ends has the records of all, and so the same table.
+        records = [ledger.records[key] for key in work if key in ledger.records]
+        table = self.rows.header + "".join(rows for rows, _ in records)
+        try:
+            write_atomically(self.out / "measurements.csv", table)
+        except OSError as error:
+            problems.append(f"{error.filename}: cannot be written ({error.strerror}); make room")
+        return problems + [problem for _, found in records for problem in found]
+
+    @property
+    def identity(self) -> str:
+        """Digits that stand for network and options: what was made with others is done anew."""
+        network = self.segmenter.network
+        options = (self.postprocess, self.consistency, self.overlays, self.spacing)
+        about = (tcwarp.__version__, self.segmenter.model, network, options)
+        digest = hashlib.sha256(repr(about).encode())
+        for tensor in network.state_dict().values():
+            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
+
+    def of_series(self, files: Sequence[tuple[Path, str]]) -> tuple[str, list[str]]:
+        """Segment what is written together; return rows of the table, and what went wrong.
+
+        OSError is of a disk that is full or cannot be written.
+        """
+        rows, problems, writers = "", list[str](), dict[Path, LabelWriter]()
+        for path, name in files:
+            with _noted(path, problems):
+                text, writers[path] = self._segment(path, name)
+                rows += text
+        series = self.collection.series(files[0][0])
+        first, *others = [writers[path] for path in series if path in writers] or [None]
+        if first is not None:
+            with _noted(first.path, problems):
+                first.others = others
+                problems += first.close()
+                return rows, problems
+        return "", problems
+
+    def _segment(self, path: Path, name: str) -> tuple[str, LabelWriter]:
         model = self.segmenter.model
         writer = LabelWriter(path, name, self.out, model.classes, model.values)
         measured = []
@@ -173,25 +206,22 @@ class _Segmentation:
                 write_into(overlay, png(outlined(picture.pixels, masks, at_most=OVERLAY)))
             measured.append(_measure(picture, masks, prediction, model.classes))
             self.scales.append((_scale(model, picture), path))
-        return self.rows.text(measured).encode(), self._written(path, writer)
+        return self.rows.text(measured), writer
 
-    def _written(self, path: Path, writer: LabelWriter) -> list[str]:
-        """Write what was found in a file, or keep it until its series is whole."""
-        self.writers[path] = writer
-        series = self.collection.series(path)
-        return self._close(series) if self.writers.keys() >= set(series) else []
 
-    def _close(self, series: Iterable[Path]) -> list[str]:
-        first, *others = [self.writers.pop(path) for path in series if path in self.writers]
-        first.others = others
-        return first.close()
-
-    def close(self) -> list[str]:
-        """Write what is kept: of series of which a file could not be read."""
-        problems = []
-        while self.writers:
-            problems += self._close(self.collection.series(next(iter(self.writers))))
-        return problems
+@contextlib.contextmanager
+def _noted(path: Path, problems: list[str]) -> Iterator[None]:
+    """Note what is wrong with one file, which stops no others."""
+    try:
+        yield
+    except DataError as error:
+        problems.append(str(error))
+    except (ValueError, MemoryError) as error:  # such as of a NIfTI header full of nan
+        problems.append(f"{path}: cannot be segmented ({reason(error)})")
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        problems.append(f"{path}: its name is too long for files made from it; shorten it")
 
 
 def _pairs(

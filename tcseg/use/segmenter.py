@@ -153,10 +153,10 @@ class Segmenter:
         for image in images:
             batch.append(self._channels(image))
             if len(batch) == batch_size:
-                yield from self._predict_batch(batch, consistency)
+                yield from self._predict_batch(batch, consistency, batch_size)
                 batch = []
         if batch:
-            yield from self._predict_batch(batch, consistency)
+            yield from self._predict_batch(batch, consistency, batch_size)
 
     def _channels(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring an image to the number of channels that the network takes."""
@@ -171,7 +171,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def _predict_batch(
-        self, batch: list[NDArray[np.float32]], consistency: bool
+        self, batch: list[NDArray[np.float32]], consistency: bool, batch_size: int
     ) -> Iterator[Prediction]:
         places = [
             Placement.of((image.shape[1], image.shape[2]), self.model.size) for image in batch
@@ -181,27 +181,34 @@ class Segmenter:
         most = (1 << self.model.bits) - 1
         images = torch.from_numpy(np.floor(fitted * most + 0.5)).to(self.device) / most
         answers = self.network(images)
-        agreement = self._consistency(images) if consistency else [None] * len(batch)
+        agreement: list[float | None] = [None] * len(batch)
+        if consistency:
+            agreement = self._consistency(images, batch_size)
         squares = answers.float().cpu().numpy()
         for place, square, score in zip(places, squares, agreement, strict=True):
             masks = place.restore_masks(square, disjoint=self.model.values is not None)
             yield Prediction(masks, score, partial(place.restore, square[:-1]))
 
-    def _consistency(self, images: Tensor) -> list[float | None]:
+    def _consistency(self, images: Tensor, batch_size: int) -> list[float | None]:
         """Return the mean IOU of predictions under pairs of deformations, for each image."""
         generator = Generator(self.device).manual_seed(0)
-        size = (images.shape[-2], images.shape[-1])
+        size, count = (images.shape[-2], images.shape[-1]), len(images)
+        draws = [DEFORMATION.sample(count, size, generator) for _ in range(2 * PAIRS)]
         scores = []
-        for _ in range(PAIRS):
-            t1, t2 = (DEFORMATION.sample(len(images), size, generator) for _ in range(2))
-            first, second = (
-                found(self.network, self.network(t.image(images)))[:, :-1] for t in (t1, t2)
+        some = 2 * max(1, batch_size // (2 * count))  # go through the network at once
+        for part in (draws[start : start + some] for start in range(0, len(draws), some)):
+            views = torch.cat([t.image(images) for t in part]).split(max(batch_size, count))
+            marked = torch.cat([found(self.network, self.network(v))[:, :-1] for v in views]).split(
+                count
             )
-            first = align(t1, t2, first)
-            union = (first | second).sum(dim=(2, 3))
-            shared = (first & second).sum(dim=(2, 3))
-            # What is found in neither view says nothing; found in none, there is no score.
-            scores.append(torch.where(union == 0, torch.nan, shared / union.clamp(min=1)))
+            for t1, t2, first, second in zip(
+                part[::2], part[1::2], marked[::2], marked[1::2], strict=True
+            ):
+                first = align(t1, t2, first)
+                union = (first | second).sum(dim=(2, 3))
+                shared = (first & second).sum(dim=(2, 3))
+                # What is found in neither view says nothing; found in none, there is no score.
+                scores.append(torch.where(union == 0, torch.nan, shared / union.clamp(min=1)))
         means = torch.cat(scores, dim=1).nanmean(dim=1).tolist()
         return [None if math.isnan(mean) else mean for mean in means]
 
@@ -236,7 +243,11 @@ def load(
     model = Model.load(folder.path)
     module = model.build(folder.path, network)
     load_weights(module, weights, folder.path, model.network)
-    return Segmenter(module, model, resolve_device(device))
+    place = resolve_device(device)
+    if place == torch.device("cuda"):  # processes that torchrun started take one each
+        rank = int(os.environ.get("LOCAL_RANK", 0))
+        place = torch.device("cuda", rank % torch.cuda.device_count())
+    return Segmenter(module, model, place)
 
 
 def load_with_data(

@@ -236,7 +236,7 @@ def test_png(segmenter, tmp_path):
     assert float(first["cardiothoracic ratio"]) == pytest.approx(16 / 48, rel=1e-4)
     assert 0 < float(first["consistency"]) <= 1
     assert second["height"] == "64"
-    assert {path.name for path in out.iterdir()} == {*CLASSES, "overlays", "measurements.csv"}
+    assert {path.name for path in out.glob("[!.]*")} == {*CLASSES, "overlays", "measurements.csv"}
 
 
 # ---- label maps -----------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_masks_of_values_give_label_maps_of_the_same(valued, tmp_path):
     image, masks = chest()
     Image.fromarray(image).save(tmp_path / "a.png")
     assert predict(valued, [tmp_path / "a.png"], tmp_path / "out", console=QUIET) == []
-    names = {path.name for path in (tmp_path / "out").iterdir()}
+    names = {path.name for path in (tmp_path / "out").glob("[!.]*")}
     assert names == {"labels", "overlays", "measurements.csv"}
     found = Image.open(tmp_path / "out" / "labels" / "a.png")
     assert np.array_equal(np.asarray(found), expected_labels(masks))
