@@ -1,11 +1,17 @@
-"""Damaged files, and trainings that are killed: `make torture MINUTES=10`.
+"""Damaged files, hostile folders, odd arguments, killed trainings: `make torture MINUTES=10`.
 
 Small valid files of every kind that tcseg reads are damaged at random and read again: what may come
-is a result or an error of one line, in little time and memory. In turn a tiny training is stopped
-by signals at random and resumed until it is finished: its weights must be those of one that was
-never stopped, bit for bit. Prints how many were tried; ends with 1 if anything else came.
+is a result or an error of one line, in little time and memory. Folders of links, pipes and odd
+names are segmented: no good image may be missing. Operators get the arguments of
+`tests/tcwarp/test_fuzz.py`, from other seeds. In turn a tiny training is stopped by signals at
+random and resumed until it is finished: its weights must be those of one that was never stopped,
+bit for bit. Each part runs in processes of its own: one that crashes or hangs is a failure, and the
+others go on. Prints how many were tried; ends with 1 if anything else came.
 """
 
+import csv
+import multiprocessing
+import multiprocessing.connection
 import os
 import random
 import resource
@@ -16,16 +22,22 @@ import sys
 import tempfile
 import time
 import warnings
+import zlib
 from collections import Counter
 from pathlib import Path
 
+import hypothesis
 import nibabel
 import numpy as np
 import SimpleITK
+import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.numpy import load_file
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+sys.path.insert(0, str(Path(__file__).parent / "tcwarp"))
+import test_fuzz
 from made_up import write_dicom
 from tiny import TINY
 
@@ -36,12 +48,32 @@ from tcseg.io.planes import read_planes
 from tcseg.runs.config import Config
 from tcseg.runs.folder import RunFolder
 from tcseg.runs.model import Model
+from tcseg.use.predict import predict
 from tcseg.use.report import report
+from tcseg.use.segmenter import Segmenter
 
+# Parts, and how often each is tried in one process.
+PARTS = {"image": 200, "data_set": 20, "run_folder": 20, "tree": 5, "operators": 1, "chain": 1}
+PATIENCE = 600  # seconds for one such process
+EXAMPLES = 100  # of arguments, for each test of operators
 SECONDS = 20  # for one file, on a busy machine
 MEMORY = 4 * 2**30
 MOST_SIGNALS = 12  # of one chain: a slow machine comes to its end as well
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+NAMES = (
+    *(b"a.png", b"b.dcm", b"a.b.c.png", b"=cmd.png", b"-rf.png", b"~.png", b" .png", b"*?[a].png"),
+    *(b"bad\xff.png", b"new\nline.png", b"clear\x1b[2J.png", b"%s{0}`.png", b"'\".png"),
+    *(
+        "\u202e\u00fc\U0001f40d.png".encode(),
+        b"x" * 235 + b".png",
+        b".hidden.png",
+        b"none",
+        b"d",
+        b"e",
+    ),
+)
+LINKS = (b".", b"..", b"missing", b"a.png", b"d", b"../d", b"/dev/zero", b"/dev/stdin")
+FORK = multiprocessing.get_context("fork")
 
 
 def make_images(folder: Path) -> None:
@@ -82,6 +114,25 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
         else:
             result[at:at] = chance.randbytes(chance.randrange(1, 5))
     return bytes(result)
+
+
+def mended(content: bytes) -> bytes:
+    """Put the checksums of a PNG file right, without which no more of it is looked at."""
+    result, at = bytearray(content), 8
+    while at + 12 <= len(result):
+        end = at + 8 + int.from_bytes(result[at : at + 4])
+        result[end : end + 4] = zlib.crc32(result[at + 4 : end]).to_bytes(4)
+        at = end + 4
+    return bytes(result)
+
+
+class Bright(torch.nn.Module):
+    """Finds what is bright."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return grey levels as probabilities."""
+        grey = images.mean(dim=1, keepdim=True)
+        return torch.cat([grey, 1 - grey], dim=1)
 
 
 class Torture:
@@ -137,7 +188,10 @@ class Torture:
         """Damage an image, and read it as image and as mask."""
         source = self.chance.choice(sorted(self.images.iterdir()))
         path = self.folder / f"damaged-{source.name}"
-        path.write_bytes(damaged(source.read_bytes(), self.chance))
+        content = damaged(source.read_bytes(), self.chance)
+        if source.suffix == ".png" and self.chance.random() < 0.8:
+            content = mended(content)
+        path.write_bytes(content)
         self.expect("image", lambda p: list(read_pictures(p)), path)
         self.expect("mask", read_planes, path)
         path.unlink()
@@ -154,6 +208,75 @@ class Torture:
         victim.write_bytes(damaged(victim.read_bytes(), self.chance))
         self.expect("data set", lambda _: load_dataset("folder", root=root, size=32), victim)
         shutil.rmtree(root)
+
+    def tree(self) -> None:
+        """Segment a folder of odd names, links, pipes and deep folders; then again."""
+        root, out = self.folder / "tree", self.folder / "found"
+        root.mkdir()
+        good = self.grow(root)
+        model = Model("unet", "float32", ("bright",), channels=1, size=32)
+        segmenter = Segmenter(Bright(), model, torch.device("cpu"))
+        tables = []
+
+        def segment(_: Path) -> None:
+            quiet = Console(quiet=True)
+            problems = predict(segmenter, [root], out, consistency=False, console=quiet)
+            with open(out / "measurements.csv", newline="") as file:
+                tables.append([row["file"] for row in csv.DictReader(file)])
+            done = [os.path.realpath(name) for name in tables[-1]]
+            told = "\n".join(problems)
+            missing = [p for p in good if os.path.realpath(p) not in done and p.name not in told]
+            if missing or tables[0] != tables[-1] or len({*tables[-1]}) < len(tables[-1]):
+                raise AssertionError(f"missing {missing}, tables {tables}")
+
+        for what in ("folder", "folder again"):
+            self.expect(what, segment, root)
+        # Python's own removal calls itself for each folder in a folder.
+        subprocess.run(["rm", "-rf", root, out], check=True)
+
+    def grow(self, root: Path) -> list[Path]:
+        """Fill a folder with anything; return the images that must be found."""
+        chance, places, good = self.chance, [root], []
+        valid = (self.images / "a.png").read_bytes()
+        for _ in range(chance.randrange(1, 40)):
+            path = Path(
+                os.fsdecode(os.fsencode(chance.choice(places)) + b"/" + chance.choice(NAMES))
+            )
+            what = chance.choice(("image", "image", "damaged", "folder", "deep", "link", "pipe"))
+            if os.path.lexists(path):
+                continue
+            if what == "image":
+                path.write_bytes(valid)
+                below = path.relative_to(root)
+                seen = not any(part.startswith(".") for part in below.parts)
+                if seen and path.suffix == ".png" and str(path).isprintable():
+                    good.append(path)
+            elif what == "damaged":
+                path.write_bytes(damaged(valid, chance))
+            elif what == "pipe":
+                os.mkfifo(path)
+            elif what == "link":
+                os.symlink(chance.choice(LINKS), os.fsencode(path))
+            else:
+                for _ in range(1 if what == "folder" else chance.randrange(2, 60)):
+                    path.mkdir()
+                    places.append(path)
+                    path /= "d"
+        return good
+
+    def operators(self) -> None:
+        """Call operators with odd arguments, from a seed of their own."""
+        tests = [f for name, f in vars(test_fuzz).items() if hasattr(f, "hypothesis")]
+        settings = hypothesis.settings(
+            max_examples=EXAMPLES,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        for test in tests:
+            test = hypothesis.seed(self.chance.getrandbits(32))(settings(test))
+            self.expect("operators", test)
+            self.tried["operators"] += EXAMPLES - 1
 
     def run_folder(self) -> None:
         """Damage a file of a run, and read the run."""
@@ -207,6 +330,40 @@ class Torture:
             self.note("chain", f"left over: {left}", ())
         shutil.rmtree(out)
 
+    def apart(self, part: str, seed: int, end: float) -> None:
+        """Try a part in a process of its own; that it ends otherwise is a failure."""
+        ours, theirs = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=self.work, args=(theirs, part, seed, end))
+        process.start()
+        theirs.close()
+        try:
+            if not ours.poll(PATIENCE):
+                raise EOFError
+            tried, failures = ours.recv()
+            self.tried += tried
+            self.failures += failures
+        except EOFError:
+            process.kill()
+            process.join()
+            why = f"process of seed {seed} lost or hung, exit status {process.exitcode}"
+            self.note(part, why, tuple(sorted(self.folder.rglob("damaged-*"))))
+        process.join()
+        ours.close()
+
+    def work(
+        self, result: multiprocessing.connection.Connection, part: str, seed: int, end: float
+    ) -> None:
+        """Try a part; send counts and failures."""
+        torch.set_num_threads(1)
+        self.chance, self.tried, self.failures = random.Random(seed), Counter(), []
+        with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as folder:
+            self.folder = Path(folder)
+            shutil.copy(self.run.parent / "tiny.toml", folder)
+            for _ in range(PARTS[part]):
+                if time.monotonic() < end:
+                    getattr(self, part)()
+        result.send((self.tried, self.failures))
+
 
 def main() -> int:
     """Torture for some minutes; print the counts."""
@@ -217,13 +374,9 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         torture = Torture(seed, Path(folder))
-        kinds = (*[torture.image] * 200, *[torture.data_set] * 20, *[torture.run_folder] * 20)
         while time.monotonic() < end:
-            for kind in torture.chance.sample(kinds, len(kinds)):
-                if time.monotonic() > end:
-                    break
-                kind()
-            torture.chain()
+            for part in PARTS:
+                torture.apart(part, torture.chance.getrandbits(32), end)
     for what, count in sorted(torture.tried.items()):
         print(f"{what:20} {count:7}")
     print(f"{'failures':20} {len(torture.failures):7}")

@@ -50,7 +50,9 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview | str) -> None:
+def write_atomically(
+    path: str | os.PathLike[str], content: bytes | memoryview | str, *, alone: bool = False
+) -> None:
     """Replace `path` by `content` in one step.
 
     The content goes to a temporary file in the same folder, reaches the disk, and is renamed.
@@ -61,6 +63,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview |
         The file to write; its folder must exist.
     content
         Bytes, or text that is written as UTF-8.
+    alone
+        Whether nobody else can be writing it: a temporary file that a kill left is then reused.
 
     Raises
     ------
@@ -71,7 +75,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview |
     data = content.encode() if isinstance(content, str) else content
     # Random digits keep two writers apart, whose process ids may be equal on two machines; the
     # leading dot marks it as no part of a run.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:6]}.tmp")
+    temporary = path.with_name(f".{path.name}.{'tcseg' if alone else uuid.uuid4().hex[:6]}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)

@@ -197,11 +197,11 @@ class LabelWriter:
 
 
 def write_into(path: Path, content: bytes | memoryview) -> None:
-    """Write a file in one step, and make its folder."""
+    """Write a file that is nobody else's in one step, and make its folder."""
     if not path.parent.is_dir():
         for folder in reversed(path.parents):  # mkdir(parents=True) would call itself for each
             folder.mkdir(exist_ok=True)
-    write_atomically(path, content)
+    write_atomically(path, content, alone=True)
 
 
 def _palette(values: Sequence[int]) -> list[int]:

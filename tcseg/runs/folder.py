@@ -126,16 +126,20 @@ class RunFolder:
             import fcntl
         except ImportError:  # not on every system; then nothing is locked
             return
+        lock = self.path / ".lock"
         try:  # a link could lead to any file
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-            self._lock_file = os.fdopen(os.open(self.path / ".lock", flags, 0o666), "r+")
+            self._lock_file = os.fdopen(os.open(lock, flags, 0o666), "r+")
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-            raise RunError(f"{self.path / '.lock'} is a link to another file; remove it") from error
+            raise RunError(f"{lock} is a link to another file; remove it") from error
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # Not of a file that its last owner has removed meanwhile, on ending.
+            if not os.path.samestat(os.fstat(self._lock_file.fileno()), os.stat(lock)):
+                raise FileNotFoundError
+        except (BlockingIOError, FileNotFoundError) as error:
             self._lock_file.close()
             message = f"{self.path} is being trained in by another process; choose another `out`"
             raise RunError(message) from error
@@ -308,9 +312,10 @@ class RunFolder:
             self._writer.close()
             self._writer = None
         if self._lock_file is not None:
-            self._lock_file.close()
             with contextlib.suppress(OSError):
-                (self.path / ".lock").unlink()
+                (self.path / ".lock").unlink()  # while it is ours still
+            self._lock_file.close()
+            self._lock_file = None
 
     def __enter__(self) -> Self:
         """Return the run itself."""

@@ -179,11 +179,10 @@ class _Segmentation:
                 text, writers[path] = self._segment(path, name)
                 rows += text
         series = self.collection.series(files[0][0])
-        first, *others = [writers[path] for path in series if path in writers] or [None]
-        if first is not None:
-            with _noted(first.path, problems):
-                first.others = others
-                problems += first.close()
+        if ordered := [writers[path] for path in series if path in writers]:
+            with _noted(ordered[0].path, problems):
+                ordered[0].others = ordered[1:]
+                problems += ordered[0].close()
                 return rows, problems
         return "", problems
 

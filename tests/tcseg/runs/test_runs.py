@@ -54,6 +54,21 @@ def test_what_a_kill_left_goes_with_the_next_resume_under_the_lock(run):
         assert not left.exists()
 
 
+def test_a_lock_whose_file_was_removed_meanwhile_is_none(run, monkeypatch):
+    opened = os.open
+
+    def open_late(path, *arguments):  # just before the owner, on ending, removes the file
+        file = opened(path, *arguments)
+        run.close()
+        return file
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="being trained in"):
+        patch.setattr(os, "open", open_late)
+        RunFolder.create(run.path, CONFIG, resume=True)
+    RunFolder.create(run.path, CONFIG, resume=True).close()
+    assert not (run.path / ".lock").exists()
+
+
 def test_a_run_that_never_began_may_begin_again(run):
     # Such as one stopped by an option that does not fit the data.
     other = replace(CONFIG, labelled=7)

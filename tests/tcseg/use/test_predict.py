@@ -512,10 +512,10 @@ def test_a_full_disk_costs_no_finished_work(segmenter, tmp_path):
         Image.fromarray(chest()[0]).save(tmp_path / f"{name}.png")
     write = tcseg.io.label_maps.write_atomically
 
-    def full(path, content):
+    def full(path, content, *, alone):
         if path.name == "c.png":
             raise OSError(28, "No space left on device", str(path))
-        write(path, content)
+        write(path, content, alone=alone)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tcseg.io.label_maps.write_atomically", full)
