@@ -16,6 +16,8 @@ def main() -> None:
             from tcseg.cli import main as command
     except MissingPackageError as error:
         sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Aborted!")  # as the command itself says later
     command(prog_name="tcseg")
 
 

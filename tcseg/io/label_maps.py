@@ -7,6 +7,7 @@ import gzip
 import io
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -198,9 +199,9 @@ class LabelWriter:
 
 def write_into(path: Path, content: bytes | memoryview) -> None:
     """Write a file that is nobody else's in one step, and make its folder."""
-    if not path.parent.is_dir():
-        for folder in reversed(path.parents):  # mkdir(parents=True) would call itself for each
-            folder.mkdir(exist_ok=True)
+    missing = list(takewhile(lambda folder: not folder.is_dir(), path.parents))
+    for folder in reversed(missing):  # mkdir(parents=True) would call itself for each
+        folder.mkdir(exist_ok=True)
     write_atomically(path, content, alone=True)
 
 
