@@ -13,7 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import _modes
-from ._checks import check_floating, check_sigma, check_tensor, lookup, without_autocast
+from ._checks import (
+    LONGEST_AXIS,
+    check_floating,
+    check_sigma,
+    check_tensor,
+    lookup,
+    without_autocast,
+)
 from ._modes import (
     along,
     are_many,
@@ -149,7 +156,8 @@ def gaussian_smooth(
         return input.clone()
     dtype = input.dtype if input.element_size() >= 4 else torch.float32
 
-    reach = [reach_of(axis_sigma) for axis_sigma in sigmas]
+    # No axis is longer, and tensors hold no longer reaches.
+    reach = [min(reach_of(axis_sigma), LONGEST_AXIS) for axis_sigma in sigmas]
 
     def smooth(planes: Tensor) -> Tensor:
         beyond = None if _is_finite(planes) else _infinities(planes, reach)

@@ -382,6 +382,11 @@ def test_nan_and_infinities_reach_as_far_as_in_scipy(device, modes_by, boundary,
     assert_close(smoothed, expected, "gaussian_smooth", atol=1e-12)
 
 
+def test_an_infinity_reaches_everywhere_where_sigma_is_beyond_all_integers(device):
+    image = torch.tensor([[[1.0, torch.inf, 2.0]]], device=device)
+    assert tcwarp.gaussian_smooth(image, 1e30).isposinf().all()
+
+
 @pytest.mark.parametrize("sigma", [0.5, 2.0, 5.0, 40.0])
 def test_smoothed_values_stay_in_the_range_of_their_image(device, modes_by, sigma):
     image = (torch.rand(2, 3, 64, 64, device=device) > 0.5).float()
