@@ -54,8 +54,10 @@ def check(
     channels, height, width = dataset.images.shape[1:]
     size = "" if dataset.extents is None else "their own size, up to "
     without = 0 if dataset.annotated is None else len(dataset) - len(dataset.annotated)
+    kinds = {1: "grey images", 3: "colour images"}
+    images = kinds.get(channels * dataset.files, f"images of {channels} channels")
     console.print(
-        f"{len(dataset)} {'colour' if channels == 3 else 'grey'} images read at "
+        f"{len(dataset)} {images} read at "
         f"{size}{height} x {width} pixels{_spacing(dataset)}: "
         f"{len(dataset) - without} with masks, {without} without",
         markup=False,

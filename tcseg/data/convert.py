@@ -58,6 +58,8 @@ def convert(root: Path, out: Path, *, nnunet: bool = False, **reading: Any) -> N
     try:
         part.mkdir(parents=True)
         layout = folder.find(root, reading.get("mask_pattern"), Problems())
+        if layout.channels:
+            raise DataError("folder: images with a file for each channel are not converted")
         masks = mask_reader(root, layout, Problems())
         if nnunet:
             _write_nnunet(layout.images, masks, part)
@@ -113,6 +115,8 @@ def _write_nnunet(images: dict[str, Path], masks: Masks, part: Path) -> None:
     for name, path in images.items():
         case, kind, picture = name.replace("/", "_"), suffix(path), next(read_pictures(path))
         content = path.read_bytes()
+        if len(picture.pixels) not in (1, 3):
+            raise DataError(f"{path}: nnU-Net wants a file for each channel; save it so")
         if kind in PLAIN and picture.plane is None and picture.bits == 8:
             levels = as_levels(picture.pixels, np.uint8).transpose(1, 2, 0)
             content, kind = png(levels[..., 0] if levels.shape[2] == 1 else levels), ".png"

@@ -114,8 +114,8 @@ class Dataset:
     classes
         Structures, in the order of their masks.
     images
-        uint8 or, where files have more bits, uint16 (n, C, H, W), C 1 or 3; from 0 to the largest
-        number. Radiographs with bone bright.
+        uint8 or, where files have more bits, uint16 (n, C, H, W), C 3 for colour; from 0 to the
+        largest number. Radiographs with bone bright.
     masks
         uint8 (n, B, H, W), as of `pack_masks`; after the classes, what is ignored may be packed.
     extents
@@ -133,6 +133,8 @@ class Dataset:
     volumes
         Name of the volume that each image is a plane of, in the order of its planes, None if it is
         none; if not given, what stands before the last slash of its id.
+    files
+        How many an image is in: as many as it has channels, perhaps.
     scale
         One grey scale of each ``"volume"``, or ``"image"`` as in earlier versions.
     slice_spacings
@@ -163,6 +165,7 @@ class Dataset:
     groups: list[str] | None = None
     grouped_by: str | None = None
     volumes: list[str | None] | None = None
+    files: int = 1
     scale: str = "volume"
     slice_spacings: list[float | None] | None = None
     annotated: list[int] | None = None

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,9 @@ def load(
     _check_axes(layout.images.values(), problems)
     masks = mask_reader(root, layout, problems)
     classes, exclusive = tuple(masks.structures), masks.values is not None
-    collection = Collection(layout.images, group, problems, window=window, scale=scale)
+    collection = Collection(
+        layout.images, group, problems, window=window, scale=scale, channels=layout.channels
+    )
 
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     pictures: list[Picture] = []  # without their pixels
@@ -85,6 +88,7 @@ def load(
     for path in track(collection.files, "Reading images", console=console, transient=True):
         try:
             for picture in collection.read(path):
+                _check_channels(picture, pixels, pictures)
                 shape = (picture.pixels.shape[1], picture.pixels.shape[2])
                 place = Placement.of(shape, size)
                 whole = masks.marked(picture)
@@ -125,6 +129,7 @@ def load(
         groups=[picture.group or picture.name for picture in pictures],
         grouped_by=collection.grouped_by,
         volumes=[picture.volume for picture in pictures],
+        files=max([1, *map(len, layout.channels.values())]),
         scale=scale,
         slice_spacings=[picture.slice_spacing for picture in pictures],
         annotated=annotated,
@@ -141,6 +146,18 @@ def _original(masks: Masks, pictures: Sequence[Picture], index: int) -> Original
     if whole is None:
         raise DataError(f"folder: {pictures[index].name} has no masks")
     return whole, pictures[index].spacing
+
+
+def _check_channels(
+    picture: Picture, pixels: Sequence[NDArray[Any]], pictures: Sequence[Picture]
+) -> None:
+    count = len(picture.pixels)
+    for known, first in zip(map(len, pixels[:1]), pictures, strict=False):
+        if count != known and {count, known} != {1, 3}:
+            raise DataError(
+                f"folder: {picture.path} has {count} channels, {first.path.name} has {known}; all "
+                "images must have the same, except grey beside colour"
+            )
 
 
 def _stacked(pixels: list[NDArray[np.unsignedinteger]]) -> NDArray[np.unsignedinteger]:

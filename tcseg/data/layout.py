@@ -44,6 +44,8 @@ class Layout:
         How masks are named, where not as their images, and how many are.
     drawn : Drawn
         Images that files of shapes draw on.
+    channels : dict of list of Path
+        By image file: all files of its channels, where these are several.
     """
 
     images: dict[str, Path]
@@ -51,6 +53,7 @@ class Layout:
     by_class: dict[str, dict[Path, list[Path]]] = field(default_factory=dict)
     naming: dict[str, int] = field(default_factory=dict)
     drawn: Drawn = field(default_factory=Drawn)
+    channels: dict[Path, list[Path]] = field(default_factory=dict)
 
     def add(self, masks: Iterable[tuple[str | None, str, Path]]) -> None:
         """Take masks of known images: class (None: of all classes), name of the image, file."""

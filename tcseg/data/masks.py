@@ -22,12 +22,7 @@ from tcseg.data.legend import Legend, read_legend
 from tcseg.data.nnunet import is_nnunet, nnunet_legend
 from tcseg.errors import DataError, Problems
 from tcseg.io.dicom import read_segments, segment_labels, text_of
-from tcseg.io.images import (
-    Picture,
-    exif_orientation,
-    is_dicom,
-    orientation,
-)
+from tcseg.io.images import Picture, exif_orientation, is_dicom, orientation
 from tcseg.io.planes import Planes, greys_of_palette, is_smoothed, read_planes
 from tcseg.io.shapes import read_drawing
 
@@ -302,6 +297,7 @@ def _plane_of(planes: NDArray[np.generic], path: Path, picture: Picture) -> NDAr
         more = "only one" if picture.plane is None else "more"
         raise DataError(
             f"folder: {path} has {len(planes)} planes, its image {picture.path} has {more}"
+            + "; channels are the last of four axes" * (picture.path.suffix == ".npy")
         )
     plane, shape = planes[number], picture.pixels.shape[1:]
     if number == 0:  # the planes of a file lie alike

@@ -9,6 +9,7 @@ from typing import Any
 from tcseg.data.layout import Layout
 from tcseg.data.legend import Legend
 from tcseg.errors import DataError, Problems
+from tcseg.io.series import channels_by_case
 
 __all__ = ["is_nnunet", "nnunet_layout", "nnunet_legend"]
 
@@ -23,22 +24,19 @@ def is_nnunet(root: Path) -> bool:
 def nnunet_layout(root: Path, problems: Problems) -> Layout:
     """Find images and masks: CASE_0000.nii.gz and CASE.nii.gz, or another ending.
 
+    Further channels of an image are CASE_0001.nii.gz and so on.
+
     Raises
     ------
     DataError
-        If there are none, or images have several channels.
+        If there are none, or channels are missing.
     """
     ending = str(_description(root).get("file_ending", ".nii.gz"))
     files = sorted((root / IMAGES).glob(f"[!.]*{ending}"))
-    names = {path.name.removesuffix(ending): path for path in files}
-    images = {name[:-5]: path for name, path in names.items() if name.endswith("_0000")}
-    if len(images) < len(names):
-        other = next(path for name, path in names.items() if not name.endswith("_0000"))
-        raise DataError(
-            f"folder: {other} is another channel than _0000; images of several files are not read: "
-            "leave one channel, or join three of 8 bits as red, green and blue"
-        )
-    layout = Layout(images)
+    cases = channels_by_case({path.name.removesuffix(ending): path for path in files})
+    images = {name: channels[0] for name, channels in cases.items()}
+    several = {channels[0]: channels for channels in cases.values() if len(channels) > 1}
+    layout = Layout(images, channels=several)
     for name, path in images.items():
         if (mask := root / LABELS / f"{name}{ending}").is_file():
             layout.files[path] = mask

@@ -1,7 +1,8 @@
 """Pictures of what a network does: image, truth and prediction beside each other.
 
 Each `path` is a PNG file, written in one step into a folder that exists; `indices` are the cases of
-a data set to draw, and predictions bool (b, C + 1, H, W), background last, in their order.
+a data set to draw, and predictions bool (b, C + 1, H, W), background last, in their order. Of
+images of neither one nor three channels the first is shown.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Panel:
     Attributes
     ----------
     image
-        float (C, H, W) in [0, 1], C 1 or 3.
+        float (C, H, W) in [0, 1].
     masks
         bool (K, H, W), drawn as tinted areas with outlines; None for none.
     note
@@ -146,13 +147,15 @@ def save_grid(
     Parameters
     ----------
     rows
-        The images; rows may be shorter than the first.
+        The images; rows may be shorter than the first. Of many channels the first is shown, which
+        the title says.
     headings
         One for each column, or none.
     classes
         Names of the structures, in the order of the masks.
     """
-    columns = len(rows[0])
+    columns, channels = len(rows[0]), len(rows[0][0].image)
+    title += "" if channels in (1, 3) else f" (channel 1 of {channels})"
     width = columns * IMAGE + (columns - 1) * GAP + 2 * MARGIN
     shown = [panel.masks for row in rows for panel in row if panel.masks is not None]
     keys = [
@@ -215,7 +218,7 @@ def outlined(
     Parameters
     ----------
     image
-        float (C, H, W) in [0, 1], C 1 or 3.
+        float (C, H, W) in [0, 1].
     masks
         bool (K, H, W); None for none.
     at_least
@@ -234,7 +237,8 @@ def outlined(
     shape = (factor * image.shape[-2], factor * image.shape[-1])
     if at_most is not None and max(shape) > at_most:
         shape = Placement.of(shape, at_most).inner
-    large = [resize(plane.astype(np.float32), shape) for plane in image]
+    shown = image if len(image) == 3 else image[:1]
+    large = [resize(plane.astype(np.float32), shape) for plane in shown]
     picture = np.stack(large * (3 // len(large)), axis=-1)
     thickness = max(1, round(min(shape) / 200))
     drawn = []

@@ -35,11 +35,12 @@ _NO_AXES = re.compile(rb"NDims\s*+[=:]?+\s*+(?!\d\s)")
 
 
 def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, float | None]:
-    """Read planes (planes, H, W), or in colour (planes, H, W, C).
+    """Read planes (planes, H, W), or of several channels (planes, H, W, C).
 
     With height and width of a pixel and the distance of planes in mm, where the file says them.
     An array of three axes is a stack of planes; with 3 or 4 at the end and 8 bits, a picture in
-    colour. Values are read from files that may come from anybody: nothing else is.
+    colour. Four channels of 8 bits are colours and alpha, which is left out. Values are read from
+    files that may come from anybody: nothing else is.
     """
     if path.suffix.lower() == ".npy":
         # Mapped: a header that promises more than there is takes no memory.
@@ -47,6 +48,7 @@ def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, fl
         check_pixels(path, values.shape)
         between = None
         colour = values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8
+        several = values.ndim == 4 or colour
     else:
         reader = _itk_reader(path)
         reader.ReadImageInformation()
@@ -54,18 +56,20 @@ def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, fl
         image = reader.Execute()
         with needs("itk"):
             import SimpleITK
-        values, colour = (
+        values, several = (
             SimpleITK.GetArrayFromImage(image),
             image.GetNumberOfComponentsPerPixel() > 1,
         )
         width, height, *others = image.GetSpacing()
         spacing, between = (height, width), (others[0] if others else None)
-    if values.ndim == 2 + colour:
+    if values.ndim == 2 + several:
         values = values[None]
-    if values.ndim != 3 + colour or 0 in values.shape or values.dtype.kind not in "buif":
+    if several and values.shape[-1] == 4 and values.dtype == np.uint8:
+        values = values[..., :3]
+    if values.ndim != 3 + several or 0 in values.shape or values.dtype.kind not in "buif":
         raise DataError(
             f"{path}: has shape {values.shape} of {values.dtype}; expected numbers, (H, W), "
-            "(planes, H, W), or (H, W, 3) of 8 bits for colour"
+            "(planes, H, W), (planes, H, W, channels), or (H, W, 3) of 8 bits for colour"
         )
     return values, spacing, between
 

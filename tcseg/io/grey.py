@@ -13,6 +13,8 @@ from tcseg.io.windows import Limits
 
 __all__ = ["as_levels", "as_pixels", "tails"]
 
+MOST_CHANNELS = 64
+
 # Beyond these fractions of the pixels, values of more than 8 bits are cut off: a few hot pixels, a
 # burnt-in label or metal would leave the rest in a tenth of the range.
 TAILS = (0.1, 99.9)
@@ -33,17 +35,17 @@ def as_levels(pixels: Pixels, kind: type[np.unsignedinteger]) -> NDArray[np.unsi
     return (pixels * np.iinfo(kind).max + 0.5).astype(kind)
 
 
-def as_pixels(values: NDArray[Any], limits: Limits | None = None) -> Pixels:
+def as_pixels(values: NDArray[Any], limits: Limits | Sequence[Limits] | None = None) -> Pixels:
     """Bring an image of any number type into [0, 1], as float32 (C, H, W).
 
     Parameters
     ----------
     values
-        (H, W), (H, W, 3) or (H, W, 4), whose last channel is left out. NaN counts as the lowest
-        level.
+        (H, W) or (H, W, C), up to 64 channels. NaN counts as the lowest level.
     limits
-        What is to be black and white. If it is not given, 8 bits keep their levels, booleans are 0
-        and 1, and of anything wider the range between its tails is stretched.
+        What is to be black and white, of all channels or, in a list, of each. If it is not given, 8
+        bits keep their levels, booleans are 0 and 1, and of anything wider the range between its
+        tails is stretched: of three channels together, as of colours, of others each.
 
     Raises
     ------
@@ -51,13 +53,16 @@ def as_pixels(values: NDArray[Any], limits: Limits | None = None) -> Pixels:
         If the shape is another one, or a side is 0.
     """
     values = np.asarray(values)
-    colour = values.ndim == 3 and values.shape[2] in (3, 4)
-    if not (values.ndim == 2 or colour) or 0 in values.shape:
+    several = values.ndim == 3 and values.shape[2] <= MOST_CHANNELS
+    if not (values.ndim == 2 or several) or 0 in values.shape:
         raise ValueError(
-            f"an image must have the shape (H, W), (H, W, 3) or (H, W, 4), got {values.shape}"
+            f"an image must have the shape (H, W) or (H, W, C) of at most {MOST_CHANNELS} channels,"
+            f" got {values.shape}"
         )
-    if colour:
-        values = values[..., :3]
+    if several and (values.shape[2] != 3 or isinstance(limits, list)):
+        each = limits if isinstance(limits, list) else [limits] * values.shape[2]
+        channels = np.moveaxis(values, 2, 0)
+        return np.concatenate([as_pixels(c, part) for c, part in zip(channels, each, strict=True)])
     if limits is None and values.dtype == np.uint8:
         levels = values.astype(np.float32)
         levels /= 255  # in place: images may be large
@@ -72,4 +77,4 @@ def as_pixels(values: NDArray[Any], limits: Limits | None = None) -> Pixels:
         wide -= low
         wide /= high - low if high > low else 1
         levels = wide.astype(np.float32, copy=False)
-    return np.ascontiguousarray(levels.transpose(2, 0, 1) if colour else levels[None])
+    return np.ascontiguousarray(levels.transpose(2, 0, 1) if several else levels[None])

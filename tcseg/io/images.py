@@ -10,7 +10,7 @@ import io
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from tcseg.io.dicom import has_dicom_content, read_frames
 from tcseg.io.grey import as_pixels, tails
 from tcseg.io.limits import check_pixels
 from tcseg.io.placement import Pixels
-from tcseg.io.plain import open_plain
+from tcseg.io.plain import open_plain, read_channels
 from tcseg.io.windows import Limits
 
 PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
@@ -53,7 +53,7 @@ class Picture:
     name : str
         Stem of its file; of one of several planes with its number, as in ``"ct/012"``.
     pixels : float32 (C, H, W)
-        Grey levels in [0, 1], one channel or three (red, green, blue).
+        Grey levels in [0, 1], of one channel, three (red, green, blue), or any number.
     spacing : (float, float) or None
         Height and width of a pixel in mm, where the file says.
     path : Path
@@ -150,6 +150,8 @@ def read_pictures(
             yield from _read_stack(path, limits, *read_volume(path))
         elif kind in ARRAYS:
             yield from _read_stack(path, limits, *read_array(path))
+        elif kind in (".tif", ".tiff") and (channels := read_channels(path)) is not None:
+            yield from _read_stack(path, limits, channels[0], _tiff_spacing(channels[1]))
         elif kind in PLAIN:
             yield from _read_plain(path, limits, scale)
         elif is_dicom(path):
@@ -184,7 +186,7 @@ def _read_plain(path: Path, limits: Limits | None, scale: str) -> Iterator[Pictu
     given = limits is not None
     with open_plain(path) as file:
         count = getattr(file, "n_frames", 1) if suffix(path) in (".tif", ".tiff") else 1
-        spacing = _tiff_spacing(file)
+        spacing = _tiff_spacing(getattr(file, "tag_v2", {}))
         if limits is None and scale == "volume" and count > 1:
             values = [page for k in range(count) if (page := _page(file, k)).dtype.itemsize > 1]
             limits = tails(values) if values else None
@@ -215,12 +217,11 @@ def _page(file: Image.Image, number: int) -> NDArray[Any]:
     return np.asarray(picture)
 
 
-def _tiff_spacing(file: Image.Image) -> tuple[float, float] | None:
+def _tiff_spacing(tags: Mapping[int, Any]) -> tuple[float, float] | None:
     """Return the size of a pixel as microscopes say it, by ImageJ or OME.
 
     The resolution that other TIFF files have is one for printing.
     """
-    tags = getattr(file, "tag_v2", {})
     text = str(tags.get(270, ""))
     sizes: list[float] = []
     try:
@@ -266,6 +267,8 @@ def read_volume(
 ) -> tuple[NDArray[Any], tuple[float, float] | None, float | None]:
     """Read a NIfTI file as planes (planes, H, W), as viewers show them.
 
+    Or (planes, H, W, C): channels are along the fifth axis, time would be along the fourth.
+
     With the height and width of a pixel and the distance of planes in mm, where it says them. Rows
     run along the second axis of the file, the first row at its end.
     """
@@ -281,17 +284,19 @@ def read_volume(
         volume = volume[..., None]
     if volume.dtype.fields is not None:
         raise DataError(f"{path}: holds colours, which are read from PNG or TIFF only; convert it")
-    if volume.ndim != 3 or 0 in volume.shape:
+    if volume.ndim == 5 and volume.shape[3] == 1:
+        volume = volume[..., 0, :]
+    elif volume.ndim != 3 or 0 in volume.shape:
         raise DataError(
-            f"{path}: has shape {image.shape}; expected a plane or a volume: save each time or "
-            "channel as a file of its own"
+            f"{path}: has shape {image.shape}; expected a plane or a volume: save each time as a "
+            "file of its own, and channels along the fifth axis or in files as nnU-Net wants them"
         )
     unit = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
     width, height, *others = (float(zoom) * unit for zoom in image.header.get_zooms())
     known = [size if 0 < size < math.inf else None for size in (height, width, *others[:1])]
     spacing = None if None in known[:2] else (height, width)
     distance = known[2] if len(known) > 2 else None
-    return volume.transpose(2, 1, 0)[:, ::-1], spacing, distance
+    return volume.swapaxes(0, 2)[:, ::-1], spacing, distance
 
 
 def orientation(path: Path) -> str | None:
@@ -313,20 +318,26 @@ def exif_orientation(path: Path) -> int:
     """Return how a file is to be turned to be seen upright, 1 (not at all) to 8, as EXIF says."""
     if suffix(path) not in PLAIN:
         return 1
-    with open_plain(path) as file:
-        return int(file.getexif().get(0x0112, 1))
+    try:
+        with open_plain(path) as file:
+            return int(file.getexif().get(0x0112, 1))
+    except DataError:  # of many channels, or as is told on reading it
+        return 1
 
 
 def _read_stack(
     path: Path,
-    limits: Limits | None,
+    limits: Limits | list[Limits] | None,
     planes: NDArray[Any],
     spacing: tuple[float, float] | None,
     slice_spacing: float | None = None,
 ) -> Iterator[Picture]:
     bits, count = 8 * planes.dtype.itemsize, len(planes)
     if limits is None and bits > 8:
-        limits = tails([planes])
+        together = planes.ndim == 3 or planes.shape[3] == 3
+        parts = [planes] if together else np.moveaxis(planes, 3, 0)
+        each = [tails([part]) for part in parts]
+        limits = each[0] if together else each
     for plane, values in enumerate(planes):
         pixels = as_pixels(values, limits)
         name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import gzip
 import io
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
@@ -164,9 +165,11 @@ class LabelWriter:
         source: Any = nibabel.load(self.path)
         volume = np.stack(self.planes, axis=-1)[:, ::-1]  # (C, H, W, planes), as it was read
         for folder, numbers in self._layers(volume, white=1):
-            numbers = numbers.transpose(1, 0, 2).reshape(source.shape)
+            shape = source.shape if numbers.size == math.prod(source.shape) else source.shape[:3]
+            numbers = numbers.transpose(1, 0, 2).reshape(shape)
             image = nibabel.Nifti1Image(numbers, source.affine, source.header)
             image.set_data_dtype(numbers.dtype)  # units and orientation are those of the source
+            image.header.set_intent("none")  # not vectors, as channels are
             image.header["cal_min"] = image.header["cal_max"] = 0
             write_into(folder / f"{self.name}.nii.gz", gzip.compress(image.to_bytes()))
 

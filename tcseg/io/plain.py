@@ -7,7 +7,9 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
@@ -17,11 +19,13 @@ from PIL.TiffImagePlugin import (
 )
 
 from tcseg.errors import DataError
+from tcseg.extras import needs
 from tcseg.io.limits import check_pixels
 
-__all__ = ["open_plain"]
+__all__ = ["open_plain", "read_channels"]
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs is said here
+for _name in "PIL", "tifffile":
+    logging.getLogger(_name).addHandler(logging.NullHandler())  # what they log is said here
 
 NUMBERS = {1: "integers", 2: "integers with a sign", 3: "floating-point numbers"}
 
@@ -42,6 +46,34 @@ def open_plain(path: Path) -> Image.Image:
         file.close()
         raise DataError(f"{path}: cannot be read (it {_what_it_is(path)})")
     return file
+
+
+def read_channels(path: Path) -> tuple[NDArray[Any], dict[int, Any]] | None:
+    """Read a TIFF file of several channels, (planes, H, W, C); None of colours and of other files.
+
+    With its description and resolution, by tag. Channels are what its axes name so (ImageJ, OME,
+    tifffile), or the samples of a pixel.
+    """
+    with needs("tcseg"):
+        import tifffile
+    try:
+        with tifffile.TiffFile(path) as file:
+            series, page = file.series[0], file.series[0].keyframe
+            samples, alpha = page.samplesperpixel, page.extrasamples[:1] in ((1,), (2,))
+            grey = page.photometric in (0, 1) and not (samples == 2 and alpha)
+            axis = "C" if samples == 1 else "S" if grey or samples > 4 else "colours"
+            if len(file.series) > 1 or series.is_multifile or axis not in series.axes:
+                return None
+            check_pixels(path, series.shape)
+            tags = {tag.code: tag.value for tag in page.tags if tag.code in (270, 282, 283)}
+            tags |= {code: tags[code][0] / (tags[code][1] or 1) for code in tags.keys() - {270}}
+            order = [*(a for a in series.axes if a not in (*"YX", axis)), "Y", "X", axis]
+            values = series.asarray().transpose([series.axes.index(a) for a in order])
+    except DataError:
+        raise
+    except Exception:  # no TIFF, or a damaged one, as Pillow says
+        return None
+    return values.reshape(-1, *values.shape[-3:]), tags
 
 
 def _pixels(file: Image.Image) -> int:

@@ -47,11 +47,14 @@ def read_planes(
     """
     with _named(path):
         if suffix(path) in NIFTI:
-            return _whole(read_volume(path)[0], path)
-        if suffix(path) in ARRAYS:
+            planes = read_volume(path)[0]
+        elif suffix(path) in ARRAYS:
             planes = read_array(path)[0]
+        if suffix(path) in (*NIFTI, *ARRAYS):
             if planes.ndim > 3:
-                raise DataError(f"folder: {path} is a colour picture; a mask must have one value")
+                raise DataError(
+                    f"folder: {path} has {planes.shape[3]} channels; a mask must have one value"
+                )
             return _whole(planes, path)
         if is_dicom(path):
             values = read_dataset(path).pixel_array

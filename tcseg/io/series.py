@@ -8,6 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import numpy as np
 
 from tcseg.errors import DataError, Problems
 from tcseg.io.dicom import even_step, limits_of, read_dataset, read_frames
-from tcseg.io.images import Picture, is_dicom, read_pictures, stem
+from tcseg.io.images import Picture, is_dicom, orientation, read_pictures, stem
 from tcseg.io.windows import Limits, window_limits
 
-__all__ = ["Collection"]
+__all__ = ["Collection", "channels_by_case"]
 
 TAGS = (
     *("PatientID", "SeriesInstanceUID", "InstanceNumber", "NumberOfFrames", "Rows", "Columns"),
@@ -54,6 +55,8 @@ class Collection:
         Values to be black and white, as centre and width, or a name; see `window_limits`.
     scale
         One of ``"volume"``, or ``"image"`` as in earlier versions, which took each file for itself.
+    channels
+        By file: all files that hold the channels of its image, it first, where these are several.
 
     Attributes
     ----------
@@ -71,7 +74,9 @@ class Collection:
         *,
         window: str | None = None,
         scale: str = "volume",
+        channels: Mapping[Path, Sequence[Path]] | None = None,
     ) -> None:
+        self._channels = channels or {}
         self._names = {path: name for name, path in names.items()}
         paths = list(self._names)
         self._window, self._scale = None if window is None else window_limits(window), scale
@@ -101,13 +106,33 @@ class Collection:
         """Read the images of one file, as `read_pictures`, with group and volume."""
         name = self._names[path]
         limits = self._window or self._limits_of_stack(tuple(self._stacks.get(path, ())))
-        for picture in read_pictures(path, limits, self._scale):
+        for picture in self._joined(path, limits):
+            if self._window and (len(picture.pixels) not in (1, 3) or path in self._channels):
+                raise DataError(f"{path}: `window` is for images of one channel; leave it out")
             yield replace(
                 picture,
                 name=name + picture.name.removeprefix(stem(path)),
                 group=self._groups.get(path, name),
                 volume=self._volumes.get(path) if picture.plane is None else name,
                 slice_spacing=self._slice_spacings.get(path, picture.slice_spacing),
+            )
+
+    def _joined(self, path: Path, limits: Limits | None) -> Iterator[Picture]:
+        """Read the images of one file, with the channels that other files have of them."""
+        files = self._channels.get(path, [path])
+        alike = len(files) == 1 or len(set(map(orientation, files))) == 1
+        for planes in zip_longest(*(read_pictures(file, limits, self._scale) for file in files)):
+            shapes = {part and (part.pixels.shape[1:], part.plane) for part in planes}
+            if len(shapes) > 1 or not alike:
+                raise DataError(
+                    f"{path}: its channels, up to {files[-1].name}, differ in size, planes or "
+                    "orientation; save them alike"
+                )
+            pixels = [part.pixels for part in planes]
+            yield replace(
+                planes[0],
+                pixels=np.concatenate(pixels) if len(pixels) > 1 else pixels[0],
+                bits=max(part.bits for part in planes),
             )
 
     def series(self, path: Path) -> list[Path]:
@@ -117,7 +142,7 @@ class Collection:
     def identity(self, path: Path) -> str:
         """Return 16 hexadecimal digits that change with the series of a file, or with its name."""
         about: list[Any] = [(self._names[part], str(part)) for part in self.series(path)]
-        for part in self._stacks.get(path, [path]):
+        for part in self._stacks.get(path, self._channels.get(path, [path])):
             with contextlib.suppress(OSError):  # gone meanwhile, as reading it will tell
                 about += [part.name, part.stat().st_size, part.stat().st_mtime_ns]
         return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
@@ -189,6 +214,32 @@ class Collection:
             patients = {by_patient and bool(found.patient) for found in joined}
             kinds = {True: "PatientID", False: "SeriesInstanceUID"}
             self.grouped_by = " or ".join(kinds[kind] for kind in sorted(patients, reverse=True))
+
+
+def channels_by_case(names: Mapping[str, Path]) -> dict[str, list[Path]]:
+    """Join files by case, named CASE_0000, CASE_0001 and so on as nnU-Net names channels.
+
+    A DataError is raised if a file is named otherwise, or cases have not the same channels.
+
+    Examples
+    --------
+    >>> {case: len(files) for case, files in channels_by_case({"a_0000": Path("a.png")}).items()}
+    {'a': 1}
+    """
+    cases: dict[str, list[Path]] = {}
+    for name, path in sorted(names.items()):
+        files = cases.setdefault(name[:-5], [])
+        files.append(path)
+        if name[-5:] != f"_{len(files) - 1:04d}":
+            raise DataError(f"{path}: expected CASE_0000, CASE_0001 ..., a number for each channel")
+    first = next(iter(cases.values()), [])
+    for files in cases.values():
+        if len(files) != len(first):
+            raise DataError(
+                f"{files[0]} has {len(files)} channels, {first[0].name} has {len(first)}; all "
+                "images must have the same (_0000, _0001 ...)"
+            )
+    return cases
 
 
 def _stacks(slices: Sequence[_Slice]) -> Iterator[list[_Slice]]:

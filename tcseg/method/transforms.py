@@ -32,7 +32,7 @@ class SampledTransform:
         Where t_in and t_out read from, in pixels; None is the identity. Larger images are read in
         their middle, with what lies around: patches of this size.
     adjust : callable or None
-        What t_in does to image values (b, 1, H, W) after the warp.
+        What t_in does to image values (b, C, H, W) after the warp, to all channels alike.
     """
 
     displacement: Tensor | None = None
@@ -59,7 +59,7 @@ class SampledTransform:
         )
 
     def image(self, images: Tensor) -> Tensor:
-        """Apply t_in to images (b, 1, H, W) in [0, 1]."""
+        """Apply t_in to images (b, C, H, W) in [0, 1]."""
         if self.displacement is not None:
             images = tcwarp.warp(images, self._source(images), mode="cubic", padding_mode="border")
         return images if self.adjust is None else self.adjust(images)
@@ -190,6 +190,8 @@ class Affine:
 @dataclass(frozen=True)
 class Intensity:
     """Change of exposure: gamma, contrast, brightness, and noise. Labels stay as they are.
+
+    All channels of an image get the same change, and the same noise.
 
     Attributes
     ----------

@@ -44,7 +44,9 @@ class Model:
     classes
         Names of the structures, in the order of the outputs, background not counted.
     channels
-        Of the images: 1, or 3 for colour.
+        Of the images: 1, 3 for colour, or any number.
+    files
+        How many files an image is in, named as nnU-Net's.
     size
         Height and width that images are fitted into: 256, ``"256x512"``, or ``"original"``, their
         own, of any shape.
@@ -78,6 +80,7 @@ class Model:
     bits: Annotated[int, Meta(ge=8, le=16, multiple_of=8)] = 8
     patch: Side | Sides | None = None
     window: str | None = None
+    files: Annotated[int, Meta(ge=1, le=1024)] = 1
     head: Annotated[str, Meta(pattern="^(sigmoid|softmax)$")] = "sigmoid"
 
     @property
@@ -100,6 +103,7 @@ class Model:
             scale=dataset.scale,
             bits=dataset.bits,
             window=config.window,
+            files=dataset.files,
             head=head_of(config, dataset),
         )
 

@@ -27,7 +27,7 @@ from tcseg.io.files import write_atomically
 from tcseg.io.images import Picture, png
 from tcseg.io.label_maps import LabelWriter, write_into
 from tcseg.io.placement import Placement
-from tcseg.io.series import Collection
+from tcseg.io.series import Collection, channels_by_case
 from tcseg.runs.model import Model
 from tcseg.use.inputs import find_inputs
 from tcseg.use.segmenter import Prediction, Segmenter
@@ -92,9 +92,13 @@ def predict(
     problems: list[str] = []
     files = find_inputs(inputs, out, problems)
     model = segmenter.model
-    collection = Collection(
-        {name: path for path, name in files.items()}, window=model.window, scale=model.scale
-    )
+    names, channels = {name: path for path, name in files.items()}, {}
+    if model.files > 1:
+        cases = channels_by_case(names)
+        channels = {parts[0]: parts for parts in cases.values()}
+        files = {parts[0]: case for case, parts in cases.items()}
+        names = {case: path for path, case in files.items()}
+    collection = Collection(names, window=model.window, scale=model.scale, channels=channels)
     segmentation = _Segmentation(
         segmenter, collection, out, postprocess, consistency, overlays, spacing
     )

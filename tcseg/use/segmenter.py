@@ -108,15 +108,17 @@ class Segmenter:
         Parameters
         ----------
         image : array
-            (H, W), or (H, W, 3) for colour, of any size and number type; 8 bits are taken as they
-            are, the range of anything wider is stretched, or the window of the training is taken.
+            (H, W), or (H, W, C) for colour (alpha is left out) and other channels, of any size and
+            number type; 8 bits are taken as they are, the range of anything wider is stretched, of
+            each channel as in training, or the window of the training is taken.
         consistency : bool
             Whether to compute the consistency as well, which takes several times as long.
 
         Raises
         ------
         ValueError
-            If the shape is another one, or 8 bits are given to a network trained in a window.
+            If the shape is another one, the network takes another number of channels, or 8 bits are
+            given to one trained in a window.
         """
         image, window = np.asarray(image), self.model.window
         if window is not None and image.dtype.itemsize == 1:
@@ -124,7 +126,13 @@ class Segmenter:
                 f"the network was trained in the window {window}: give it the values themselves, "
                 f"such as Hounsfield units, got {image.dtype}"
             )
-        pixels = as_pixels(image, None if window is None else window_limits(window))
+        if image.ndim == 3 and image.shape[2] == 4 and self.model.channels in (1, 3):
+            image = image[..., :3]
+        limits = None if window is None else window_limits(window)
+        if image.ndim == 3 and self.model.files > 1:  # each has a scale, as its files had
+            pixels = np.concatenate([as_pixels(channel) for channel in np.moveaxis(image, 2, 0)])
+        else:
+            pixels = as_pixels(image, limits)
         return next(self.predict_all([pixels], consistency=consistency))
 
     def predict_all(
@@ -163,6 +171,10 @@ class Segmenter:
         wanted = self.model.channels
         if len(image) == wanted:
             return image
+        if {wanted, len(image)} != {1, 3} or self.model.files > 1:
+            raise ValueError(
+                f"the network takes images of {wanted} channels, this one has {len(image)}"
+            )
         if wanted == 1:
             weights = np.array([0.299, 0.587, 0.114], np.float32)  # luma, as Pillow's
             grey: NDArray[np.float32] = np.tensordot(weights, image, 1)[None]

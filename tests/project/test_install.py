@@ -16,7 +16,7 @@ from tcwarp import _native
 
 TRAINER = (
     *("scipy", "click", "rich", "PIL", "monai", "matplotlib", "safetensors", "msgspec"),
-    "jinja2",
+    *("jinja2", "tifffile"),
 )
 OPTIONAL = (
     *("pydicom", "highdicom", "nibabel", "tensorboard", "onnx", "onnxscript", "onnxruntime"),

@@ -84,6 +84,14 @@ def test_what_is_not_read_says_so(tmp_path):
         with pytest.raises(DataError, match=words):
             load(tmp_path)
     (tmp_path / "imagesTr" / "liver_001_0001.nii.gz").write_bytes(b"")
-    with pytest.raises(DataError, match="is another channel than _0000"):
-        (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"liver": 1}}))
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"liver": 1, "tumour": 2}}))
+    with pytest.raises(DataError, match=r"liver_002_0000.nii.gz has 1 channels, .* has 2; all"):
+        load(tmp_path)
+    for case in CASES:
+        path = tmp_path / "imagesTr" / f"{case}_0001.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(np.ones((32, 32, 3), np.int16), np.eye(4)), path)
+    with pytest.raises(DataError, match=r"channels, up to liver_001_0001\.nii\.gz, differ in"):
+        load(tmp_path)
+    (tmp_path / "imagesTr" / "liver_001_0000.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"liver_001_0001.nii.gz: expected CASE_0000, CASE_0001"):
         load(tmp_path)

@@ -45,7 +45,7 @@ def test_colour(tmp_path, suffix):
     (picture,) = read_pictures(tmp_path / f"a{suffix}")
     assert (picture.name, picture.bits) == ("a", 8)
     assert np.array_equal(picture.pixels, colour.transpose(2, 0, 1) / np.float32(255))
-    with pytest.raises(DataError, match="is a colour picture"):
+    with pytest.raises(DataError, match="has 3 channels; a mask must have one value"):
         read_planes(tmp_path / f"a{suffix}")
 
 
