@@ -35,8 +35,8 @@ from PIL import Image
 from rich.console import Console
 from safetensors.numpy import load_file
 
-# In place of this folder, whose own folders tcseg and tcwarp would hide the packages.
-sys.path[0] = str(Path(__file__).parent / "helpers")
+sys.path.pop(0)  # this folder, whose folders tcseg and tcwarp would hide the packages
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 sys.path.insert(0, str(Path(__file__).parent / "tcwarp"))
 import test_fuzz
 from made_up import write_dicom

@@ -70,6 +70,10 @@ def check(
         pairs = zip(dataset.values, dataset.classes, strict=True)
         listed = ", ".join(f"{value} is {name}" for value, name in pairs)
         console.print(f"masks hold a value for each structure: {listed}", markup=False)
+        last = f"class {dataset.values[-1]}" == dataset.classes[-1] and dataset.values[-1] > 100
+        if last and len(dataset.values) > 1:
+            line = f"{dataset.values[-1]} ignore"
+            console.print(f"where pixels are to count nowhere, say so in classes.txt: {line}")
     if len(dataset):
         console.print(_structures(dataset))
         if dataset.originals is not None and dataset.extents is None:
@@ -123,6 +127,9 @@ def _structures(dataset: Dataset) -> Sheet:
     if dataset.ignores:
         count, mean = sum(map(bool, ignored)), sum(ignored) / len(ignored)
         sheet.notes.append(f"Ignored, as masks say: {mean:.2f} % of all pixels, in {count} images.")
+    if dataset.originals is not None and dataset.extents is None:
+        height, width = dataset.images.shape[-2:]
+        sheet.notes.append(f"Areas are of {width} x {height} pixels, margins of images included.")
     return sheet
 
 

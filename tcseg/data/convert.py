@@ -5,19 +5,21 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tcseg.data import folder
-from tcseg.data.dataset import Dataset
+from tcseg.data.dataset import IGNORED, Dataset
 from tcseg.data.masks import Masks, mask_reader
 from tcseg.data.nnunet import DESCRIPTION, IMAGES, LABELS
 from tcseg.errors import DataError, Problems
 from tcseg.io.files import write_json
 from tcseg.io.grey import as_levels
-from tcseg.io.images import PLAIN, png, read_pictures, suffix
+from tcseg.io.images import PLAIN, Picture, png, read_pictures, suffix
 from tcseg.io.label_maps import LARGEST_LABEL, LabelWriter, folder_names, write_into
 
 __all__ = ["convert"]
@@ -77,7 +79,7 @@ def convert(root: Path, out: Path, *, nnunet: bool = False, **reading: Any) -> N
 def _write_plain(images: dict[str, Path], masks: Masks, part: Path) -> None:
     values = masks.values
     for name, path in images.items():
-        _write_masks(path, name, masks, values, part)
+        _write_masks(path, name, masks.read, masks.classes, values, part)
         copy = part / "images" / (name + path.name[len(path.name) - len(suffix(path)) :])
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
@@ -106,11 +108,10 @@ def _facts(dataset: Dataset) -> dict[str, Any]:
 
 
 def _write_nnunet(images: dict[str, Path], masks: Masks, part: Path) -> None:
-    values, kinds, annotated = range(1, len(masks.classes) + 1), set(), 0
-    if (
-        len({name.replace("/", "_") for name in images}) < len(images)
-        or "background" in masks.classes
-    ):
+    ignored = [IGNORED] * (len(masks.structures) < len(masks.classes))  # which is to be the last
+    classes, kinds, annotated = [*masks.structures, *ignored], set(), 0
+    values = range(1, len(classes) + 1)
+    if len({name.replace("/", "_") for name in images}) < len(images) or "background" in classes:
         raise DataError("folder: images would have one name, or a structure that of the background")
     for name, path in images.items():
         case, kind, picture = name.replace("/", "_"), suffix(path), next(read_pictures(path))
@@ -124,7 +125,7 @@ def _write_nnunet(images: dict[str, Path], masks: Masks, part: Path) -> None:
             content, kind = gzip.compress(content), ".nii.gz"
         elif kind not in (".nii.gz", ".nrrd", ".mha", ".png"):
             raise DataError(f"{path}: nnU-Net has no such files; save it as NIfTI, or in 8 bits")
-        marked = _write_masks(path, case, masks, values, part)
+        marked = _write_masks(path, case, masks.marked, classes, values, part)
         write_into(part / (IMAGES if marked else "imagesTs") / f"{case}_0000{kind}", content)
         kinds.add((kind, len(picture.pixels)))
         annotated += marked
@@ -136,25 +137,31 @@ def _write_nnunet(images: dict[str, Path], masks: Masks, part: Path) -> None:
     names = ("grey",) if channels == 1 else ("red", "green", "blue")
     description = {
         "channel_names": {str(n): name for n, name in enumerate(names)},
-        "labels": {"background": 0} | dict(zip(masks.classes, values, strict=True)),
+        "labels": {"background": 0} | dict(zip(classes, values, strict=True)),
         "numTraining": annotated,
         "file_ending": kind,
     }
     write_json(part / DESCRIPTION, description)
 
 
-def _write_masks(path: Path, name: str, masks: Masks, values: Any, part: Path) -> bool:
+def _write_masks(
+    path: Path,
+    name: str,
+    read: Callable[[Picture], NDArray[np.bool_] | None],
+    classes: Sequence[str],
+    values: Any,
+    part: Path,
+) -> bool:
     """Write the masks of an image; whether it has any."""
-    writer = LabelWriter(path, name, part / "made", masks.classes, values)
+    writer = LabelWriter(path, name, part / "made", classes, values)
     for picture in read_pictures(path):
-        whole = masks.read(picture)
+        whole = read(picture)
         if whole is None:
             return False
-        if values is not None and ((whole.sum(axis=0) > 1).any() or max(values) > LARGEST_LABEL):
-            raise DataError(
-                f"{path}: its structures overlap, or have values above {LARGEST_LABEL}: there are "
-                "no label maps of that"
-            )
+        if values is not None and (whole.sum(axis=0) > 1).any():
+            raise DataError(f"{path}: its structures overlap, which no label map can hold")
+        if values is not None and max(values) > LARGEST_LABEL:
+            raise DataError(f"{path}: its masks have values above {LARGEST_LABEL}, the largest")
         writer.add(whole)
     writer.close(segmentation=False)
     return True

@@ -195,7 +195,9 @@ def formats(root: str | Path, mask_pattern: str | None = None) -> dict[str, Coun
     folder = root / "images"
     content = folder.iterdir() if folder.is_dir() else filter(Path.is_file, root.rglob("*"))
     known = {"classes.txt", *(path.name for path, _ in layout.drawn.images.values())}
-    others = [p for p in content if p.name[0] != "." and p.name not in known and not is_image(p)]
+    seen = {folder for path in files for folder in path.parents}
+    others = [p for p in content if p.name[0] != "." and p.name not in known and p not in seen]
+    others = [path for path in others if not is_image(path)]
     if others:
         counts["not read, as no images"] = Counter(path.suffix or path.name for path in others)
     return counts

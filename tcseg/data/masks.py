@@ -38,7 +38,7 @@ class Masks(abc.ABC):
     Attributes
     ----------
     classes : tuple of str
-        What is marked; one named `IGNORED` is to be ignored.
+        What is marked; one named `IGNORED`, in any case, is to be ignored.
     values : tuple of int or None
         The number of each class, in files that hold one for each pixel.
     """
@@ -55,16 +55,16 @@ class Masks(abc.ABC):
         """The classes that count, with their numbers in files that hold one for each pixel."""
         values = self.values or (None,) * len(self.classes)
         pairs = zip(self.classes, values, strict=True)
-        return {name: value for name, value in pairs if name != IGNORED}
+        return {name: value for name, value in pairs if name.casefold() != IGNORED}
 
     def marked(self, picture: Picture) -> NDArray[np.bool_] | None:
         """Return what `read` does, what is to be ignored, if anything is, last and alone."""
         masks = self.read(picture)
-        if masks is None or IGNORED not in self.classes:
+        places = [c for c, name in enumerate(self.classes) if name.casefold() == IGNORED]
+        if masks is None or not places:
             return masks
-        place = self.classes.index(IGNORED)
-        ignored = masks[place]
-        return np.concatenate([np.delete(masks, place, axis=0) & ~ignored, ignored[None]])
+        ignored = masks[places].any(axis=0, keepdims=True)
+        return np.concatenate([np.delete(masks, places, axis=0) & ~ignored, ignored])
 
     @abc.abstractmethod
     def forget(self) -> None:
@@ -234,7 +234,8 @@ def _values_in(path: Path, legend: Legend) -> set[int]:
                 "its edges are smoothed perhaps, or it is a JPEG: save it again without, or use "
                 "one folder for each class"
                 if is_smoothed(planes)
-                else "name all in classes.txt, or some, and the others with '* background'"
+                else "name all in classes.txt, or some, and the others as one structure, such as single "
+                "objects ('* cell'), or none ('* background')"
             )
         )
     return values

@@ -225,7 +225,7 @@ def _describe(trainer: Trainer, console: Console) -> None:
     )
     if trainer.dataset.extents is not None:
         taken = (trainer.dataset.images.nbytes + trainer.dataset.masks.nbytes) / 2**20
-        console.print(f"Images of several sizes take the memory of the largest: {taken:.0f} MiB.")
+        console.print(f"Each image takes the memory of the largest, all {taken:,.1f} MiB.")
     parts = {
         "labelled": trainer.labelled,
         "validation": trainer.validation,

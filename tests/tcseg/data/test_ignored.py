@@ -1,6 +1,7 @@
 """What masks say is to be ignored counts nowhere: in no target, loss or figure."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def numbered(valued):
         _, disc, square = picture(number)
         values = np.where(corner(disc.shape), 255, np.where(square, 5, disc)).astype("u1")
         save(valued / "masks" / f"scan{number}.png", values)
-    (valued / "classes.txt").write_text("1 disc\n255 ignore\n5 square\n")
+    (valued / "classes.txt").write_text("1 disc\n255 Ignore\n5 square\n")
     return valued
 
 
@@ -142,3 +143,20 @@ def test_no_loss_counts_it(exclusive):
     of_labelled = soft_iou_loss(target, network.answers[4:6, ..., 2:])
     of_others = soft_iou_loss(network.answers[2:4], network.answers[6:])
     assert torch.allclose(found.consistency, torch.cat([of_labelled, of_others]).mean())
+
+
+def test_what_may_be_meant_so_is_told(numbered):
+    (numbered / "classes.txt").unlink()
+    done = CliRunner().invoke(main, ["data", "check", "--data", "folder", "--root", str(numbered)])
+    assert "say so in classes.txt: 255 ignore" in done.output
+
+
+def test_what_is_ignored_goes_to_nnunet_though_it_lies_over_structures(marked, tmp_path):
+    shutil.rmtree(marked / "masks" / "square")  # which overlaps the disc
+    out = tmp_path / "out"
+    words = ["--root", str(marked), "--out", str(out), "--layout", "nnunet"]
+    done = CliRunner().invoke(main, ["data", "convert", *words])
+    assert done.exit_code == 0, done.output
+    assert load(out).ignores
+    target = load(out).target_batch([1])[0].bool()
+    assert not target[:, :, :32].any()
