@@ -234,8 +234,8 @@ def _values_in(path: Path, legend: Legend) -> set[int]:
                 "its edges are smoothed perhaps, or it is a JPEG: save it again without, or use "
                 "one folder for each class"
                 if is_smoothed(planes)
-                else "name all in classes.txt, or some, and the others as one structure, such as single "
-                "objects ('* cell'), or none ('* background')"
+                else "name all in classes.txt, or some, and the others as one structure ('* cell', "
+                "of single objects) or none ('* background')"
             )
         )
     return values

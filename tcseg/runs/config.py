@@ -184,13 +184,7 @@ class Config:
     pretrained: str | None = _option(None, "Run folder whose pre-training is reused.")
 
     def validate(self) -> None:
-        """Check every value.
-
-        Raises
-        ------
-        ValueError
-            One line for each wrong value, naming option, expectation and value.
-        """
+        """Check every value; ValueError has a line for each wrong one."""
         problems: list[str] = []
 
         def expect(holds: bool, name: str, what: str) -> None:
