@@ -73,7 +73,7 @@ def check(
         last = f"class {dataset.values[-1]}" == dataset.classes[-1] and dataset.values[-1] > 100
         if last and len(dataset.values) > 1:
             line = f"{dataset.values[-1]} ignore"
-            console.print(f"where pixels are to count nowhere, say so in classes.txt: {line}")
+            console.print(f"to leave those pixels out, say so in classes.txt: {line}")
     if len(dataset):
         console.print(_structures(dataset))
         if dataset.originals is not None and dataset.extents is None:
@@ -126,15 +126,15 @@ def _structures(dataset: Dataset) -> Sheet:
     sheet = Sheet("Structures", columns, [("", rows)])
     if dataset.ignores:
         count, mean = sum(map(bool, ignored)), sum(ignored) / len(ignored)
-        sheet.notes.append(f"Ignored, as masks say: {mean:.2f} % of all pixels, in {count} images.")
+        sheet.notes.append(f"Marked as ignored: {mean:.2f} % of all pixels, in {count} images.")
     if dataset.originals is not None and dataset.extents is None:
         height, width = dataset.images.shape[-2:]
-        sheet.notes.append(f"Areas are of {width} x {height} pixels, margins of images included.")
+        sheet.notes.append(f"Areas are of {height} x {width} pixels, margins of images included.")
     return sheet
 
 
 def _tell_resizing(dataset: Dataset, problems: Problems, console: Console) -> None:
-    """Say what is left of masks at this size and others, and suggest one."""
+    """Say how much of the masks survives this size and others, and suggest one."""
     size = pixels((dataset.images.shape[-2], dataset.images.shape[-1]))
     try:
         sizes = candidates(dataset)
@@ -142,7 +142,7 @@ def _tell_resizing(dataset: Dataset, problems: Problems, console: Console) -> No
     except DataError as error:
         problems.add(str(error))
         return
-    sheet = Sheet("Masks brought to a size and back", ["structure"])
+    sheet = Sheet("Masks resized and brought back", ["structure"])
     sheet.columns += [f"IOU %\nat {tried}" for tried in kept]
     sheet.columns.append(f"parts lost\nat {size}")
     rows = []
@@ -151,16 +151,19 @@ def _tell_resizing(dataset: Dataset, problems: Problems, console: Console) -> No
         cells = [plus_minus(100 * structures[name].iou, None) for structures in kept.values()]
         rows.append([name, *cells, f"{here.lost} of {here.components}"])
     sheet.sections.append(("", rows))
-    sheet.notes.append("IOU with the masks themselves. Parts: connected components.")
+    sheet.notes.append("IOU with the original masks. Parts: connected components.")
     console.print(sheet)
     annotated = range(len(dataset)) if dataset.annotated is None else dataset.annotated
     if remark := dataset.size_remark(annotated, "annotated"):
         console.print(remark, markup=False)
     best, name, value = suggested({tried: kept[tried] for tried in sizes})
-    which = "the smallest" if value >= ENOUGH else "the best, though not"
+    among = ", ".join(map(str, sizes))
+    which = f"the smallest of {among} at which every structure keeps"
+    if value < ENOUGH:
+        which = f"the best of {among}, though not every structure keeps"
     console.print(
-        f"Suggested: --size {best}, of {', '.join(map(str, sizes))} {which} at which every "
-        f"structure keeps {100 * ENOUGH:.0f} % IOU ({name} least, {100 * value:.1f} %)",
+        f"Suggested: --size {best}, {which} {100 * ENOUGH:.0f} % IOU "
+        f"(lowest: {name}, {100 * value:.1f} %)",
         markup=False,
     )
 

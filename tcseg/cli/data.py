@@ -146,7 +146,7 @@ def splits(data: str, out: Path, **reading: Any) -> None:
     help="images/ and masks/, or imagesTr/, labelsTr/ and dataset.json.",
 )
 def convert(root: Path, out: Path, layout: str, **reading: Any) -> None:
-    """Write a folder of images in the plain layout, or in that of nnU-Net, as it was understood."""
+    """Convert a folder of images to the plain layout, or to that of nnU-Net."""
     from tcseg.data.convert import convert
 
     convert(root, out, nnunet=layout == "nnunet", **reading)

@@ -1,4 +1,4 @@
-"""A folder in any form that is read, written in the plain one or in that of nnU-Net."""
+"""Convert a folder from any layout that is read to the plain one or to that of nnU-Net."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ __all__ = ["convert"]
 
 
 def convert(root: Path, out: Path, *, nnunet: bool = False, **reading: Any) -> None:
-    """Write images and masks as they were understood.
+    """Write images and masks as they were read.
 
-    The files of images are copied, so that nothing of them is lost; for nnU-Net those of 8 bits
-    become PNG. Masks have the size of their image and, for NIfTI, NRRD, MHA and NPY, its form;
-    else they are PNG, of several planes TIFF. The plain layout is read again and compared before
-    it gets its name.
+    Image files are copied, so that nothing in them is lost; for nnU-Net those of 8 bits become
+    PNG. Masks have the size of their image and, for NIfTI, NRRD, MHA and NPY, its format;
+    otherwise they are PNG, or TIFF for several planes. The plain layout is read back and compared
+    before it is moved to `out`.
 
     Parameters
     ----------
     root
         The folder.
     out
-        The folder to make; it may be there if it is empty.
+        The folder to create; it may exist if it is empty.
     nnunet
         Whether to write `imagesTr`, `labelsTr` and `dataset.json`, with images without masks in
         `imagesTs`, which is not read.
@@ -48,20 +48,20 @@ def convert(root: Path, out: Path, *, nnunet: bool = False, **reading: Any) -> N
     Raises
     ------
     DataError
-        If the folder cannot be read, or cannot be written so.
+        If the folder cannot be read, or cannot be expressed in that layout.
 
     Examples
     --------
     >>> convert(Path("mine"), Path("plain"), mask_pattern="{name}_mask")  # doctest: +SKIP
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError(f"{out} is there, and is no empty folder; choose another `out`")
+        raise DataError(f"{out} exists and is not an empty folder; choose another `out`")
     part = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         part.mkdir(parents=True)
         layout = folder.find(root, reading.get("mask_pattern"), Problems())
         if layout.channels:
-            raise DataError("folder: images with a file for each channel are not converted")
+            raise DataError("folder: images with a file for each channel cannot be converted")
         masks = mask_reader(root, layout, Problems())
         if nnunet:
             _write_nnunet(layout.images, masks, part)
@@ -70,7 +70,7 @@ def convert(root: Path, out: Path, *, nnunet: bool = False, **reading: Any) -> N
             before = _facts(folder.load(root, 32, **reading))
             after = _facts(folder.load(part, 32, **reading | {"mask_pattern": None}))
             if wrong := [name for name in before if before[name] != after[name]]:
-                raise DataError(f"folder: the {wrong[0]} of {root} have no plain form")
+                raise DataError(f"folder: the plain layout cannot hold the {wrong[0]} of {root}")
         os.replace(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -112,25 +112,25 @@ def _write_nnunet(images: dict[str, Path], masks: Masks, part: Path) -> None:
     classes, kinds, annotated = [*masks.structures, *ignored], set(), 0
     values = range(1, len(classes) + 1)
     if len({name.replace("/", "_") for name in images}) < len(images) or "background" in classes:
-        raise DataError("folder: images would have one name, or a structure that of the background")
+        raise DataError("folder: two images would share a name, or a structure is named background")
     for name, path in images.items():
         case, kind, picture = name.replace("/", "_"), suffix(path), next(read_pictures(path))
         content = path.read_bytes()
         if len(picture.pixels) not in (1, 3):
-            raise DataError(f"{path}: nnU-Net wants a file for each channel; save it so")
+            raise DataError(f"{path}: nnU-Net needs a file for each channel; save it that way")
         if kind in PLAIN and picture.plane is None and picture.bits == 8:
             levels = as_levels(picture.pixels, np.uint8).transpose(1, 2, 0)
             content, kind = png(levels[..., 0] if levels.shape[2] == 1 else levels), ".png"
         elif kind == ".nii":
             content, kind = gzip.compress(content), ".nii.gz"
         elif kind not in (".nii.gz", ".nrrd", ".mha", ".png"):
-            raise DataError(f"{path}: nnU-Net has no such files; save it as NIfTI, or in 8 bits")
+            raise DataError(f"{path}: nnU-Net does not read this; save it as NIfTI, or in 8 bits")
         marked = _write_masks(path, case, masks.marked, classes, values, part)
         write_into(part / (IMAGES if marked else "imagesTs") / f"{case}_0000{kind}", content)
         kinds.add((kind, len(picture.pixels)))
         annotated += marked
     if len(kinds) > 1:
-        raise DataError(f"folder: nnU-Net takes images of one kind, there are {sorted(kinds)}")
+        raise DataError(f"folder: nnU-Net needs images of one kind, there are {sorted(kinds)}")
     (part / "made" / "labels").rename(part / LABELS)
     (part / "made").rmdir()
     ((kind, channels),) = kinds
@@ -159,9 +159,9 @@ def _write_masks(
         if whole is None:
             return False
         if values is not None and (whole.sum(axis=0) > 1).any():
-            raise DataError(f"{path}: its structures overlap, which no label map can hold")
+            raise DataError(f"{path}: its structures overlap, which a label map cannot hold")
         if values is not None and max(values) > LARGEST_LABEL:
-            raise DataError(f"{path}: its masks have values above {LARGEST_LABEL}, the largest")
+            raise DataError(f"{path}: its masks have values above {LARGEST_LABEL}, the limit")
         writer.add(whole)
     writer.close(segmentation=False)
     return True

@@ -1,4 +1,4 @@
-"""Which images files of shapes are of: these name them."""
+"""Which images annotation files belong to, by the names that they give."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ __all__ = ["Drawn", "find_drawn", "path_in"]
 
 @dataclass
 class Drawn:
-    """Image files with a file of shapes, and their name there; what is drawn; and by how many."""
+    """Annotated images, with file and name there; all labels; counts for the report."""
 
     images: dict[Path, tuple[Path, str]] = field(default_factory=dict)
     labels: set[str] = field(default_factory=set)
     naming: Counter[str] = field(default_factory=Counter)
 
     def add(self, drawing: Drawing, find: Callable[[str], Path | None]) -> None:
-        """Add a file of shapes; DataError if it is of no image, or of one that has shapes."""
+        """Add an annotation file; DataError if none of its images is here, or one has shapes."""
         images = {name: image for name in drawing.shapes if (image := find(name)) is not None}
         if not images:
             first = next(iter([*drawing.shapes, *drawing.sizes]), None)
             raise DataError(
-                f"folder: {drawing.path} draws on no image that is here; it names {first!r}"
+                f"folder: {drawing.path} annotates no image that is here; it names {first!r}"
             )
         twins = [name for name, image in images.items() if image in self.images]
         if twins or len(set(images.values())) < len(images):
             raise DataError(
-                f"folder: {drawing.path} draws on an image that has shapes already "
-                f"({next(iter(twins or images))!r}); join them in one file, or remove one"
+                f"folder: {drawing.path} annotates an image that already has shapes "
+                f"({next(iter(twins or images))!r}); merge them into one file, or remove one"
             )
         self.images |= {image: (drawing.path, name) for name, image in images.items()}
         self.labels |= {label for name in images for label, _ in drawing.shapes[name]}
@@ -47,9 +47,9 @@ class Drawn:
         empty = len(drawing.sizes.keys() - drawing.shapes.keys())
         counts = {
             drawing.kind + f" {name}" * (drawing.kind != "LabelMe"): len(images),
-            f"images in {name} that are not here": len(drawing.shapes) - len(images),
-            f"images in {name} without a shape, which count as not annotated": empty,
-            f"contours in {name} on no slice that is here": len(contours) - len(seen),
+            f"the images in {name} are not here": len(drawing.shapes) - len(images),
+            f"the images in {name} have no shape and count as not annotated": empty,
+            f"the contours in {name} lie on no slice that is here": len(contours) - len(seen),
         }
         self.naming += Counter(counts)
 
@@ -57,10 +57,11 @@ class Drawn:
 def find_drawn(
     root: Path, images: Mapping[str, Path], files: Iterable[Path], problems: Problems
 ) -> Drawn:
-    """Match shapes to images.
+    """Match annotations to images.
 
-    An image is meant by its path from the file of shapes on, or by a name that ends as its path
-    does, or as whose path does: ``train/a.jpg`` is ``images/a.png``, but not ``images/test/a.png``.
+    A name is that of the image at this path, seen from the annotation file; else of one whose path
+    ends with the name, or is an end of it: ``train/a.jpg`` is ``images/a.png``, but not
+    ``images/test/a.png``.
 
     Parameters
     ----------
@@ -69,9 +70,9 @@ def find_drawn(
     images
         Its images, by name.
     files
-        Files that may be of shapes; others are left out.
+        Files that may be annotation files; others are left out.
     problems
-        Where to tell what is wrong.
+        Where to report what is wrong.
     """
     read_drawing.cache_clear()
     drawn, paths = Drawn(), {path_in(root, image): image for image in images.values()}
@@ -109,8 +110,8 @@ def _named(
     found = ends.get(plain) or [known[end] for end in _ends(plain) if end in known][:1]
     if beside is None and len(found) > 1:
         raise DataError(
-            f"folder: {path} draws on {name!r}, which may be "
-            f"{' or '.join(map(str, found[:3]))}; give images names of their own"
+            f"folder: {path} annotates {name!r}, which may be "
+            f"{' or '.join(map(str, found[:3]))}; give the images distinct names"
         )
     return beside or next(iter(found), None)
 

@@ -36,7 +36,7 @@ def add_inside(mask: NDArray[np.bool_], parts: Sequence[ArrayLike]) -> None:
     Raises
     ------
     ValueError
-        If the outlines are no such numbers, or far too long.
+        If the corners are not such numbers, or the outlines are far too long.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def add_inside(mask: NDArray[np.bool_], parts: Sequence[ArrayLike]) -> None:
 def add_runs(mask: NDArray[np.bool_], counts: Sequence[int]) -> None:
     """Mark every second run of pixels, row by row, from the second run on."""
     if sum(counts) != mask.size or min(counts) < 0:
-        raise ValueError(f"its runs are of {sum(counts)} pixels, not of {mask.size}")
+        raise ValueError(f"its runs are of {sum(counts)} pixels in all, not {mask.size}")
     inside = np.repeat(np.arange(len(counts)) % 2 == 1, np.array(counts, int))
     mask |= inside.reshape(mask.shape)
 
@@ -100,6 +100,6 @@ def _plane(image: Path, changed: int) -> Any:
     tags = ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "NumberOfFrames"]
     header: Any = read_dataset(image, stop_before_pixels=True, specific_tags=tags)
     if any(tag not in header for tag in tags[:3]) or int(header.get("NumberOfFrames") or 1) > 1:
-        raise DataError(f"folder: {image} is no slice that says where it lies in the patient")
+        raise DataError(f"folder: {image} is not a slice that says where it lies in the patient")
     corner, axes, spacing = (np.array(header[tag].value, float) for tag in tags[:3])
     return corner, axes.reshape(2, 3), spacing

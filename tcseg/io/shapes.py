@@ -1,7 +1,7 @@
-"""Shapes that were drawn on images: files of COCO, LabelMe and CVAT, RTSTRUCT of DICOM.
+"""Annotation files: shapes from COCO, LabelMe and CVAT, and DICOM RTSTRUCT.
 
-Structures may overlap, and all shapes of a structure count together; contours of RTSTRUCT within
-others are holes. But for RTSTRUCT the corner of the first pixel is at 0, and its centre at 0.5.
+Structures may overlap, and all shapes of a structure are merged; RTSTRUCT contours within others
+are holes. Except in RTSTRUCT, the corner of the first pixel is at 0, and its centre at 0.5.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ Contours = list[NDArray[np.float64]]
 
 @dataclass
 class Drawing:
-    """What one file draws.
+    """What one annotation file holds.
 
-    By the names of images there, of RTSTRUCT their instances: structures, and what adds them to a
-    mask. The sizes (height, width), 0 where not known, are also of images without a shape.
+    Under the name that the file gives to each image (in RTSTRUCT, its instance UID): its
+    structures, and what adds them to a mask. `sizes` (height, width), 0 where not known, also has
+    the images without a shape.
     """
 
     path: Path
@@ -54,19 +55,19 @@ class Drawing:
     contours: Contours = field(default_factory=list)
 
     def masks(self, name: str, picture: Picture) -> dict[str, Mask]:
-        """Return the mask (H, W) of each structure that is drawn on an image.
+        """Return the mask (H, W) of each structure that is annotated on an image.
 
         Raises
         ------
         DataError
-            If the image has another size, or what is drawn has no inside.
+            If the image has another size, or a shape has no interior.
         """
         height, width = picture.pixels.shape[1:]
         said = self.sizes.get(name, (0, 0))
         if all(said) and said != (height, width):
             raise DataError(
-                f"folder: {self.path} draws on {said[1]} x {said[0]} pixels, {picture.path.name} "
-                f"has {width} x {height}; shapes must be drawn on the image as it is"
+                f"folder: {self.path} annotates {said[1]} x {said[0]} pixels, {picture.path.name} "
+                f"has {width} x {height} (width x height); annotate the image at its own size"
             )
         masks: dict[str, Mask] = defaultdict(lambda: np.zeros((height, width), bool))
         for label, add in self.shapes[name]:
@@ -81,7 +82,7 @@ class Drawing:
 
 @functools.lru_cache(maxsize=1)
 def read_drawing(path: Path) -> Drawing | None:
-    """Read a file of shapes; None if it is none, DataError if it cannot be read."""
+    """Read an annotation file; None if it is not one, DataError if it cannot be read."""
     try:
         if path.suffix.lower() == ".json":
             return _of_json(path)
@@ -159,11 +160,11 @@ def _of_json(path: Path) -> Drawing | None:
         labels = {category.id: category.name for category in coco.categories}
         whole = len(names) + len(labels) == len(coco.images) + len(coco.categories)
         if not whole or "" in (*names.values(), *labels.values()):
-            raise ValueError("images and categories must have names, and each an id of its own")
+            raise ValueError("images and categories must have names, and each an id to itself")
         for one in coco.annotations:
             if one.image_id not in names or one.category_id not in labels:
                 where = f"image {one.image_id} and category {one.category_id}"
-                raise ValueError(f"an annotation is of {where}, which are not both listed")
+                raise ValueError(f"an annotation refers to {where}, which are not both listed")
             add = partial(_add_coco, one.segmentation)
             drawing.shapes[names[one.image_id]].append((labels[one.category_id], add))
         return drawing
@@ -178,7 +179,7 @@ def _of_json(path: Path) -> Drawing | None:
 def _add_coco(segmentation: Raw, mask: Mask, image: Path) -> None:
     found = msgspec.json.decode(segmentation, type=list[list[float]] | _Runs | None)
     if not found:
-        raise ValueError("it has no segmentation; a box alone is no mask")
+        raise ValueError("it has no segmentation; a box alone is not a mask")
     if not isinstance(found, _Runs):
         return _polygons(mask, *found)
     if found.size != mask.shape:
@@ -193,7 +194,7 @@ def _counts(text: str) -> list[int]:
     value = bits = 0
     for code in text.encode():
         if not 48 <= code < 112 or bits > 60:
-            raise ValueError("its text is no runs of COCO")
+            raise ValueError("it is not valid COCO run-length encoding")
         value |= (code - 48 & 31) << bits
         bits += 5
         if not code - 48 & 32:
@@ -212,7 +213,7 @@ def _add_labelme(shape: _Shape, mask: Mask, image: Path) -> None:
         radius = float(np.hypot(edge[0] - x, edge[1] - y))
         points = _ellipse(x, y, radius, radius)
     elif shape.shape_type not in ("polygon", None):
-        raise ValueError(f"a {shape.shape_type} is not read; draw a polygon")
+        raise ValueError(f"shape {shape.shape_type!r} is not supported; use a polygon")
     _polygons(mask, points)
 
 
@@ -228,7 +229,7 @@ def _of_cvat(path: Path) -> Drawing | None:
     drawing = Drawing(path, "CVAT")
     for _, element in ElementTree.iterparse(io.BytesIO(content)):
         if element.tag == "track":
-            raise ValueError("it is of a video; export 'CVAT for images'")
+            raise ValueError("it annotates a video; export as 'CVAT for images'")
         if element.tag == "image":
             name = element.attrib["name"]
             drawing.sizes[name] = (int(element.get("height", 0)), int(element.get("width", 0)))
@@ -245,7 +246,7 @@ def _add_cvat(kind: str, attributes: dict[str, str], mask: Mask, image: Path) ->
         return [float(attributes.get(name, "nan")) for name in names]
 
     if float(attributes.get("rotation", 0)):
-        raise ValueError(f"a {kind} that is turned is not read; draw a polygon")
+        raise ValueError(f"a rotated {kind} is not supported; use a polygon")
     if kind == "polygon":
         _polygons(mask, [point.split(",") for point in attributes.get("points", "").split(";")])
     elif kind == "box":
@@ -255,18 +256,18 @@ def _add_cvat(kind: str, attributes: dict[str, str], mask: Mask, image: Path) ->
     elif kind == "mask":
         top, left, height, width = map(int, numbers("top", "left", "height", "width"))
         if min(top, left) < 0 or top + height > mask.shape[0] or left + width > mask.shape[1]:
-            raise ValueError("it lies beyond the image")
+            raise ValueError("it extends beyond the image")
         part = mask[top : top + height, left : left + width]
         add_runs(part, list(map(int, attributes.get("rle", "").split(","))))
     else:
-        raise ValueError(f"a {kind} is not read; draw a polygon")
+        raise ValueError(f"shape {kind!r} is not supported; use a polygon")
 
 
 # ---- RTSTRUCT -------------------------------------------------------------------------------
 
 
 def _of_structures(path: Path) -> Drawing:
-    """Read a structure set: contours are drawn on the slices that they lie in."""
+    """Read a structure set: contours are filled on the slices that they lie in."""
     data, drawing = read_dataset(path), Drawing(path, "RTSTRUCT")
     slices: set[str] = set()
     for frame in data.get("ReferencedFrameOfReferenceSequence") or []:
@@ -284,7 +285,7 @@ def _of_structures(path: Path) -> Drawing:
             if kind == "POINT":  # a marker
                 continue
             if not kind.startswith("CLOSED"):
-                raise ValueError(f"{name!r} has a contour of kind {kind}: it is not closed")
+                raise ValueError(f"{name!r} has a contour of type {kind}, which is not closed")
             images = contour.get("ContourImageSequence") or []
             slices |= {str(image.ReferencedSOPInstanceUID) for image in images}
             # As text: pydicom makes an object of each number.

@@ -76,11 +76,11 @@ class Config:
     root: str | None = _option(None, "Folder of the data set (jsrt: if not set, $TCSEG_JSRT_ROOT).")
     size: int | str = _option(
         512,
-        "Height and width of images, multiples of 16, as 256x512; with --patch, original.",
+        "Size of images, 256 or 256x512 (height x width), multiples of 16; with --patch, original.",
         kind=pixels,
     )
     patch: int | str | None = _option(
-        None, "Height and width of patches to learn from; prediction slides.", kind=pixels
+        None, "Size of patches to train on; prediction uses a sliding window.", kind=pixels
     )
     method: str = _option("semitc", "Training method.", METHODS)
     labelled: int | None = _option(
@@ -97,12 +97,12 @@ class Config:
     )
     group: str | None = _option(
         None,
-        "folder: regular expression that finds the patient in names of images; its first group, "
-        "if it has one. If not set, DICOM files say their patients.",
+        "folder: regular expression that finds the patient in names of images (its first group, "
+        "if it has one). If not set, DICOM files name their patients.",
     )
     mask_pattern: str | None = _option(
         None,
-        "folder: how masks are named, such as {name}_mask, where that is not found by itself: "
+        "folder: how masks are named, such as {name}_mask, where that is not detected: "
         "{name} stands for the name of the image, {class} for a structure, * for anything.",
     )
     window: str | None = _option(
@@ -133,15 +133,15 @@ class Config:
     )
     pretrain_displacement_std: float | None = _option(
         None,
-        "The same during pre-training, where that is to be another one.",
+        "The same during pre-training, if it is to differ.",
         **_STRENGTH,
     )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
     network: str = _option("unet", "unet, or the dotted path of a function or class.")
     head: str = _option(
         "auto",
-        "sigmoid: a probability for each structure, so that they may overlap; softmax: one among "
-        "all, where masks hold one value for each; auto takes softmax for more than 8 of those.",
+        "sigmoid: a probability for each structure, so that they may overlap; softmax: one "
+        "structure per pixel, for label maps; auto takes softmax for label maps of more than 8.",
         ("auto", "sigmoid", "softmax"),
     )
     precision: str = _option(
@@ -156,8 +156,8 @@ class Config:
     consistency_loss: str = _option("soft-iou", "Loss of the consistency term (C).", names.LOSSES)
     loss_over: str = _option(
         "image",
-        "What losses take their areas of: each image, or the batch (of each process), so that "
-        "images without a structure are no noise.",
+        "What losses sum their areas over: each image, or the batch (of each process), so that "
+        "images without a structure add no noise.",
         ("image", "batch"),
     )
     consistency_weight: float = _option(
@@ -324,7 +324,7 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
         if type(value) not in allowed:
             words = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
             if expected is pixels:
-                raise ValueError(f"{name} must be as 256 or '256x512', got {value!r}")
+                raise ValueError(f"{name} must be such as 256 or '256x512', got {value!r}")
             raise ValueError(f"{name} must be {words[expected]}, got {value!r}")
     return {name: fields[name].metadata["kind"](value) for name, value in values.items()}
 

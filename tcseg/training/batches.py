@@ -34,10 +34,10 @@ class Batches:
     size : int
         Images in a mini-batch, of all processes.
     generator : Generator
-        What the images are drawn by; on the device.
+        Source of the random choice of images; on the device.
     patch : int or str, optional
-        Size of patches, where they are drawn from the images: anywhere in them, of labelled images
-        every third time about a pixel of a structure.
+        Size of patches, if the network is trained on those. They lie anywhere in the images, or,
+        in labelled images with probability 1/3, around a pixel of a structure.
 
     Raises
     ------
@@ -76,7 +76,7 @@ class Batches:
         Returns
         -------
         images, labels, views
-            Images (b, 1, H, W), labelled ones first; the labels of those as bits; the
+            Images (b, C, H, W), labelled ones first; the packed masks of those; the
             distributions to draw their transforms from. Images with patches in their middle are
             twice as high and wide.
         """
@@ -103,8 +103,8 @@ class Batches:
 class Patches:
     """Places of patches in images; parameters are those of `Batches`.
 
-    What is read is a window twice as high and wide, so that a deformed patch is read once, as from
-    the whole image: beyond the image its border goes on.
+    What is read is a window twice as high and wide, so that a deformed patch takes one
+    interpolation, as if from the whole image; beyond the image, its border is repeated.
     """
 
     def __init__(

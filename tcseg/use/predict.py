@@ -63,9 +63,9 @@ def predict(
     segmenter : Segmenter
         The trained network.
     inputs : sequence of Path
-        Files, or folders of files, with the folders in them.
+        Files, or folders, which are searched with their subfolders.
     out : Path
-        Folder to write to, made if it is missing. What stands there already of the same images,
+        Folder to write to, made if it is missing. What is already there from the same images,
         network and options is not done again, and processes that write there at the same time
         share the work; files of other predictions are replaced.
     postprocess : bool
@@ -115,7 +115,7 @@ def predict(
     with contextlib.closing(ledger):
         if done := sum(len(work[key]) for key in work.keys() & ledger.records):
             again = f"to do them again, remove {out} or choose another folder"
-            console.print(f"{done} of {len(files)} are segmented already; {again}", markup=False)
+            console.print(f"{done} of {len(files)} are already segmented; {again}", markup=False)
         problems += segmentation.of_rest(work, ledger, console)
     _tell_scales(segmentation.scales, console)
     return problems
@@ -149,8 +149,8 @@ class _Segmentation:
             rest = [file for key in work if key not in ledger.records for file in work[key]]
             problems.append(
                 f"{self.out}: cannot be written ({error.strerror}); {len(rest)} of "
-                f"{sum(map(len, work.values()))} files are not done, {rest[0][0]} the first of "
-                "them: make room, and give the same command again"
+                f"{sum(map(len, work.values()))} files are not done, the first is {rest[0][0]}: "
+                "make room, and run the same command again"
             )
         # Whoever ends has the records of all, and so the same table.
         records = [ledger.records[key] for key in work if key in ledger.records]
@@ -267,7 +267,7 @@ def _tell_scales(scales: Sequence[tuple[float, Path]], console: Console) -> None
     if different:
         scale, path = different[0]
         console.print(
-            f"Note: {len(different)} of {len(scales)} images show things at another scale than the "
+            f"Note: {len(different)} of {len(scales)} images are at a different scale from the "
             f"training data (the pixels of {path}, fitted to the network, are {scale:.2g} times as "
             "large): look at their overlays",
             markup=False,

@@ -1,4 +1,4 @@
-"""Work that any number of processes share, and that goes on where it was stopped."""
+"""Work that any number of processes share, and that resumes where it was stopped."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ BEGIN, IN_USE, FIRST_KEY = 0, 1, 2  # bytes of the file of locks
 
 
 class Ledger:
-    """What is done in a folder, and who has what in hand.
+    """What is done in a folder, and which process is working on what.
 
-    Each process appends to a file of its own. A lock on a byte says that a process has the file of
-    that key in hand; the system frees it when the process ends, however that happens.
+    Each process appends to a file of its own. A lock on a byte says that a process is working on
+    that key; the system frees it when the process ends, however that happens.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Ledger:
         self._lock(BEGIN, "LOCK_UN")
 
     def take(self, work: Mapping[str, T]) -> Iterator[tuple[str, T]]:
-        """Yield what nobody has done or in hand, to be written, until all is done somewhere.
+        """Yield what nobody has done or begun, to be written, until all is done somewhere.
 
         The keys of `work` are 16 hexadecimal digits each.
         """
@@ -100,7 +100,7 @@ class Ledger:
         self.records[key] = record
 
     def close(self) -> None:
-        """Let go of what is in hand."""
+        """Release the locks."""
         os.close(self._own)
         os.close(self._locks)
 

@@ -63,7 +63,7 @@ def test_nothing_is_set_where_a_pixel_is_to_be_ignored(folder):
 def test_data_check_tells_how_much(folder):
     result = CliRunner().invoke(main, ["data", "check", "--data", "folder", "--root", str(folder)])
     assert "in 6 images" in result.output
-    assert "Ignored, as masks say: " in result.output
+    assert "Marked as ignored: " in result.output
 
 
 class Wrong(nn.Module):

@@ -157,7 +157,7 @@ def test_coco_names_in_folders(tmp_path):
         load(tmp_path, SIZE)
     names = [{"id": i, "file_name": f"other/{n}.png"} for i, n in ((7, "a"), (8, "b"))]
     (tmp_path / "all.json").write_text(json.dumps(coco(images=names)))
-    with pytest.raises(DataError, match=r"draws on no image that is here; it names 'other/a.png'"):
+    with pytest.raises(DataError, match=r"annotates no image that is here; it names 'other/a.png'"):
         load(tmp_path, SIZE)
 
 
@@ -165,12 +165,12 @@ BAD = [
     (None, "truncated"),
     ({"images": 3}, "Expected `array`"),
     ({"categories": [{"id": 1}, {"id": 2, "name": "a"}]}, "must have names"),
-    ({"categories": [{"id": i, "name": n} for i, n in ((1, "a"), (1, "b"), (2, "c"))]}, "an id of"),
+    ({"categories": [{"id": i, "name": n} for i, n in ((1, "a"), (1, "b"), (2, "c"))]}, "an id to"),
     ({"annotations": [{"image_id": 70, "category_id": 1}]}, "image 70 and category 1"),
 ]
 BAD_SHAPES = [
-    ([], "a box alone is no mask"),
-    (None, "a box alone is no mask"),
+    ([], "a box alone is not a mask"),
+    (None, "a box alone is not a mask"),
     ([[1, 2, 3]], "cannot reshape"),
     ([[1e12, 0, 0, 0, 0, 5]], "numbers below 1e"),
     ([["a"]], "Expected `float`"),
@@ -179,8 +179,8 @@ BAD_SHAPES = [
     ({"size": [SIZE, SIZE], "counts": [SIZE * SIZE + 1, -1]}, "runs are of"),
     ({"size": [SIZE, SIZE], "counts": []}, "runs are of 0 pixels"),
     ({"size": [10**6, 10**6], "counts": [10**12]}, "its size is"),
-    ({"size": [SIZE, SIZE], "counts": "o" * 100000}, "no runs of COCO"),
-    ({"size": [SIZE, SIZE], "counts": "é"}, "no runs of COCO"),
+    ({"size": [SIZE, SIZE], "counts": "o" * 100000}, "not valid COCO run-length encoding"),
+    ({"size": [SIZE, SIZE], "counts": "é"}, "not valid COCO run-length encoding"),
 ]
 
 
@@ -217,11 +217,11 @@ def test_shapes_on_another_size_or_beside_masks_of_values(tmp_path):
     content = coco()
     content["images"][0]["width"] = 2 * SIZE
     (tmp_path / "x.json").write_text(json.dumps(content))
-    line(tmp_path, "draws on 128 x 64 pixels, a.png has 64 x 64")
+    line(tmp_path, "annotates 128 x 64 pixels, a.png has 64 x 64")
     images(tmp_path / "masks", "a.png")
     line(tmp_path, "both masks of values (a.png) and shapes (x.json)")
     (tmp_path / "y.json").write_text(json.dumps(coco()))
-    line(tmp_path, "y.json draws on an image that has shapes already ('a.png')")
+    line(tmp_path, "y.json annotates an image that already has shapes ('a.png')")
 
 
 def test_other_json_is_none_of_ours(tmp_path):
@@ -318,12 +318,12 @@ BOMB = (
 )
 BAD_CVAT = [
     (cvat('<box label="a" xtl="1"/>'), "'a' on a.png cannot be read (its corners must be numbers"),
-    (cvat('<points label="a" points="1,2"/>'), "a points is not read; draw a polygon"),
-    (cvat('<box label="a" rotation="9"/>'), "a box that is turned is not read"),
+    (cvat('<points label="a" points="1,2"/>'), "shape 'points' is not supported; use a polygon"),
+    (cvat('<box label="a" rotation="9"/>'), "a rotated box is not supported"),
     (cvat('<polygon label="a" points="1,2;nan,3"/>'), "must be numbers"),
     (cvat('<mask label="a" left="0" top="0" width="999999999" height="9" rle="1"/>'), "beyond"),
     (cvat('<mask label="a" left="0" top="0" width="1" height="1" rle="2"/>'), "runs are of 2"),
-    (cvat("<track/>"), "it is of a video"),
+    (cvat("<track/>"), "it annotates a video"),
     (cvat("")[:-5], "cannot be read (unclosed token"),
     (cvat("&e8;", BOMB), "it defines entities"),
     (cvat("&f;", '<!DOCTYPE x [<!ENTITY f SYSTEM "file:///etc/passwd">]>'), "it defines entities"),
@@ -451,19 +451,19 @@ def test_structure_sets_that_do_not_fit(series):
     for contours, words in (
         (
             [(1, "OPEN_PLANAR", box(1, 1, 5, 5))],
-            "a contour of kind OPEN_PLANAR: it is not closed",
+            "a contour of type OPEN_PLANAR, which is not closed",
         ),
         ([(1, "CLOSED_PLANAR", [1e11, 0, 0, 0, 0, 9])], "must be numbers below"),
     ):
         structure_set(path, {"GTV": contours}, instances, True)
         line(root, "rs.dcm", words)
     structure_set(path, STRUCTURES, ["1.5.5", "1.5.6", "1.5.7"], True)
-    line(root, "rs.dcm draws on no image that is here; it names '1.5.")
+    line(root, "rs.dcm annotates no image that is here; it names '1.5.")
     header = pydicom.dcmread(root / "images" / "c.dcm")
     del header.ImagePositionPatient
     header.save_as(root / "images" / "c.dcm")
     structure_set(path, STRUCTURES, instances, True)
-    line(root, "c.dcm is no slice that says where it lies")
+    line(root, "c.dcm is not a slice that says where it lies")
 
 
 def test_slices_and_structure_sets_in_one_folder_for_each_patient(series):

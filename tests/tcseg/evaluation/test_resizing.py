@@ -68,7 +68,7 @@ def test_check_says_what_is_lost_and_suggests_a_size(shapes):
     assert dots[-1] == "2 of 3"
     assert dots[3] == "100.0"  # after 32 and 64
     wanted = (
-        "Suggested: --size 128, of 64, 128 the smallest at which every structure keeps 95 % IOU"
+        "Suggested: --size 128, the smallest of 64, 128 at which every structure keeps 95 % IOU"
     )
     assert wanted in result.output
     assert "nothing is left" not in result.output

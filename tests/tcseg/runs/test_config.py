@@ -128,7 +128,7 @@ def test_options_left_out_have_their_default(tmp_path):
         ("batchsize = 1", "the nearest valid one is 'batch_size'"),
         ("steps = '7'", "steps must be an integer, got '7'"),
         ("steps = 7.5", "steps must be an integer, got 7.5"),
-        ("size = 64.0", "size must be as 256 or '256x512', got 64.0"),
+        ("size = 64.0", "size must be such as 256 or '256x512', got 64.0"),
         ("steps = true", "steps must be an integer, got True"),
         ("learning_rate = 'fast'", "learning_rate must be a number, got 'fast'"),
         ("root = 3", "root must be a string, got 3"),

@@ -479,7 +479,7 @@ def test_images_of_another_scale_are_remarked(tmp_path):
         console = Console(file=text, soft_wrap=True)
         predict(segmenter, sorted(tmp_path.iterdir()), tmp_path / "out", console=console)
         said = text.getvalue()
-    assert "Note: 1 of 4 images show things at another scale" in said
+    assert "Note: 1 of 4 images are at a different scale" in said
     assert "c.dcm, fitted to the network, are 4 times as large" in said
     predict(segmenter, [tmp_path / "b.dcm"], tmp_path / "one", console=QUIET)
 
@@ -522,7 +522,7 @@ def test_a_full_disk_costs_no_finished_work(segmenter, tmp_path):
         problems = predict(segmenter, [tmp_path], tmp_path / "out", console=QUIET)
     (problem,) = problems
     assert problem.startswith(f"{tmp_path / 'out'}: cannot be written (No space left on device); ")
-    assert f"2 of 4 files are not done, {tmp_path / 'c.png'} the first of them" in problem
+    assert f"2 of 4 files are not done, the first is {tmp_path / 'c.png'}: " in problem
     assert len(table(tmp_path / "out")) == 2
     assert (tmp_path / "out" / "heart" / "b.png").exists()
 

@@ -84,7 +84,7 @@ def test_check_and_preview_take_another_shape(wide, tmp_path):
     options = ("--data", "folder", "--root", wide)
     said = command("data", "check", *options, "--size", "48x64")
     assert "read at 48 x 64 pixels" in said
-    assert "Suggested: --size 48x64, of 48x64, 80x128" in said
+    assert "Suggested: --size 48x64, the " in said and " of 48x64, 80x128" in said
     command("preview", *options, "--size", "48x64", "--images", 1, "--out", tmp_path / "p.png")
 
 

@@ -166,4 +166,4 @@ def test_the_command_says_what_is_done_already(finished_run, data, tmp_path):
     first, second = (CliRunner().invoke(main, list(map(str, command))) for _ in range(2))
     assert (first.exit_code, second.exit_code) == (0, 0), first.output
     assert "already" not in first.output
-    assert "4 of 4 are segmented already; to do them again, remove" in second.output
+    assert "4 of 4 are already segmented; to do them again, remove" in second.output
