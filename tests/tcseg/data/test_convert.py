@@ -150,7 +150,10 @@ def test_nothing_is_written_over_or_left_half(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x").write_text("")
     result = convert(tmp_path / "in", tmp_path / "out")
-    assert (result.exit_code, "not an empty folder; choose another --out" in result.output) == (1, True)
+    assert (result.exit_code, "not an empty folder; choose another --out" in result.output) == (
+        1,
+        True,
+    )
     (tmp_path / "out" / "x").unlink()
     (tmp_path / "in" / "P2" / "image.png").write_bytes(b"\x89PNG")
     assert convert(tmp_path / "in", tmp_path / "out").exit_code == 1
