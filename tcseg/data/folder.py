@@ -196,8 +196,8 @@ def formats(root: str | Path, mask_pattern: str | None = None) -> dict[str, Coun
     content = folder.iterdir() if folder.is_dir() else filter(Path.is_file, root.rglob("*"))
     known = {"classes.txt", *(path.name for path, _ in layout.drawn.images.values())}
     seen = {folder for path in files for folder in path.parents}
-    others = [p for p in content if p.name[0] != "." and p.name not in known and p not in seen]
-    others = [path for path in others if not is_image(path)]
+    content = (path for path in content if path.name[0] != "." and path.name not in known)
+    others = [path for path in content if path not in seen and not is_image(path)]
     if others:
         counts["not read, as no images"] = Counter(path.suffix or path.name for path in others)
     return counts

@@ -305,7 +305,6 @@ def _cases(
             masks = found(network, answers).cpu().numpy()
             truth = dataset.target_batch(batch).cpu().numpy().astype(bool)
             for index, predicted, true in zip(batch, masks[:, :-1], truth, strict=True):
-                ignored = ~true.any(axis=0) if dataset.ignores else None
                 spacing, vanished = dataset.spacing_of(index), dataset.vanished.get(index, ())
                 height, width = dataset.extent_of(index)
                 predicted, true = (masks[:, :height, :width] for masks in (predicted, true))
