@@ -10,6 +10,7 @@ others go on. Prints how many were tried; ends with 1 if anything else came.
 """
 
 import csv
+import faulthandler
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -55,7 +56,7 @@ from tcseg.use.segmenter import Segmenter
 
 # Parts, and how often each is tried in one process.
 PARTS = {"image": 1000, "data_set": 50, "run_folder": 30, "tree": 20, "operators": 1, "chain": 1}
-PATIENCE = 600  # seconds for one such process
+PATIENCE = 300  # seconds for one such process
 EXAMPLES = 200  # of arguments, for each test of operators
 SECONDS = 20  # of the processor, for one file
 MEMORY = 4 * 2**30
@@ -356,6 +357,7 @@ class Torture:
     ) -> None:
         """Try a part; send counts and failures."""
         torch.set_num_threads(1)
+        faulthandler.dump_traceback_later(PATIENCE - 10)  # where it hangs
         self.chance, self.tried, self.failures = random.Random(seed), Counter(), []
         with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as folder:
             self.folder = Path(folder)

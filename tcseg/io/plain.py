@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def read_channels(path: Path) -> tuple[NDArray[Any], dict[int, Any]] | None:
     with needs("tcseg"):
         import tifffile
     try:
+        if _is_circular(path):
+            raise DataError(f"{path}: cannot be read (it is damaged: its pages run in a circle)")
         with tifffile.TiffFile(path) as file:
             series, page = file.series[0], file.series[0].keyframe
             samples, alpha = page.samplesperpixel, page.extrasamples[:1] in ((1,), (2,))
@@ -74,6 +77,28 @@ def read_channels(path: Path) -> tuple[NDArray[Any], dict[int, Any]] | None:
     except Exception:  # no TIFF, or a damaged one, as Pillow says
         return None
     return values.reshape(-1, *values.shape[-3:]), tags
+
+
+def _is_circular(path: Path) -> bool:
+    """Whether the page after some page of a TIFF file is an earlier one: there is no last one."""
+    with open(path, "rb") as file:
+        header = file.read(4)
+        order, big = "<" if header[:2] == b"II" else ">", b"+" in header[2:]
+
+        def number(at: int, kind: str) -> int:
+            file.seek(at)
+            (value,) = struct.unpack(order + kind, file.read(struct.calcsize(order + kind)))
+            return int(value)
+
+        seen = set[int]()
+        with suppress(struct.error, OverflowError, OSError):  # the file ends first
+            page = number(8, "Q") if big else number(4, "L")
+            while page and page not in seen:
+                seen.add(page)
+                tags = 8 + 20 * number(page, "Q") if big else 2 + 12 * number(page, "H")
+                page = number(page + tags, "Q" if big else "L")
+            return page != 0
+    return False
 
 
 def _pixels(file: Image.Image) -> int:

@@ -1,6 +1,7 @@
 """Files that Pillow or pydicom would misread: read rightly, or refused in a line that says why."""
 
 import os
+import struct
 
 import numpy as np
 import pydicom
@@ -51,6 +52,21 @@ def test_tiff_that_would_be_misread_is_named(tmp_path, values, words):
                 read(path)
             assert str(error.value).startswith(f"{path}: cannot be read (it has {words}")
             assert "save 1 or 3 channels" in str(error.value)
+
+
+@pytest.mark.parametrize("back_to", [0, 110])
+@pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True), (">", True)])
+def test_pages_in_a_circle_have_an_end(tmp_path, order, big, back_to):
+    path = tmp_path / "a.tif"
+    pages = np.zeros((120, 3, 5), np.uint16)
+    tifffile.imwrite(path, pages, byteorder=order, bigtiff=big, metadata=None)
+    with tifffile.TiffFile(path) as file:
+        offsets, last = [page.offset for page in file.pages], file.pages._nextpageoffset
+    content = bytearray(path.read_bytes())
+    struct.pack_into(order + ("Q" if big else "L"), content, last, offsets[back_to])
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="its pages run in a circle"):
+        list(read_pictures(path))
 
 
 @pytest.mark.parametrize("progressive", [False, True])
