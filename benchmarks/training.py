@@ -34,9 +34,9 @@ class Parts:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        images, self.labels, _ = trainer.batches.draw(trainer.method)
+        images, self.labels, _, _ = trainer.batches.draw(trainer.method)
         self.view, _ = trainer.views(trainer.method)
-        self.images = images.contiguous(memory_format=torch.channels_last)
+        self.images = images.contiguous(memory_format=trainer.layout)
         self.t1, self.t2 = self.draws()
         self.views = self.transformed()
         with torch.no_grad():
@@ -46,7 +46,7 @@ class Parts:
 
     def draws(self) -> tuple[SampledTransform, SampledTransform]:
         """Draw the transforms of both branches."""
-        size = (self.images.shape[-2], self.images.shape[-1])
+        size = self.images.shape[2:]
         sample = self.view.sample
         generator = self.trainer.generator
         return sample(len(self.images), size, generator), sample(len(self.images), size, generator)

@@ -168,7 +168,9 @@ def read_config(
     for name in ("root", "pretrained", "split_file"):
         if name in given:
             given[name] = str(Path(given[name]).expanduser().absolute())
-    default = Config() if default is None else default
+    if default is None:
+        kind = {name: given[name] for name in ("data", "dimensions") if name in given}
+        default = Config.default(**kind)
     config = dataclasses.replace(default if file is None else Config.load(file), **given)
     config.validate()
     check_root(config.data, given.get("root"))
@@ -212,7 +214,8 @@ def grid_options(command: Callable[..., None]) -> Callable[..., None]:
 def preview_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say what the network is shown."""
     used = (
-        *("data", "root", *OF_FOLDERS, "size", "patch", "split", "split_file"),
+        *("data", "root", *OF_FOLDERS, "dimensions", "spacing", "size", "patch"),
+        *("split", "split_file"),
         *("seed", "recipe", "displacement_std"),
     )
     others = [f.name for f in dataclasses.fields(Config) if f.name not in used]

@@ -167,7 +167,8 @@ def export(run: Path, form: Any, out: Path, network: str | None) -> None:
     segmenter = load(run, "cpu", network=network)
     difference = write(segmenter, out, form)
     model = segmenter.model
-    shape = ", ".join(map(str, (model.channels, *shape_of(model.seen))))
+    sides = shape_of(model.seen, model.dimensions)
+    shape = ", ".join(map(str, (model.channels, *sides)))
     click.echo(
         f"{out}: images (b, {shape}) in [0, 1] to probabilities of "
         f"{', '.join(segmenter.classes)}, background; "

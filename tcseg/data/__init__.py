@@ -48,6 +48,8 @@ def load_dataset(
     mask_pattern: str | None = None,
     window: str | None = None,
     scale: str = "volume",
+    dimensions: int = 2,
+    spacing: str | None = None,
 ) -> Dataset:
     """Read or make a whole data set.
 
@@ -94,15 +96,17 @@ def load_dataset(
     >>> len(data), data.images.shape
     (160, torch.Size([160, 1, 32, 32]))
     """
-    shape = (MIN_SIZE, MIN_SIZE) if (name, size) == ("folder", ORIGINAL) else shape_of(size)
+    shape = (
+        (MIN_SIZE, MIN_SIZE) if (name, size) == ("folder", ORIGINAL) else shape_of(size, dimensions)
+    )
     if not MIN_SIZE <= min(shape) <= max(shape) <= MAX_SIZE:
         raise DataError(f"`size` must lie between {MIN_SIZE} and {MAX_SIZE} pixels, got {size}")
     if name != "folder" and shape[0] != shape[1]:
         raise DataError(f"`size` {pixels(size)}: images of {name} are square; give one number")
     if name == "phantom":
-        from tcseg.data.phantom import population
+        from tcseg.data.phantom import abdomen, population
 
-        return population.load(shape[0])
+        return (population if dimensions == 2 else abdomen).load(shape[0])
     if name == "jsrt":
         from tcseg.data import jsrt
 

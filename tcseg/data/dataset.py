@@ -20,21 +20,26 @@ IGNORED = "ignore"
 """What masks name a class that is none: its pixels count in no loss and no figure."""
 
 
-def pack_masks(masks: Tensor | NDArray[np.bool_], exclusive: bool = False) -> Tensor:
+def pack_masks(
+    masks: Tensor | NDArray[np.bool_], exclusive: bool = False, dimensions: int = 2
+) -> Tensor:
     """Pack one mask per class into the bits of as many bytes as it takes, or into numbers.
 
     Parameters
     ----------
     masks
-        bool (..., C, H, W). They may overlap, unless they are exclusive.
+        bool (..., C, *spatial). They may overlap, unless they are exclusive.
     exclusive
         Whether to keep the number of the class at each pixel, from 1 on, in the place of bits.
+    dimensions
+        Of the images: 2, or 3 for volumes.
 
     Returns
     -------
     Tensor
-        uint8 (..., B, H, W): bit c % 8 of byte c // 8 is set where the mask of class c is; or the
-        number of the class, 0 for none, in one byte or, of more than 255, two, the low one first.
+        uint8 (..., B, *spatial): bit c % 8 of byte c // 8 is set where the mask of class c is; or
+        the number of the class, 0 for none, in one byte or, of more than 255, two, the low one
+        first.
 
     Examples
     --------
@@ -42,12 +47,14 @@ def pack_masks(masks: Tensor | NDArray[np.bool_], exclusive: bool = False) -> Te
     >>> pack_masks(masks).tolist(), pack_masks(masks[:2], exclusive=True).tolist()
     ([[[1, 6]]], [[[1, 2]]])
     """
-    planes = np.asarray(masks, bool)
+    planes, axis = np.asarray(masks, bool), -1 - dimensions
     if not exclusive:
-        return torch.from_numpy(np.packbits(planes, axis=-3, bitorder="little"))
-    numbers = np.where(planes.any(axis=-3), planes.argmax(axis=-3) + 1, 0)
-    places = range(1 if planes.shape[-3] < 256 else 2)
-    return torch.from_numpy(np.stack([numbers >> 8 * k for k in places], axis=-3).astype(np.uint8))
+        return torch.from_numpy(np.packbits(planes, axis=axis, bitorder="little"))
+    numbers = np.where(planes.any(axis=axis), planes.argmax(axis=axis) + 1, 0)
+    places = range(1 if planes.shape[axis] < 256 else 2)
+    return torch.from_numpy(
+        np.stack([numbers >> 8 * k for k in places], axis=axis).astype(np.uint8)
+    )
 
 
 def lost_classes(
@@ -64,7 +71,7 @@ def unpack_masks(packed: Tensor, classes: int, exclusive: bool = False) -> Tenso
     Parameters
     ----------
     packed
-        uint8 (b, B, H, W).
+        uint8 (b, B, *spatial).
     classes
         Number of classes C. What was packed after them is to be ignored.
     exclusive
@@ -73,29 +80,33 @@ def unpack_masks(packed: Tensor, classes: int, exclusive: bool = False) -> Tenso
     Returns
     -------
     Tensor
-        uint8 (b, C + 1, H, W) of zeros and ones; the last channel is the background, the
+        uint8 (b, C + 1, *spatial) of zeros and ones; the last channel is the background, the
         complement of the union of the classes. All are 0 where a pixel is to be ignored.
     """
+    spatial = packed.shape[2:]
     if exclusive:
         # The channel of each number; those of ignored pixels are left out.
         channels = torch.tensor([classes, *range(classes), classes + 1], device=packed.device)
-        shape = (len(packed), classes + 2, *packed.shape[2:])
+        shape = (len(packed), classes + 2, *spatial)
         hot = packed.new_zeros(shape).scatter_(1, channels[_numbers(packed)], 1)
         return hot[:, :-1]
-    weights = (1 << torch.arange(8, device=packed.device)).to(torch.uint8).view(8, 1, 1)
+    weights = (1 << torch.arange(8, device=packed.device)).to(torch.uint8)
+    weights = weights.view(8, *[1] * len(spatial))
     masks = ((packed.unsqueeze(2) & weights) != 0).flatten(1, 2)[:, : classes + 1]
     background = ~masks.any(dim=1, keepdim=True)
     return torch.cat((masks[:, :classes], background), dim=1).to(torch.uint8)
 
 
 def _numbers(packed: Tensor) -> Tensor:
-    """Return the numbers of exclusive classes, int64 (b, 1, H, W)."""
+    """Return the numbers of exclusive classes, int64 (b, 1, *spatial)."""
     places = 256 ** torch.arange(packed.shape[1], device=packed.device)
-    return (packed.long() * places.view(-1, 1, 1)).sum(dim=1, keepdim=True)
+    places = places.view(-1, *[1] * (packed.dim() - 2))
+    return (packed.long() * places).sum(dim=1, keepdim=True)
 
 
-Window = tuple[Tensor, Tensor]  # rows (b, h) and columns (b, w)
-Original = tuple[NDArray[np.bool_], float | tuple[float, float] | None]
+Window = tuple[Tensor, ...]  # of each axis the places to read (b, n), as rows and columns
+Spacing = float | tuple[float, ...] | None  # of a pixel in mm: of all axes, or of each
+Original = tuple[NDArray[np.bool_], Spacing]
 
 
 @dataclass(frozen=True)
@@ -114,17 +125,20 @@ class Dataset:
     classes
         Structures, in the order of their masks.
     images
-        uint8 or, where files have more bits, uint16 (n, C, H, W), C 3 for colour; from 0 to the
-        largest number. Radiographs with bone bright.
+        uint8 or, where files have more bits, uint16 (n, C, H, W), C 3 for colour, or (n, C, D, H,
+        W) of volumes; from 0 to the largest number. Radiographs with bone bright.
     masks
-        uint8 (n, B, H, W), as of `pack_masks`; after the classes, what is ignored may be packed.
+        uint8 (n, B, *spatial), as of `pack_masks`; after the classes, what is ignored may be
+        packed.
     extents
-        Where images keep their own sizes, heights and widths of each, int64 (n, 2): they lie in the
-        first rows and columns, the rest is 0 and is never read. None if they fill the tensors.
+        Where images keep their own sizes, heights and widths of each, int64 (n, 2), or (n, 3): they
+        lie in the first rows and columns, the rest is 0 and is never read. None if they fill the
+        tensors.
     spacing
         Width of a pixel in mm at this size; None if images differ or it is not known.
     spacings
-        Where images differ: height and width of a pixel in mm for each, None if not known.
+        Where images differ: height and width (of volumes: depth, height, width) of a pixel in mm
+        for each, None if not known.
     groups
         Patient, series or file of each image, which no split divides; None: the volume, or each
         image is one for itself.
@@ -137,6 +151,8 @@ class Dataset:
         How many an image is in: as many as it has channels, perhaps.
     scale
         One grey scale of each ``"volume"``, or ``"image"`` as in earlier versions.
+    resampled
+        Of volumes that were brought to one size of voxels, that: depth, height and width in mm.
     slice_spacings
         Of planes of volumes: distance in mm to those beside each, None if not known.
     annotated
@@ -161,12 +177,13 @@ class Dataset:
     masks: Tensor
     spacing: float | None
     extents: Tensor | None = None
-    spacings: list[tuple[float, float] | None] | None = None
+    spacings: list[tuple[float, ...] | None] | None = None
     groups: list[str] | None = None
     grouped_by: str | None = None
     volumes: list[str | None] | None = None
     files: int = 1
     scale: str = "volume"
+    resampled: tuple[float, ...] | None = None
     slice_spacings: list[float | None] | None = None
     annotated: list[int] | None = None
     values: tuple[int, ...] | None = None
@@ -179,14 +196,25 @@ class Dataset:
         """Return the number of images."""
         return len(self.ids)
 
-    def spacing_of(self, index: int) -> float | tuple[float, float] | None:
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """Height and width, or depth, height and width, of the tensors."""
+        return tuple(self.images.shape[2:])
+
+    @property
+    def pixel(self) -> tuple[float, ...] | None:
+        """Lengths of the sides of a pixel in mm, the medians; None if no file says them."""
+        spacings = [self.spacing_of(index) for index in range(len(self))]
+        sides = [np.broadcast_to(side, len(self.spatial)) for side in spacings if side is not None]
+        return tuple(np.median(sides, axis=0).tolist()) if sides else None
+
+    def spacing_of(self, index: int) -> Spacing:
         """Return the size of a pixel of one image in mm, None if it is not known."""
         return self.spacing if self.spacings is None else self.spacings[index]
 
-    def extent_of(self, index: int) -> tuple[int, int]:
-        """Return height and width of an image."""
-        shape = self.images.shape[-2:] if self.extents is None else self.extents[index].tolist()
-        return shape[0], shape[1]
+    def extent_of(self, index: int) -> tuple[int, ...]:
+        """Return height and width of an image, or depth, height and width of a volume."""
+        return self.spatial if self.extents is None else tuple(self.extents[index].tolist())
 
     def slice_spacing_of(self, index: int) -> float | None:
         """Return the distance of a plane to those beside it in mm, None if it is not known."""
@@ -216,7 +244,7 @@ class Dataset:
         if self.exclusive:
             present = np.bincount(_numbers(packed).ravel(), minlength=len(self.classes) + 1)[1:]
         else:
-            united = np.bitwise_or.reduce(packed.numpy(), axis=(0, 2, 3))
+            united = np.bitwise_or.reduce(packed[0].flatten(1).numpy(), axis=1)
             present = np.unpackbits(united, bitorder="little")
         return np.flatnonzero(present[: len(self.classes)]).tolist()
 
@@ -226,16 +254,15 @@ class Dataset:
         if not lost:
             return None
         listed = ", ".join(f"{name} in {count}" for name, count in lost.items())
-        height, width = self.images.shape[-2:]
         return (
-            f"Too small for {height} x {width} pixels: nothing is left of {listed} of "
-            f"{len(indices)} {part} images."
+            f"Too small for {' x '.join(map(str, self.spatial))} pixels: nothing is left of "
+            f"{listed} of {len(indices)} {part} images."
         )
 
     def original(self, index: int) -> Original:
         """Return the masks of an image in its own size, and the size of a pixel there in mm.
 
-        As bool (C, H, W), the background not among them, but what is to be ignored, if anything
+        As bool (C, *spatial), the background not among them, but what is to be ignored, if anything
         is, as one more. Of images made, not read, that is the size they were made at.
         """
         if self.originals is not None:
@@ -267,15 +294,15 @@ class Dataset:
         return self.images.device if self.streams_to is None else self.streams_to
 
     def image_batch(self, indices: Sequence[int] | Tensor, window: Window | None = None) -> Tensor:
-        """Return images, or windows of them, as float32 (b, C, H, W) in [0, 1]."""
+        """Return images, or windows of them, as float32 (b, C, *spatial) in [0, 1]."""
         return self._batch(self.images, indices, window).to(torch.float32) / ((1 << self.bits) - 1)
 
     def mask_batch(self, indices: Sequence[int] | Tensor, window: Window | None = None) -> Tensor:
-        """Return masks, or windows of them, as they are packed, uint8 (b, B, H, W)."""
+        """Return masks, or windows of them, as they are packed, uint8 (b, B, *spatial)."""
         return self._batch(self.masks, indices, window)
 
     def target_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Return masks as uint8 (b, C + 1, H, W) of zeros and ones, the background last.
+        """Return masks as uint8 (b, C + 1, *spatial) of zeros and ones, the background last.
 
         All are 0 at pixels to be ignored.
         """
@@ -295,9 +322,12 @@ class Dataset:
         if window is None:
             taken: Tensor = signed[index]
         else:
-            rows, columns = (part.to(tensor.device) for part in window)
-            taken = signed[index[:, None, None], ..., rows[:, :, None], columns[:, None]]
-            taken = taken.permute(0, *range(3, taken.dim()), 1, 2)
+            places: list[Any] = [index.view(-1, *[1] * len(window)), slice(None)]
+            for axis, part in enumerate(window):
+                ones = [1] * (len(window) - 1)
+                ones.insert(axis, part.shape[1])
+                places.append(part.to(tensor.device).view(-1, *ones))
+            taken = signed[tuple(places)].movedim(-1, 1)
         return taken.to(self.device).view(tensor.dtype)
 
 

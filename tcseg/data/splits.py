@@ -40,8 +40,8 @@ def make_split(dataset: Dataset, split: int, file: str | os.PathLike[str] | None
     odd numbers of odd ones. Of the rest, shuffled by the split number, 100 train and the others
     validate (a partial copy of the data keeps at least a sixth of the rest for validation).
 
-    Phantom: the same 100 training, 20 validation and 40 test images for every split; the split
-    number only shuffles the training images, and so draws other labelled ones.
+    Phantom: the same 100 training, 20 validation and 40 test images for every split (30, 6 and 12
+    volumes); the split number only shuffles the training images, and so draws other labelled ones.
 
     Folder: the patients with masks (files, where nothing says more), shuffled by the split number;
     a fifth of them validates (one at least), a fifth is the test set, the others train. Below five
@@ -73,12 +73,10 @@ def make_split(dataset: Dataset, split: int, file: str | os.PathLike[str] | None
         raise DataError(f"{dataset.name}: split must be 0 or more, got {split}")
     if dataset.name == "folder":
         return _folder_split(dataset, split)
-    train = np.random.default_rng([split, len(dataset)]).permutation(TRAINING_IMAGES)
-    return Split(
-        train=train.tolist(),
-        validation=list(range(TRAINING_IMAGES, TRAINING_IMAGES + 20)),
-        test=list(range(TRAINING_IMAGES + 20, len(dataset))),
-    )
+    count = len(dataset)
+    training, rest = 5 * count // 8, 6 * count // 8  # 100 and 20 of 160, and 40 for the test
+    train = np.random.default_rng([split, count]).permutation(training)
+    return Split(train.tolist(), list(range(training, rest)), list(range(rest, count)))
 
 
 def _jsrt_split(dataset: Dataset, split: int) -> Split:

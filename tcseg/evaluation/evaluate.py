@@ -36,6 +36,7 @@ EXPLANATIONS = {
     "deviation over images, without those where a structure is in neither. The mean over the "
     "structures is the mIOU.",
     "MACD": "MACD: mean absolute distance of the contours of prediction and truth.",
+    "HD95": "HD95: distance of those surfaces that 95 % of their points do not exceed.",
     "3-D": "3-D: of the planes of a volume taken together, contours being surfaces; mean ± "
     "standard deviation over volumes.",
     "px": "px: in pixels, or voxels, of the size measured at, where files do not say theirs in mm.",
@@ -55,8 +56,9 @@ def predict(
     Parameters
     ----------
     network
-        Maps images (b, 1, H, W) in [0, 1] to probabilities (b, C + 1, H, W), background last; on
-        the device of the data set. It runs in evaluation mode and is left in the mode it was in.
+        Maps images (b, 1, *spatial) in [0, 1] to probabilities (b, C + 1, *spatial), background
+        last; on the device of the data set. It runs in evaluation mode and is left in the mode it
+        was in.
     dataset
         The images.
     indices
@@ -67,13 +69,13 @@ def predict(
     Returns
     -------
     Tensor
-        bool (b, C + 1, H, W) on the data set's device: where the probability exceeds one half, or,
-        of a softmax, is the largest.
+        bool (b, C + 1, *spatial) on the data set's device: where the probability exceeds one half,
+        or, of a softmax, is the largest.
     """
     answers = _predictions(network, dataset, indices, batch_size)
     batches = [found(network, answer) for _, answer in answers]
     if not batches:
-        shape = (0, len(dataset.classes) + 1, *dataset.images.shape[-2:])
+        shape = (0, len(dataset.classes) + 1, *dataset.spatial)
         return torch.zeros(shape, dtype=torch.bool, device=dataset.device)
     return torch.cat(batches)
 
@@ -114,7 +116,7 @@ def validation_miou(
         truth = target[:, :classes]
         image = torch.tensor([numbers[names[index]] for index in batch], device=dataset.device)
         for total, mask in zip(pixels, (predicted & truth, predicted | truth, truth), strict=True):
-            total.index_add_(0, image, mask.sum(dim=(-2, -1), dtype=torch.float64))
+            total.index_add_(0, image, mask.flatten(2).sum(dim=-1, dtype=torch.float64))
         for index in batch:
             for name in dataset.vanished.get(index, ()):
                 vanished[numbers[names[index]], dataset.classes.index(name)] = True
@@ -154,9 +156,11 @@ def evaluate(
         (mean absolute contour distance in mm), means over the images where they are defined (nan
         if there are none): overlaps where prediction or truth has the structure, the distance
         where both have it and the size of a pixel is known; ``"macd_px"``, in pixels, over images
-        where it is not, if there are any; ``"iou_std"`` and so on; ``"missed"`` (number of images
-        where only one of prediction and truth is empty) and ``"vanished"`` (where the structure is
-        lost from the truth by resizing: there it counts in no other figure); ``"joined"``: the same
+        where it is not, if there are any; of volumes ``"hd95_mm"`` and ``"hd95_px"``, the distance
+        that 95 % of the points of both surfaces do not exceed; ``"iou_std"`` and so on;
+        ``"missed"`` (number of images where only one of prediction and truth is empty) and
+        ``"vanished"`` (where the structure is lost from the truth by resizing: there it counts in
+        no other figure); ``"joined"``: the same
         by name for structures taken as one (lungs, clavicles); ``"volumes"``, where images are
         planes of volumes: the same over volumes, the planes of each taken together in three
         dimensions (distances only if no plane between is left out);
@@ -278,6 +282,8 @@ def _columns(structures: Sequence[str], result: Mapping[str, Any]) -> dict[str, 
         "3-D MACD mm": distances(volumes, "macd_mm"),
         "MACD px": distances(result, "macd_px"),
         "3-D MACD px": distances(volumes, "macd_px"),
+        "HD95 mm": distances(result, "hd95_mm"),
+        "HD95 px": distances(result, "hd95_px"),
         "missed": counts("missed"),
         "vanished": counts("vanished"),
     }
@@ -296,9 +302,11 @@ def _cases(
                 true, spacing = dataset.original(index)
                 ignored = true[len(dataset.classes)] if dataset.ignores else None
                 true = true[: len(dataset.classes)]
-                height, width = dataset.extent_of(index)
-                framed = framed[:, :height, :width]
-                place = Placement.of((true.shape[1], true.shape[2]), framed.shape[1:])
+                framed = framed[:, *map(slice, dataset.extent_of(index))]
+                if dataset.resampled is None:
+                    place = Placement.of(true.shape[1:], framed.shape[1:])
+                else:
+                    place = Placement.filling(true.shape[1:], framed.shape[1:])
                 predicted = place.restore_masks(framed, disjoint=dataset.exclusive)
                 yield Case(index, predicted, true, spacing, ignored=ignored)
         else:
@@ -306,8 +314,8 @@ def _cases(
             truth = dataset.target_batch(batch).cpu().numpy().astype(bool)
             for index, predicted, true in zip(batch, masks[:, :-1], truth, strict=True):
                 spacing, vanished = dataset.spacing_of(index), dataset.vanished.get(index, ())
-                height, width = dataset.extent_of(index)
-                predicted, true = (masks[:, :height, :width] for masks in (predicted, true))
+                own = tuple(map(slice, dataset.extent_of(index)))
+                predicted, true = predicted[:, *own], true[:, *own]
                 ignored = ~true.any(axis=0) if dataset.ignores else None
                 yield Case(index, predicted, true[:-1], spacing, vanished, ignored=ignored)
 
@@ -316,9 +324,8 @@ def _predictions(
     network: nn.Module, dataset: Dataset, indices: Sequence[int], batch_size: int
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
     training = network.training
-    batch_size = at_once(batch_size, len(dataset.classes), dataset.images.shape[-2:])
+    batch_size = at_once(batch_size, len(dataset.classes), dataset.spatial)
     network.eval()
-    full = dataset.images.shape[-2:]
     if dataset.extents is not None:  # of many sizes
         batch_size = 1
     try:
@@ -326,9 +333,12 @@ def _predictions(
             batch = indices[start : start + batch_size]
             # Within the loop: a generator must not keep the mode on while its caller runs.
             with torch.inference_mode():
-                height, width = dataset.extent_of(batch[0])
-                answers = network(dataset.image_batch(batch)[..., :height, :width])
-                answers = nn.functional.pad(answers, (0, full[1] - width, 0, full[0] - height))
+                extent = dataset.extent_of(batch[0])
+                own: Any = (..., *map(slice, extent))
+                answers = network(dataset.image_batch(batch)[own])
+                sides = zip(reversed(dataset.spatial), reversed(extent), strict=True)
+                around = [part for most, own in sides for part in (0, most - own)]
+                answers = nn.functional.pad(answers, around)
             yield batch, answers
     finally:
         network.train(training)

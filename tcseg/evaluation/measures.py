@@ -36,12 +36,12 @@ Masks = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Case:
-    """Prediction and truth of an image, each (C, H, W), and the classes that resizing took."""
+    """Prediction and truth of an image, each (C, *spatial), and the classes that resizing took."""
 
     index: int
     predicted: Any
     true: Any
-    spacing: float | tuple[float, float] | None
+    spacing: float | tuple[float, ...] | None
     vanished: Collection[str] = ()
     ignored: Masks | None = None
     shape: tuple[int, ...] = ()  # of each of packed masks
@@ -96,8 +96,9 @@ def _measure(
     spacing: float | Sequence[float] | None,
     vanished: Collection[str],
 ) -> dict[str, Any]:
-    distance = "macd_px" if spacing is None else "macd_mm"
-    figures = ("iou", "dice", "macd_mm", distance, "missed", "vanished")
+    unit = "px" if spacing is None else "mm"
+    distance, farthest = f"macd_{unit}", f"hd95_{unit}"
+    figures = ("iou", "dice", "macd_mm", distance, farthest, "missed", "vanished")
     row: dict[str, Any] = {figure: {} for figure in figures}
     for name, parts in structures.items():
         a, b = _joined(predicted, parts), _joined(true, parts)
@@ -105,9 +106,12 @@ def _measure(
             a = b  # what is predicted may be right
         row["iou"][name], row["dice"][name] = metrics.iou(a, b), metrics.dice(a, b)
         row["macd_mm"][name] = math.nan
-        row[distance][name] = metrics.contour_distance(a, b, 1.0 if spacing is None else spacing)
+        away = metrics.contour_distances(a, b, 1.0 if spacing is None else spacing)
+        row[distance][name] = float(away.mean()) if away.size else math.nan
+        if a.ndim > 2:
+            row[farthest][name] = float(np.percentile(away, 95)) if away.size else math.nan
         row["missed"][name], row["vanished"][name] = bool(a.any() != b.any()), gone
-    return row
+    return {figure: values for figure, values in row.items() if values}
 
 
 def measure_image(
@@ -118,7 +122,7 @@ def measure_image(
         dict(zip(dataset.classes, masks, strict=True)) for masks in (case.predicted, case.true)
     )
     row = _measure(structures, predicted, true, case.spacing, case.vanished)
-    if "heart" in structures and "lungs" in structures:
+    if "heart" in structures and "lungs" in structures and case.true[0].ndim == 2:
         row["cardiothoracic_ratio"] = {
             kind: metrics.cardiothoracic_ratio(masks["heart"], _joined(masks, structures["lungs"]))
             for kind, masks in (("predicted", predicted), ("true", true))
@@ -143,7 +147,8 @@ def measure_volume(
     vanished = {name for plane in planes for name in plane.vanished}
     row = _measure(structures, predicted, true, spacing, vanished)
     if last.index - first.index >= len(planes):  # what lies between has no known surface
-        row |= {f: dict.fromkeys(structures, math.nan) for f in row if f.startswith("macd")}
+        distances = [figure for figure in row if figure.startswith(("macd", "hd95"))]
+        row |= {figure: dict.fromkeys(structures, math.nan) for figure in distances}
     return [row]
 
 
@@ -165,7 +170,7 @@ def over_images(
 ) -> dict[str, dict[str, Any]]:
     """Means and standard deviations by structure, where they are defined."""
     results: dict[str, dict[str, Any]] = {}
-    for figure in ("iou", "dice", "macd_mm", "macd_px"):
+    for figure in ("iou", "dice", "macd_mm", "macd_px", "hd95_mm", "hd95_px"):
         rows = [image[figure] for image in images if figure in image]
         if rows:
             values = {name: np.array([row[name] for row in rows]) for name in names}

@@ -29,7 +29,7 @@ def soft_iou_loss(target: Tensor, prediction: Tensor) -> Tensor:
 
     Parameters
     ----------
-    target, prediction : Tensor, shape (b, C, H, W)
+    target, prediction : Tensor, shape (b, C, *spatial)
         Masks or probabilities in [0, 1]; one mask per class, background included. Summed in
         float32 at least.
 
@@ -41,7 +41,7 @@ def soft_iou_loss(target: Tensor, prediction: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If the shapes differ or are not (b, C, H, W).
+        If the shapes differ or are not (b, C, H, W) or (b, C, D, H, W).
 
     References
     ----------
@@ -115,7 +115,7 @@ def cross_entropy_loss(target: Tensor, prediction: Tensor) -> Tensor:
     """
     target, prediction = _pair("cross_entropy_loss", target, prediction)
     p = prediction.clamp(EPSILON, 1 - EPSILON)
-    return -(target * p.log() + (1 - target) * (1 - p).log()).mean(dim=(1, 2, 3))
+    return -(target * p.log() + (1 - target) * (1 - p).log()).mean(dim=_inner(p))
 
 
 def squared_error_loss(target: Tensor, prediction: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def squared_error_loss(target: Tensor, prediction: Tensor) -> Tensor:
     tensor([0.2500])
     """
     target, prediction = _pair("squared_error_loss", target, prediction)
-    return (target - prediction).square().mean(dim=(1, 2, 3))
+    return (target - prediction).square().mean(dim=_inner(target))
 
 
 # What `loss` and `consistency_loss` name.
@@ -170,17 +170,22 @@ def over_batch(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Te
 
 
 def _pair(function: str, target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
-    if target.shape != prediction.shape or target.dim() != 4:
+    if target.shape != prediction.shape or target.dim() not in (4, 5):
         raise ValueError(
-            f"{function}: target and prediction must have one shape (b, C, H, W), got "
+            f"{function}: target and prediction must have one shape (b, C, H, W), or (b, C, D, H, "
+            "W) of volumes, got "
             f"{tuple(target.shape)} and {tuple(prediction.shape)}"
         )
     dtype = torch.promote_types(torch.promote_types(target.dtype, prediction.dtype), torch.float32)
     return target.to(dtype), prediction.to(dtype)
 
 
+def _inner(values: Tensor, first: int = 1) -> tuple[int, ...]:
+    return tuple(range(first, values.dim()))
+
+
 def _sum(values: Tensor) -> Tensor:
-    return values.sum(dim=(2, 3))
+    return values.sum(dim=_inner(values, 2))
 
 
 def _missing(shared: Tensor, whole: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ class Mixture:
 
     Attributes
     ----------
-    box : Tensor, bool (b, 1, H, W)
+    box : Tensor, bool (b, 1, *spatial)
     partner : Tensor, int64 (b,)
     """
 
@@ -25,7 +26,7 @@ class Mixture:
     partner: Tensor
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Mix images, or what is known of their pixels, (b, C, H, W)."""
+        """Mix images, or what is known of their pixels, (b, C, *spatial)."""
         return torch.where(self.box, values[self.partner], values)
 
 
@@ -36,9 +37,10 @@ class Boxes:
     Attributes
     ----------
     area : tuple of float
-        Least and largest part of the image, uniform between.
+        Least and largest part of the image, or of the volume, uniform between.
     aspect : float
-        Largest ratio of a box's sides, as parts of the image's; its logarithm is uniform.
+        Largest ratio of a box's height and width, as parts of the image's; its logarithm is
+        uniform.
     across : bool
         Whether the partner is of the other half of the batch, labelled images for unlabelled ones
         and the other way round, and not any image.
@@ -48,22 +50,23 @@ class Boxes:
     aspect: float
     across: bool = False
 
-    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> Mixture:
+    def sample(self, batch: int, size: Sequence[int], generator: Generator) -> Mixture:
         """Draw boxes and partners for `batch` images of `size`, on the generator's device."""
         device = generator.device
-        uniform = torch.rand(4, batch, 1, generator=generator, device=device)
+        axes = len(size)
+        uniform = torch.rand(2 + axes, batch, 1, generator=generator, device=device)
         least, largest = self.area
         area = least + (largest - least) * uniform[0]
         # No side is longer than the image's.
-        ratio = ((2 * uniform[1] - 1) * area.log().neg().clamp(max=math.log(self.aspect))).exp()
-        within = []
-        for side, place, pixels in zip(
-            ((area * ratio).sqrt(), (area / ratio).sqrt()), uniform[2:], size, strict=True
-        ):
+        face = area ** (2 / axes)
+        ratio = ((2 * uniform[1] - 1) * face.log().neg().clamp(max=math.log(self.aspect))).exp()
+        sides = [face.sqrt()] * (axes - 2) + [(face * ratio).sqrt(), (face / ratio).sqrt()]
+        box = torch.ones(batch, 1, *size, dtype=torch.bool, device=device)
+        for axis, (side, place, pixels) in enumerate(zip(sides, uniform[2:], size, strict=True)):
             centres = (torch.arange(pixels, device=device) + 0.5) / pixels
             start = place * (1 - side)
-            within.append((centres >= start) & (centres < start + side))
-        box = within[0][:, None, :, None] & within[1][:, None, None, :]
+            within = (centres >= start) & (centres < start + side)
+            box &= within.view(batch, 1, *(pixels if k == axis else 1 for k in range(axes)))
         if self.across:
             partner = torch.arange(batch, device=device).roll(batch // 2)
         else:

@@ -26,10 +26,10 @@ class Segmentation(nn.Module):
     Parameters
     ----------
     backbone : Module
-        Standardised images (b, 1, H, W) to logits (b, C + 1, H, W).
+        Standardised images (b, 1, *spatial) to logits (b, C + 1, *spatial).
     precision : torch.dtype
         Of the backbone's convolutions, by autocast; weights and probabilities are float32.
-    patch : (int, int), optional
+    patch : tuple of int, optional
         What the backbone is shown at once: it slides over images of another size, any.
     head : {"sigmoid", "softmax"}
         What makes probabilities of logits.
@@ -39,7 +39,7 @@ class Segmentation(nn.Module):
         self,
         backbone: nn.Module,
         precision: torch.dtype = torch.float32,
-        patch: tuple[int, int] | None = None,
+        patch: tuple[int, ...] | None = None,
         head: str = "sigmoid",
     ) -> None:
         super().__init__()
@@ -49,11 +49,12 @@ class Segmentation(nn.Module):
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (b, 1, H, W) in [0, 1] to probabilities (b, C + 1, H, W)."""
-        if self.patch is not None and images.shape[-2:] != self.patch:
+        """Map images (b, 1, *spatial) in [0, 1] to probabilities (b, C + 1, *spatial)."""
+        if self.patch is not None and images.shape[2:] != self.patch:
             return cast(Tensor, self._slide(images, self.patch))
-        mean = images.mean(dim=(1, 2, 3), keepdim=True)
-        deviation = images.std(dim=(1, 2, 3), keepdim=True)
+        inner = tuple(range(1, images.dim()))
+        mean = images.mean(dim=inner, keepdim=True)
+        deviation = images.std(dim=inner, keepdim=True)
         standard = (images - mean) / (deviation + 1e-3)
         reduced = self.precision != torch.float32
         with torch.autocast(images.device.type, self.precision, enabled=reduced):
@@ -63,7 +64,7 @@ class Segmentation(nn.Module):
         return torch.sigmoid(logits) if self.head == "sigmoid" else torch.softmax(logits, dim=1)
 
     @torch.compiler.disable
-    def _slide(self, images: Tensor, patch: tuple[int, int]) -> Any:
+    def _slide(self, images: Tensor, patch: tuple[int, ...]) -> Any:
         """Return means of patches half a patch apart, weighted by a Gaussian, as nnU-Net does."""
         from monai.inferers.utils import sliding_window_inference
 
@@ -72,7 +73,7 @@ class Segmentation(nn.Module):
 
 
 def found(network: nn.Module, probabilities: Tensor) -> Tensor:
-    """Return the masks, bool (b, C + 1, H, W), that a network's answers stand for.
+    """Return the masks, bool (b, C + 1, *spatial), that a network's answers stand for.
 
     Where a probability exceeds one half or, of a softmax, is the largest of all.
     """
@@ -107,6 +108,7 @@ def build_network(
     channels: int = 1,
     patch: Size | None = None,
     head: str = "sigmoid",
+    dimensions: int = 2,
 ) -> Segmentation:
     """Build a network by name.
 
@@ -115,7 +117,7 @@ def build_network(
     name : str
         ``"unet"``, MONAI's U-Net, or the dotted path of a callable with the arguments
         ``in_channels`` and ``out_channels`` that returns a module giving logits of the size of
-        its input.
+        its input; for volumes it gets ``spatial_dims=3`` as well.
     classes : int
         Number of structures; the background is added.
     precision : {"float32", "bfloat16"}
@@ -126,19 +128,21 @@ def build_network(
         What it is shown at once, where images are larger.
     head : {"sigmoid", "softmax"}
         A probability for each class, or of one among all.
+    dimensions : int
+        Of the images: 2, or 3 for volumes.
 
     Raises
     ------
     ValueError
         If the path names nothing that makes a module.
     """
-    shown = None if patch is None else shape_of(patch)
+    shown = None if patch is None else shape_of(patch, dimensions)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     if name == "unet":
         from monai.networks.nets.basic_unet import BasicUNet, UpCat
 
         unet = BasicUNet(
-            spatial_dims=2,
+            spatial_dims=dimensions,
             in_channels=channels,
             out_channels=classes + 1,
             # Multiples of 16 channels are what bfloat16 convolutions are fast at.
@@ -152,11 +156,13 @@ def build_network(
                 part.is_pad = False
         return Segmentation(unet, dtype, shown, head)
     factory = network_factory(name)
+    more = {"spatial_dims": dimensions} if dimensions != 2 else {}
     try:
-        backbone = factory(in_channels=channels, out_channels=classes + 1)
+        backbone = factory(in_channels=channels, out_channels=classes + 1, **more)
     except TypeError as error:
+        what = ", and spatial_dims for volumes" if more else ""
         raise ValueError(
-            f"`network` {name!r} must take in_channels and out_channels: {error}"
+            f"`network` {name!r} must take in_channels and out_channels{what}: {error}"
         ) from error
     if not isinstance(backbone, nn.Module):
         raise ValueError(

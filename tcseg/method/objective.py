@@ -12,8 +12,8 @@ Beyond the paper, the first branch's prediction may be a fixed target, or a teac
 and boxes of the second view may come from other images, and their targets with them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 from tcseg.data import unpack_masks
 from tcseg.method.losses import soft_iou_loss
 from tcseg.method.mixing import Boxes
-from tcseg.method.transforms import Transform, align
+from tcseg.method.transforms import SampledTransform, Transform, align_known
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,18 @@ def siamese_objective(
     teacher: nn.Module | None = None,
     hard: bool = False,
     mix: Boxes | None = None,
-    patch: tuple[int, int] | None = None,
+    patch: Sequence[int] | None = None,
+    inside: Tensor | None = None,
 ) -> Objective:
     """Return Equation 1 for one mini-batch B, its labelled part B_l first.
 
     Parameters
     ----------
     network : Module
-        f: images (b, 1, H, W) in [0, 1] to probabilities (b, classes + 1, H, W).
-    images : Tensor, shape (b, 1, H, W)
+        f: images (b, C, *spatial) in [0, 1] to probabilities (b, classes + 1, *spatial).
+    images : Tensor, shape (b, C, *spatial)
         x of B: labelled images, then unlabelled ones.
-    labels : Tensor, shape (b_l, B, H, W)
+    labels : Tensor, shape (b_l, B, *spatial)
         y of B_l, uint8, as of `tcseg.data.pack_masks`; moved as they are, a byte or a few a pixel.
     transform : Transform
         The distribution T; t1 and t2 are drawn for each image.
@@ -75,7 +76,7 @@ def siamese_objective(
         Whether labels may have pixels to be ignored: where there is one, target and prediction are
         0 in S, and in C wherever labels are the target.
     supervised_loss, consistency_loss : callable
-        S and C: targets and predictions (b, C, H, W) to one loss for each image.
+        S and C: targets and predictions (b, C, *spatial) to one loss for each image.
     consistency_weight : float
         lambda; at 0 the alignment is left out.
     second : Transform, optional
@@ -90,8 +91,11 @@ def siamese_objective(
     mix : Boxes, optional
         Second views and their targets exchange boxes. The targets of labelled images are then
         their labels, so that S is of the first view alone, and a teacher sees all others alone.
-    patch : (int, int), optional
+    patch : sequence of int, optional
         Size of the views, where they are of the middle of the images.
+    inside : Tensor, uint8 (b, 1, *spatial), optional
+        1 where there is something of the images, 0 beyond them. What is read from there, or for C
+        from beyond the other view, counts in no loss.
 
     Returns
     -------
@@ -99,28 +103,30 @@ def siamese_objective(
         Differentiable by both branches, unless the target is fixed.
     """
     batch, labelled = len(images), len(labels)
-    size = (images.shape[-2], images.shape[-1]) if patch is None else patch
+    size = images.shape[2:] if patch is None else patch
     t1 = transform.sample(batch, size, generator)
     t2 = (second or transform).sample(batch, size, generator)
-    if patch is not None:  # also where no pixel is moved
-        still = images.new_zeros(batch, 2, *patch)
-        t1, t2 = (replace(t, displacement=still) if t.displacement is None else t for t in (t1, t2))
+    if patch is not None:
+        t1, t2 = (t.of_patch(batch, patch, images.device) for t in (t1, t2))
     mixture = None if mix is None else mix.sample(batch, size, generator)
     # Mixed, what is to be found in the second view of labelled images is known.
     unknown = slice(0 if mixture is None else labelled, batch)
 
     first, other = t1.image(images), t2.image(images)
-    if mixture is not None:
-        other = mixture(other)
+    other = other if mixture is None else mixture(other)
     taught = first[unknown]  # by a teacher
     if mixture is not None and teacher is not None:
         first = first[:labelled]
     # Two branches with shared weights are one pass over both views.
     y1, y2 = network(torch.cat([first, other])).split([len(first), batch])
 
-    target1, target2 = (
-        unpack_masks(t.motion(slice(labelled)).label(labels), classes, exclusive) for t in (t1, t2)
-    )
+    def label(view: SampledTransform) -> Tensor:
+        motion = view.motion(slice(labelled))
+        target = unpack_masks(motion.label(labels), classes, exclusive)
+        return target if inside is None else target * motion.label(inside[:labelled])
+
+    target1, target2 = label(t1), label(t2)
+    ignores = ignores or inside is not None
 
     def error(target: Tensor, answer: Tensor) -> Tensor:
         # Nothing is set where a pixel is to be ignored, not even the background.
@@ -138,14 +144,14 @@ def siamese_objective(
             y1 = teacher(taught)
     else:
         y1 = y1[unknown].detach() if stop_gradient else y1[unknown]
-    target = align(t1.motion(unknown), t2.motion(unknown), y1)
+    target, known = align_known(t1.motion(unknown), t2.motion(unknown), y1, inside, unknown)
     if hard:
         target = (target > 0.5).to(y2.dtype)
     if mixture is not None:
         if ignores:
-            counted = target2.new_ones(batch, 1, *target2.shape[2:])
-            counted[:labelled] = target2.any(1, True)
-            y2 = y2 * mixture(counted)
+            rest = torch.ones_like(target[:, :1]) if known is None else known
+            known = mixture(torch.cat([target2.any(1, True).to(rest.dtype), rest]))
         target = mixture(torch.cat([target2.to(y2.dtype), target]))
+    y2 = y2 if known is None else y2 * known
     consistency = consistency_loss(target, y2).mean()
     return Objective(supervised + consistency_weight * consistency, supervised, consistency)

@@ -3,8 +3,9 @@
 A transform is a class with one method, ``sample``. What that returns moves pixels (a displacement,
 applied to image and label alike) or changes the values of the image (t_out is then the
 identity), or both. Strengths in pixels are given for images of 512 x 512 pixels and scale with the
-longer side of others, so that a picture deforms alike at every size, with margins and without. A
-patch deforms as an image of its size.
+longest side of others, so that a picture deforms alike at every size, with margins and without. A
+patch deforms as an image of its size. Voxels that are longer along one axis are moved by fewer of
+them along it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -28,11 +29,11 @@ class SampledTransform:
 
     Attributes
     ----------
-    displacement : Tensor, shape (b, 2, H, W), or None
+    displacement : Tensor, shape (b, D, *spatial), or None
         Where t_in and t_out read from, in pixels; None is the identity. Larger images are read in
         their middle, with what lies around: patches of this size.
     adjust : callable or None
-        What t_in does to image values (b, C, H, W) after the warp, to all channels alike.
+        What t_in does to image values (b, C, *spatial) after the warp, to all channels alike.
     """
 
     displacement: Tensor | None = None
@@ -58,14 +59,21 @@ class SampledTransform:
             None if adjust is None else adjust_rows,
         )
 
+    def of_patch(self, batch: int, size: Sequence[int], device: torch.device) -> SampledTransform:
+        """Return the same draw as one that reads the middle of larger images, moved or not."""
+        if self.displacement is not None:
+            return self
+        still = torch.zeros(batch, len(size), *size, device=device)
+        return replace(self, displacement=still)
+
     def image(self, images: Tensor) -> Tensor:
-        """Apply t_in to images (b, C, H, W) in [0, 1]."""
+        """Apply t_in to images (b, C, *spatial) in [0, 1]."""
         if self.displacement is not None:
             images = tcwarp.warp(images, self._source(images), mode="cubic", padding_mode="border")
         return images if self.adjust is None else self.adjust(images)
 
     def label(self, labels: Tensor) -> Tensor:
-        """Apply t_out to labels (b, C, H, W) of any dtype: values are copied, never mixed."""
+        """Apply t_out to labels (b, C, *spatial) of any dtype: values are copied, never mixed."""
         if self.displacement is None:
             return labels
         return tcwarp.warp(labels, self._source(labels), mode="nearest", padding_mode="border")
@@ -80,8 +88,13 @@ class SampledTransform:
         return torch.stack([part + start for part, start in parts], dim=1)
 
 
-def align(first: SampledTransform, second: SampledTransform, predictions: Tensor) -> Tensor:
-    """Apply ``t2_out o t1_out^-1`` to predictions (b, C, H, W) made under the first draw.
+def align(
+    first: SampledTransform,
+    second: SampledTransform,
+    predictions: Tensor,
+    padding_mode: Literal["border", "zeros"] = "border",
+) -> Tensor:
+    """Apply ``t2_out o t1_out^-1`` to predictions (b, C, *spatial) made under the first draw.
 
     Differentiable: gradients go back to the pixels that the values came from.
     """
@@ -89,7 +102,29 @@ def align(first: SampledTransform, second: SampledTransform, predictions: Tensor
         return predictions
     t1 = _or_zeros(first.displacement, second.displacement)
     t2 = _or_zeros(second.displacement, first.displacement)
-    return tcwarp.warp(predictions, tcwarp.align(t1, t2), mode="nearest", padding_mode="border")
+    field = tcwarp.align(t1, t2)
+    return tcwarp.warp(predictions, field, mode="nearest", padding_mode=padding_mode)
+
+
+def align_known(
+    first: SampledTransform,
+    second: SampledTransform,
+    predictions: Tensor,
+    inside: Tensor | None,
+    rows: slice,
+) -> tuple[Tensor, Tensor | None]:
+    """Apply `align`, and say where the result is known: 1, else 0, and the result is 0 there.
+
+    `inside` is 1 where there is something of the images, of which these are some rows. Known is
+    what both views show of that; if it is not given, all is (None).
+    """
+    if inside is None:
+        return align(first, second, predictions), None
+    inside = inside[rows]
+    shown = first.label(inside).to(predictions.dtype)
+    aligned = align(first, second, torch.cat([predictions, shown], dim=1), "zeros")
+    known = aligned[:, -1:] * second.label(inside)
+    return aligned[:, :-1] * known, known
 
 
 def _or_zeros(displacement: Tensor | None, other: Tensor | None) -> Tensor:
@@ -102,9 +137,16 @@ def _or_zeros(displacement: Tensor | None, other: Tensor | None) -> Tensor:
 class Transform(Protocol):
     """A distribution of transforms."""
 
-    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> SampledTransform:
+    def sample(self, batch: int, size: Sequence[int], generator: Generator) -> SampledTransform:
         """Draw one transform for each of `batch` images of `size`, on the generator's device."""
         ...
+
+
+def _pixel(size: Sequence[int], spacing: Sequence[float] | None) -> tuple[list[float], float]:
+    """Return the sides of a pixel, in units of its shortest one, and the longest of the image."""
+    shortest = min(spacing or (1.0,))
+    pixel = [side / shortest for side in spacing or [1.0] * len(size)]
+    return pixel, max(n * side for n, side in zip(size, pixel, strict=True))
 
 
 @dataclass(frozen=True)
@@ -114,36 +156,45 @@ class Elastic:
     Attributes
     ----------
     magnitude, sigma : float
-        Of the noise and its Gaussian, in pixels at 512 x 512.
+        Of the noise and its Gaussian, in pixels at 512 x 512; volumes are moved as far as images
+        would be.
     displacement_std : float, optional
         Root mean square displacement in pixels at 512 x 512, in place of `magnitude`.
     identity_probability : float
         How often an image stays as it is.
+    spacing : sequence of float, optional
+        How long a pixel is along each axis, in any unit; the same along all if not given.
     """
 
     magnitude: float = 1000.0
     sigma: float = 100.0
     displacement_std: float | None = None
     identity_probability: float = 0.5
+    spacing: Sequence[float] | None = None
 
-    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> SampledTransform:
+    def sample(self, batch: int, size: Sequence[int], generator: Generator) -> SampledTransform:
         """Draw displacements."""
-        scale = max(size) / REFERENCE_SIZE
+        pixel, longest = _pixel(size, self.spacing)
+        scale = longest / REFERENCE_SIZE
         std = self.displacement_std
-        return SampledTransform(
-            tcwarp.random_displacement(
-                batch,
-                size,
-                # Smoothing divides the noise by sigma in pixels, so the noise scales twice.
-                magnitude=self.magnitude * scale * scale,
-                sigma=self.sigma * scale,
-                displacement_std=None if std is None else std * scale,
-                identity_probability=self.identity_probability,
-                generator=generator,
-                dtype=torch.float32,
-                device=generator.device,
-            )
+        if std is None and len(size) > 2:
+            std = self.magnitude / (math.sqrt(12 * math.pi) * self.sigma)
+        displacement = tcwarp.random_displacement(
+            batch,
+            size,
+            # Smoothing divides the noise by sigma in pixels, so the noise scales twice.
+            magnitude=self.magnitude * scale * scale,
+            sigma=[self.sigma * scale / side for side in pixel],
+            displacement_std=None if std is None else std * scale,
+            identity_probability=self.identity_probability,
+            generator=generator,
+            dtype=torch.float32,
+            device=generator.device,
         )
+        for component, side in zip(displacement.unbind(1), pixel, strict=True):
+            if side != 1:
+                component /= side
+        return SampledTransform(displacement)
 
 
 @dataclass(frozen=True)
@@ -153,11 +204,13 @@ class Affine:
     Attributes
     ----------
     rotation : float
-        Degrees.
+        Degrees, in each plane of two axes.
     scale, shear, shift : float
-        Fractions: of the size of things, of a unit shear, of the longer side.
+        Fractions: of the size of things, of a unit shear, of the longest side.
     identity_probability : float
         How often an image stays as it is.
+    spacing : sequence of float, optional
+        How long a pixel is along each axis, in any unit; the same along all if not given.
     """
 
     rotation: float = 5.0
@@ -165,26 +218,31 @@ class Affine:
     shear: float = 0.05
     shift: float = 0.05
     identity_probability: float = 0.5
+    spacing: Sequence[float] | None = None
 
-    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> SampledTransform:
+    def sample(self, batch: int, size: Sequence[int], generator: Generator) -> SampledTransform:
         """Draw displacements ``(A - 1) (x - centre) + shift``."""
+        axes, device = len(size), generator.device
+        upper = torch.triu_indices(axes, axes, 1, device=device).unbind()  # planes of two axes
+        parts = (len(upper[0]), axes, len(upper[0]), axes)
         kept = _uniform((batch, 1), generator) >= self.identity_probability
-        values = (2 * _uniform((batch, 6), generator) - 1) * kept
-        angle = values[:, 0] * math.radians(self.rotation)
-        scales = 1 + values[:, 1:3] * self.scale
-        shears = values[:, 3] * self.shear
-        cosine, sine = torch.cos(angle), torch.sin(angle)
-        rotation = torch.stack([cosine, -sine, sine, cosine], dim=1).view(-1, 2, 2)
-        stretch = torch.diag_embed(scales)
-        stretch[:, 0, 1] = shears
-        matrix = rotation @ stretch - torch.eye(2, device=generator.device)
-        axes = [
-            torch.arange(n, device=generator.device, dtype=torch.float32) - (n - 1) / 2
-            for n in size
+        values = (2 * _uniform((batch, sum(parts)), generator) - 1) * kept
+        angles, scales, shears, shifts = values.split(parts, dim=1)
+        turns, stretch = values.new_zeros(2, batch, axes, axes)
+        turns[:, *upper] = -angles * math.radians(self.rotation)
+        stretch[:, *upper] = shears * self.shear
+        stretch += torch.diag_embed(1 + scales * self.scale)
+        matrix = torch.linalg.matrix_exp(turns - turns.mT) @ stretch
+        pixel, longest = _pixel(size, self.spacing)
+        lengths = [
+            (torch.arange(n, device=device, dtype=torch.float32) - (n - 1) / 2) * side
+            for n, side in zip(size, pixel, strict=True)
         ]
-        grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
-        shift = values[:, 4:6, None] * (self.shift * max(size))
-        return SampledTransform((matrix @ grid + shift).view(batch, 2, *size))
+        grid = torch.stack(torch.meshgrid(*lengths, indexing="ij")).flatten(1)
+        moved = (matrix - torch.eye(axes, device=device)) @ grid
+        moved += shifts[:, :, None] * (self.shift * longest)
+        moved /= torch.tensor(pixel, device=device)[:, None]
+        return SampledTransform(moved.view(batch, axes, *size))
 
 
 @dataclass(frozen=True)
@@ -209,19 +267,20 @@ class Intensity:
     noise: float = 0.02
     identity_probability: float = 0.0
 
-    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> SampledTransform:
+    def sample(self, batch: int, size: Sequence[int], generator: Generator) -> SampledTransform:
         """Draw factors, and noise for every pixel."""
-        normals = torch.randn(4, batch, 1, 1, 1, generator=generator, device=generator.device)
+        each = (batch, 1, *[1] * len(size))  # one number for each image
+        normals = torch.randn(4, *each, generator=generator, device=generator.device)
         gamma, contrast = (normals[0] * self.gamma).exp(), (normals[1] * self.contrast).exp()
         brightness, deviation = normals[2] * self.brightness, normals[3].abs() * self.noise
         noise = torch.randn(batch, 1, *size, generator=generator, device=generator.device)
         changed: Tensor | None = None
         if self.identity_probability > 0:
-            changed = _uniform((batch, 1, 1, 1), generator) >= self.identity_probability
+            changed = _uniform(each, generator) >= self.identity_probability
 
         def adjust(images: Tensor) -> Tensor:
             exposed = images.clamp(0, 1) ** gamma
-            centre = exposed.mean(dim=(1, 2, 3), keepdim=True)
+            centre = exposed.mean(dim=tuple(range(1, exposed.dim())), keepdim=True)
             exposed = (exposed - centre) * contrast + centre + brightness + noise * deviation
             return exposed if changed is None else torch.where(changed, exposed, images)
 
@@ -243,14 +302,15 @@ class Compose:
     transforms: Sequence[Transform]
     identity_probability: float = 0.0
 
-    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> SampledTransform:
+    def sample(self, batch: int, size: Sequence[int], generator: Generator) -> SampledTransform:
         """Draw from all, joining displacements into one so that the image is read once."""
         joined = SampledTransform()
         for transform in self.transforms:
             joined = _join(joined, transform.sample(batch, size, generator))
         if joined.displacement is None or self.identity_probability == 0:
             return joined
-        moved = _uniform((batch, 1, 1, 1), generator) >= self.identity_probability
+        each = (batch, 1, *[1] * len(size))
+        moved = _uniform(each, generator) >= self.identity_probability
         return replace(joined, displacement=joined.displacement * moved)
 
 
@@ -281,7 +341,9 @@ RECIPES: dict[str, Transform] = {
 }
 
 
-def recipe(name: str, displacement_std: float | None = None) -> Transform:
+def recipe(
+    name: str, displacement_std: float | None = None, spacing: Sequence[float] | None = None
+) -> Transform:
     """Return the transforms that `recipe` names, elastic fields of another strength on demand.
 
     Parameters
@@ -290,13 +352,15 @@ def recipe(name: str, displacement_std: float | None = None) -> Transform:
         A key of `RECIPES`.
     displacement_std : float, optional
         Root mean square displacement in pixels at 512 x 512, in place of the recipe's.
+    spacing : sequence of float, optional
+        How long a pixel is along each axis, in any unit; the same along all if not given.
     """
 
     def changed(transform: Transform) -> Transform:
-        if isinstance(transform, Elastic):
-            return replace(transform, displacement_std=displacement_std)
         if isinstance(transform, Compose):
             return replace(transform, transforms=[changed(t) for t in transform.transforms])
-        return transform
+        if isinstance(transform, Elastic) and displacement_std is not None:
+            transform = replace(transform, displacement_std=displacement_std)
+        return replace(transform, spacing=spacing) if hasattr(transform, "spacing") else transform
 
-    return RECIPES[name] if displacement_std is None else changed(RECIPES[name])
+    return changed(RECIPES[name])

@@ -74,13 +74,28 @@ class Config:
 
     data: str = _option("phantom", "Data set.", DATA_SETS)
     root: str | None = _option(None, "Folder of the data set (jsrt: if not set, $TCSEG_JSRT_ROOT).")
+    dimensions: int = _option(
+        2,
+        "2: images, and planes of volumes; 3: volumes.",
+        at_least=2,
+        below=4,
+    )
     size: int | str = _option(
         512,
-        "Size of images, 256 or 256x512 (height x width), multiples of 16; with --patch, original.",
+        "Size of images, 256 or 256x512 (height x width), multiples of 16; with --patch, original, "
+        "as volumes of a folder have it if not set.",
         kind=pixels,
     )
+    spacing: str | None = _option(
+        None,
+        "folder, volumes: size of voxels to resample to in mm, as 1.5 or 5x1.5x1.5 (depth x height "
+        "x width), median or original; if not set the median, where files say theirs.",
+    )
     patch: int | str | None = _option(
-        None, "Size of patches to train on; prediction uses a sliding window.", kind=pixels
+        None,
+        "Size of patches to train on, of volumes such as 16x96x96; prediction uses a sliding "
+        "window.",
+        kind=pixels,
     )
     method: str = _option("semitc", "Training method.", METHODS)
     labelled: int | None = _option(
@@ -199,11 +214,18 @@ class Config:
             if value is not None and bounds:
                 holds = all(_HOLDS[word](value, bound) for word, bound in bounds.items())
                 expect(holds, field.name, " and ".join(map(_limit, bounds, bounds.values())))
-        sides = "a multiple of 16, at least 32, or two: 256x512"
+        flat = self.dimensions == 2
+        sides = "a multiple of 16, at least " + (
+            "32, or two: 256x512" if flat else "16, or three: 32x96x96"
+        )
         own = self.size == ORIGINAL and self.data == "folder" and self.patch is not None
-        expect(own or suits(self.size), "size", f"{sides} (original: of a folder, with `patch`)")
-        inside = self.patch is None or suits(self.patch, self.size)
+        fits = own or suits(self.size, dimensions=self.dimensions)
+        expect(fits, "size", f"{sides} (original: of a folder, with `patch`)")
+        inside = self.patch is None or suits(self.patch, self.size, self.dimensions)
         expect(inside, "patch", f"{sides}, within `size`")
+        expect(flat or self.data != "jsrt", "dimensions", "2 for radiographs (jsrt)")
+        of_volumes = self.spacing is None or (not flat and self.data == "folder")
+        expect(of_volumes, "spacing", "left out, but for volumes of a folder (`dimensions` 3)")
         if self.method in METHODS and METHODS[self.method].pool:
             what = f"even for method {self.method!r} (half labelled, half unlabelled)"
             expect(self.batch_size % 2 == 0, "batch_size", what)
@@ -243,8 +265,22 @@ class Config:
     @property
     def reading(self) -> dict[str, Any]:
         """How the data set is read: what `tcseg.data.load_dataset` takes of these options."""
-        names = ("root", "size", "group", "mask_pattern", "window")
+        names = ("root", "size", "group", "mask_pattern", "window", "dimensions", "spacing")
         return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def default(cls, data: str = "phantom", dimensions: int = 2) -> Config:
+        """Return the options that are not given, of images or of volumes.
+
+        Examples
+        --------
+        >>> Config.default().size, Config.default(dimensions=3).patch
+        (512, 32)
+        """
+        if dimensions != 3:
+            return cls()
+        size, patch = (ORIGINAL, None) if data == "folder" else (48, 32)
+        return cls(data=data, dimensions=3, size=size, patch=patch, batch_size=4)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Config:

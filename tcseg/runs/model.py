@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from msgspec import Meta, convert
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 PrintableName = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$", max_length=1000)]
 Side = Annotated[int, Meta(ge=16, le=16384, multiple_of=16)]
-Sides = Annotated[str, Meta(pattern="^([0-9]{2,5}x[0-9]{2,5}|original)$")]
+Sides = Annotated[str, Meta(pattern="^([0-9]{2,5}(x[0-9]{2,5}){1,2}|original)$")]
 Positive = Annotated[float, Meta(gt=0, lt=1e9)]
 
 __all__ = ["Model", "head_of", "load_weights"]
@@ -47,15 +46,19 @@ class Model:
         Of the images: 1, 3 for colour, or any number.
     files
         How many files an image is in, named as nnU-Net's.
+    dimensions
+        Of the images: 2, or 3 for volumes.
     size
         Height and width that images are fitted into: 256, ``"256x512"``, or ``"original"``, their
-        own, of any shape.
+        own, of any shape. Of volumes, depth is first: ``"32x64x64"``.
     values
         Number that stands for each structure in the masks of the training data, where these held
         one for each pixel, and those found do so too; None where structures may overlap.
     spacing
-        Height and width in mm of a pixel of that size: the median over the training data; None
-        where it is not known.
+        Height and width in mm of a pixel of that size, or depth, height and width of a voxel: the
+        median over the training data; None where it is not known.
+    resample
+        Whether volumes are brought to that spacing.
     scale
         One grey scale of each ``"volume"``, or of each ``"image"`` as in earlier versions.
     bits
@@ -75,13 +78,15 @@ class Model:
     channels: Annotated[int, Meta(ge=1, le=1024)]
     size: Side | Sides
     values: tuple[Annotated[int, Meta(ge=1, le=LARGEST_LABEL)], ...] | None = None
-    spacing: tuple[Positive, Positive] | None = None
+    spacing: Annotated[tuple[Positive, ...], Meta(min_length=2, max_length=3)] | None = None
     scale: Annotated[str, Meta(pattern="^(volume|image)$")] = "image"
     bits: Annotated[int, Meta(ge=8, le=16, multiple_of=8)] = 8
     patch: Side | Sides | None = None
     window: str | None = None
     files: Annotated[int, Meta(ge=1, le=1024)] = 1
     head: Annotated[str, Meta(pattern="^(sigmoid|softmax)$")] = "sigmoid"
+    dimensions: Annotated[int, Meta(ge=2, le=3)] = 2
+    resample: bool = False
 
     @property
     def seen(self) -> int | str:
@@ -99,7 +104,9 @@ class Model:
             size=config.size,
             patch=config.patch,
             values=dataset.values if max(dataset.values or (0,)) <= LARGEST_LABEL else None,
-            spacing=_median_spacing(dataset),
+            spacing=dataset.resampled or dataset.pixel,
+            resample=dataset.resampled is not None,
+            dimensions=config.dimensions,
             scale=dataset.scale,
             bits=dataset.bits,
             window=config.window,
@@ -127,7 +134,11 @@ class Model:
                 if not len(model.classes) == len(numbers) == len({*numbers}):
                     raise ValueError("classes and values must be of one number, no two alike")
             for size in {model.seen} | ({model.size} - {ORIGINAL}):
-                convert(shape_of(size), tuple[Side, Side])
+                convert(shape_of(size, model.dimensions), tuple[Side, ...])
+            if len(model.spacing or model.dimensions * " ") != model.dimensions:
+                raise ValueError(f"spacing must be {model.dimensions} numbers")
+            if model.resample and model.spacing is None:
+                raise ValueError("no spacing to resample to")
             if model.window is not None:
                 window_limits(model.window)
             return model
@@ -152,7 +163,13 @@ class Model:
         if self.network not in OWN_NETWORKS:
             self._check_trusted(run, trusted)
         return build_network(
-            self.network, len(self.classes), self.precision, self.channels, self.patch, self.head
+            self.network,
+            len(self.classes),
+            self.precision,
+            self.channels,
+            self.patch,
+            self.head,
+            self.dimensions,
         )
 
     def _check_trusted(self, run: Path, trusted: str | None) -> None:
@@ -185,15 +202,6 @@ def head_of(config: Config, dataset: Dataset) -> str:
     if config.head == "auto":
         return "softmax" if dataset.exclusive and len(dataset.classes) > 8 else "sigmoid"
     return config.head
-
-
-def _median_spacing(dataset: Dataset) -> tuple[float, float] | None:
-    spacings = [dataset.spacing_of(index) for index in range(len(dataset))]
-    known = [np.broadcast_to(spacing, 2) for spacing in spacings if spacing is not None]
-    if not known:
-        return None
-    height, width = np.median(known, axis=0).tolist()
-    return height, width
 
 
 def load_weights(

@@ -63,7 +63,7 @@ class Batches:
 
     def draw(
         self, method: Method, views: Sequence[Transform] = ()
-    ) -> tuple[Tensor, Tensor, list[Transform]]:
+    ) -> tuple[Tensor, Tensor, list[Transform], Tensor | None]:
         """Draw the part of a mini-batch that this process works on.
 
         Parameters
@@ -75,10 +75,11 @@ class Batches:
 
         Returns
         -------
-        images, labels, views
-            Images (b, C, H, W), labelled ones first; the packed masks of those; the
+        images, labels, views, inside
+            Images (b, C, *spatial), labelled ones first; the packed masks of those; the
             distributions to draw their transforms from. Images with patches in their middle are
-            twice as high and wide.
+            twice as long along each axis; uint8 (b, 1, *spatial) says where they show something of
+            an image, 0 beyond it (None: they do everywhere).
         """
         semi = bool(method.pool and len(self.unlabelled))
         count = self.size // 2 if semi else self.size
@@ -87,38 +88,42 @@ class Batches:
             others = sample(self.unlabelled, self.size - count, self.generator)
             indices = torch.cat([indices, others])
         window: Window | None = None
+        inside: Tensor | None = None
         if self.patches is not None:
-            window = self.patches.draw(indices, count, self.generator)
+            window, inside = self.patches.draw(indices, count, self.generator)
         processes = distributed.world_size()
         if processes > 1:
             rows = distributed.share(self.size, count, self.generator.device)
             indices, count = indices[rows], count // processes
-            window = window and (window[0][rows], window[1][rows])
+            window = window and tuple(places[rows] for places in window)
+            inside = inside if inside is None else inside[rows]
             views = [distributed.Rows(view, rows, self.size) for view in views]
-        first = window and (window[0][:count], window[1][:count])
+        first = window and tuple(places[:count] for places in window)
         labels = self.dataset.mask_batch(indices[:count], first)
-        return self.dataset.image_batch(indices, window), labels, list(views)
+        return self.dataset.image_batch(indices, window), labels, list(views), inside
 
 
 class Patches:
     """Places of patches in images; parameters are those of `Batches`.
 
-    What is read is a window twice as high and wide, so that a deformed patch takes one
-    interpolation, as if from the whole image; beyond the image, its border is repeated.
+    What is read is a window twice as long along each axis, so that a deformed patch takes one
+    interpolation, as if from the whole image; beyond the image, its border is repeated. Volumes may
+    be smaller than a patch: they lie in its middle.
     """
 
     def __init__(
         self, dataset: Dataset, labelled: Sequence[int], unlabelled: Sequence[int], patch: Size
     ) -> None:
-        self.shape = shape_of(patch)
+        axes = len(dataset.spatial)
+        self.shape = shape_of(patch, axes)
         extents = [dataset.extent_of(index) for index in range(len(dataset))]
         for index in (*labelled, *unlabelled):
-            if not suits(self.shape, extents[index]):
+            if axes == 2 and not suits(self.shape, extents[index]):
                 raise ValueError(
                     f"`patch` {written(self.shape)} is larger than the image {dataset.ids[index]}, "
                     f"{written(extents[index])}; use a smaller one"
                 )
-        marked = torch.full((len(dataset), MARKED, 2), -1, dtype=torch.int32)
+        marked = torch.full((len(dataset), MARKED, axes), -1, dtype=torch.int32)
         generator = torch.Generator().manual_seed(0)
         for index in labelled:
             masks = dataset.target_batch([index])[0, :-1].cpu()
@@ -130,23 +135,28 @@ class Patches:
             torch.as_tensor(part, device=dataset.device) for part in (self.shape, extents, marked)
         )
 
-    def draw(self, indices: Tensor, labelled: int, generator: Generator) -> Window:
-        """Draw one in each of these images, the first ones of which are labelled."""
+    def draw(self, indices: Tensor, labelled: int, generator: Generator) -> tuple[Window, Tensor]:
+        """Draw one in each of these images, the first ones of which are labelled.
+
+        Returns what to read, and where that is inside the image, uint8 (b, 1, *spatial).
+        """
         draw: dict[str, Any] = {"generator": generator, "device": generator.device}
-        extents = self.extents[indices]
-        spare = extents - self.size
-        corner = (torch.rand(len(indices), 2, **draw) * (spare + 1)).long().minimum(spare)
+        extents, axes = self.extents[indices], len(self.shape)
+        over = (self.size - extents).clamp(min=0) // 2  # of a patch beyond a smaller volume
+        spare = (extents - self.size).clamp(min=0)
+        corner = (torch.rand(len(indices), axes, **draw) * (spare + 1)).long().minimum(spare)
         marked = self.marked[indices[:labelled], torch.randint(MARKED, (labelled,), **draw)]
         about = (marked - self.size // 2).clamp(min=0).minimum(spare[:labelled])
         chosen = (torch.rand(labelled, 1, **draw) < ABOUT_STRUCTURES) & (marked >= 0)
         corner[:labelled] = torch.where(chosen, about, corner[:labelled])
-        rows, columns = (
-            (corner[:, k, None] + torch.arange(-(n // 2), 2 * n - n // 2, device=generator.device))
-            .clamp(min=0)
-            .minimum(extents[:, k, None] - 1)
-            for k, n in enumerate(self.shape)
-        )
-        return rows, columns
+        window, inside = [], torch.ones((), dtype=torch.uint8, device=generator.device)
+        for k, n in enumerate(self.shape):
+            places = torch.arange(-(n // 2), 2 * n - n // 2, device=generator.device)
+            places = (corner - over)[:, k, None] + places
+            within = (places >= 0) & (places < extents[:, k, None])
+            inside = inside * within.view(-1, 1, *(2 * n if j == k else 1 for j in range(axes)))
+            window.append(places.clamp(min=0).minimum(extents[:, k, None] - 1))
+        return tuple(window), inside
 
 
 def sample(pool: Tensor, count: int, generator: Generator) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -140,7 +140,7 @@ class Rows:
         self.transform, self.index, self.batch = transform, index, batch
 
     def sample(
-        self, batch: int, size: tuple[int, int], generator: torch.Generator
+        self, batch: int, size: Sequence[int], generator: torch.Generator
     ) -> SampledTransform:
         """Draw for the whole batch; keep those of these rows."""
         return self.transform.sample(self.batch, size, generator).rows(self.index, self.batch)

@@ -62,7 +62,7 @@ def preview(
     window, size = None, shape_of(patch or (dataset.images.shape[-2], dataset.images.shape[-1]))
     if patch is not None:
         patches = Patches(dataset, indices, (), patch)
-        window = patches.draw(torch.tensor(indices), len(indices), generator)
+        window, _ = patches.draw(torch.tensor(indices), len(indices), generator)
     images, labels = dataset.image_batch(indices, window), dataset.mask_batch(indices, window)
     t1, t2 = (transform.sample(len(indices), size, generator) for _ in range(2))
 

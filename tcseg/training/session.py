@@ -27,7 +27,7 @@ from tcseg.data import (
     split_remarks,
     validation_subset,
 )
-from tcseg.data.phantom import population
+from tcseg.data.phantom import abdomen, population
 from tcseg.evaluation.evaluate import evaluate, predict, results_table, validation_miou
 from tcseg.evaluation.pictures import save_panel
 from tcseg.extras import is_installed
@@ -114,7 +114,7 @@ def _check_before_data(config: Config, resume: bool) -> None:
     if config.network not in OWN_NETWORKS:
         network_factory(config.network)
     if config.data == "phantom":
-        phantoms = population.undrawn()
+        phantoms = (population if config.dimensions == 2 else abdomen).undrawn()
         split = make_split(phantoms, config.split, config.split_file)
         labelled_subset(split, config.labelled or LABELLED)
         validation_subset(split, config.validation_images)
@@ -217,9 +217,13 @@ def _start(trainer: Trainer, resume: bool) -> None:
 def _describe(trainer: Trainer, console: Console) -> None:
     config, processes = trainer.config, distributed.world_size()
     console.print(
-        f"{config.method} on {config.data} at {written(config.size)}"
-        f"{'' if config.patch is None else f', patches of {written(config.patch)}'}: "
-        f"{len(trainer.labelled)} labelled and {len(trainer.unlabelled)} unlabelled images, "
+        f"{config.method} on {config.data} at {written(config.size, config.dimensions)}"
+        + (
+            ""
+            if config.patch is None
+            else f", patches of {written(config.patch, config.dimensions)}"
+        )
+        + f": {len(trainer.labelled)} labelled and {len(trainer.unlabelled)} unlabelled images, "
         f"{len(trainer.validation)} for validation, {len(trainer.split.test)} for the test; "
         f"device {trainer.device}{f', {processes} processes' if processes > 1 else ''}"
     )

@@ -87,10 +87,13 @@ class Trainer:
             channels=self.dataset.images.shape[1],
             patch=config.patch,
             head=head_of(config, self.dataset),
+            dimensions=config.dimensions,
         )
+        self.pixel = None if config.dimensions == 2 else self.dataset.pixel
         # Convolutions on CPU and on tensor cores are faster in this layout.
+        self.layout = torch.channels_last if config.dimensions == 2 else torch.channels_last_3d
         self.network.to(self.device)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
         # What trains is the same network, in several processes wrapped to average gradients.
         self.model = distributed.parallel(self.network)
         if config.compile:
@@ -126,7 +129,7 @@ class Trainer:
         config, strength = self.config, self.config.displacement_std
         if self.state.step < config.pretrain_steps and config.pretrain_displacement_std is not None:
             strength = config.pretrain_displacement_std
-        view = recipe(config.recipe, strength)
+        view = recipe(config.recipe, strength, self.pixel)
         return view, Compose([view, Intensity()]) if method.exposure else view
 
     def _loss(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -135,10 +138,10 @@ class Trainer:
     def step(self, method: Method) -> dict[str, Tensor]:
         """Do one step of Equation 1; return its terms, still on the device."""
         config = self.config
-        images, labels, (first, second) = self.batches.draw(method, self.views(method))
+        images, labels, (first, second), inside = self.batches.draw(method, self.views(method))
         objective = siamese_objective(
             self.model,
-            images.contiguous(memory_format=torch.channels_last),
+            images.contiguous(memory_format=self.layout),
             labels,
             first,
             self.generator,
@@ -155,7 +158,8 @@ class Trainer:
             teacher=self.teacher if method.target == "teacher" else None,
             hard=method.hard,
             mix=MIXES.get(method.mix),
-            patch=None if config.patch is None else shape_of(config.patch),
+            patch=None if config.patch is None else shape_of(config.patch, config.dimensions),
+            inside=inside,
         )
         self.optimizer.zero_grad(set_to_none=True)
         objective.total.backward()

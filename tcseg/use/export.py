@@ -71,13 +71,14 @@ def export(
                 importlib.import_module(name)
     model = segmenter.model
     network = _in_single_precision(segmenter.network)
-    shape = (model.channels, *shape_of(model.seen))
+    shape = (model.channels, *shape_of(model.seen, model.dimensions))
+    axes = "depth, " if model.dimensions == 3 else ""
     metadata = {
         "classes": json.dumps([*model.classes, "background"]),
         "size": str(model.seen),
         "values": json.dumps(model.values),
         "spacing_mm": json.dumps(model.spacing),
-        "input": "float32 (b, channels, height, width) in [0, 1]",
+        "input": f"float32 (b, channels, {axes}height, width) in [0, 1]",
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write, run = _FORMS[form]
@@ -109,7 +110,7 @@ def export(
 
 
 def _difference(
-    network: nn.Module, exported: Callable[[torch.Tensor], np.ndarray], shape: tuple[int, int, int]
+    network: nn.Module, exported: Callable[[torch.Tensor], np.ndarray], shape: tuple[int, ...]
 ) -> float:
     """Return the largest difference of probabilities, on random images."""
     largest = 0.0

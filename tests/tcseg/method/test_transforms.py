@@ -501,7 +501,7 @@ def test_rows_of_a_draw_do_what_the_whole_does():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_of_another_strength(name):
-    assert recipe(name) is RECIPES[name]
+    assert recipe(name) == RECIPES[name]
     moved = [
         recipe(name, std).sample(64, (64, 64), seeded()).displacement.square().mean().item()
         for std in (0.0, 8.0, 40.0)
