@@ -152,7 +152,8 @@ class Dataset:
     scale
         One grey scale of each ``"volume"``, or ``"image"`` as in earlier versions.
     resampled
-        Of volumes that were brought to one size of voxels, that: depth, height and width in mm.
+        Of volumes that were brought to one size of voxels, that: depth, height and width in mm (in
+        a frame of one size, in proportion).
     slice_spacings
         Of planes of volumes: distance in mm to those beside each, None if not known.
     annotated
@@ -183,7 +184,7 @@ class Dataset:
     volumes: list[str | None] | None = None
     files: int = 1
     scale: str = "volume"
-    resampled: tuple[float, ...] | None = None
+    resampled: tuple[float, float, float] | None = None
     slice_spacings: list[float | None] | None = None
     annotated: list[int] | None = None
     values: tuple[int, ...] | None = None

@@ -57,8 +57,9 @@ class Model:
     spacing
         Height and width in mm of a pixel of that size, or depth, height and width of a voxel: the
         median over the training data; None where it is not known.
-    resample
-        Whether volumes are brought to that spacing.
+    voxel
+        Depth, height and width in mm of the voxels that volumes are resampled to or, in a frame of
+        some size, the proportions of voxels there; None if they stay as they are.
     scale
         One grey scale of each ``"volume"``, or of each ``"image"`` as in earlier versions.
     bits
@@ -86,7 +87,7 @@ class Model:
     files: Annotated[int, Meta(ge=1, le=1024)] = 1
     head: Annotated[str, Meta(pattern="^(sigmoid|softmax)$")] = "sigmoid"
     dimensions: Annotated[int, Meta(ge=2, le=3)] = 2
-    resample: bool = False
+    voxel: tuple[Positive, Positive, Positive] | None = None
 
     @property
     def seen(self) -> int | str:
@@ -104,8 +105,8 @@ class Model:
             size=config.size,
             patch=config.patch,
             values=dataset.values if max(dataset.values or (0,)) <= LARGEST_LABEL else None,
-            spacing=dataset.resampled or dataset.pixel,
-            resample=dataset.resampled is not None,
+            spacing=dataset.pixel,
+            voxel=dataset.resampled,
             dimensions=config.dimensions,
             scale=dataset.scale,
             bits=dataset.bits,
@@ -137,8 +138,6 @@ class Model:
                 convert(shape_of(size, model.dimensions), tuple[Side, ...])
             if len(model.spacing or model.dimensions * " ") != model.dimensions:
                 raise ValueError(f"spacing must be {model.dimensions} numbers")
-            if model.resample and model.spacing is None:
-                raise ValueError("no spacing to resample to")
             if model.window is not None:
                 window_limits(model.window)
             return model

@@ -1,11 +1,12 @@
-"""A trained network as something to use: images of any size in, masks of that size out."""
+"""A trained network as something to use: images or volumes of any size in, masks of it out."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tcseg.data import Dataset, Split, load_dataset, read_splits
 from tcseg.errors import RunError
 from tcseg.io.grey import as_pixels
 from tcseg.io.placement import Placement
-from tcseg.io.sizes import ORIGINAL, shape_of
+from tcseg.io.sizes import ORIGINAL, Spacing, shape_of
 from tcseg.io.windows import window_limits
 from tcseg.method.network import at_once, found
 from tcseg.method.transforms import Elastic, align
@@ -36,11 +37,11 @@ DEFORMATION = Elastic(displacement_std=16.0, identity_probability=0.0)
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is found in one image.
+    """What is found in one image or volume.
 
     Attributes
     ----------
-    masks : bool (C, H, W)
+    masks : bool (C, H, W) or (C, D, H, W)
         One mask for each structure, of the size of the image. They may overlap, unless the masks of
         the training data held one value for each pixel.
     consistency : float or None
@@ -54,7 +55,7 @@ class Prediction:
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
-        """What the masks are made from, (C, H, W), made when it is asked for.
+        """What the masks are made from, of their shape, made when it is asked for.
 
         A structure is where its probability exceeds one half or, where structures cannot overlap,
         all other probabilities, the background's included.
@@ -102,38 +103,55 @@ class Segmenter:
         """Names of the structures."""
         return self.model.classes
 
-    def predict(self, image: NDArray[Any], *, consistency: bool = False) -> Prediction:
-        """Segment one image.
+    def predict(
+        self,
+        image: NDArray[Any],
+        *,
+        consistency: bool = False,
+        spacing: Spacing | None = None,
+    ) -> Prediction:
+        """Segment one image, or one volume where the network was trained on those.
 
         Parameters
         ----------
         image : array
             (H, W), or (H, W, C) for colour (alpha is left out) and other channels, of any size and
             number type; 8 bits are taken as they are, the range of anything wider is stretched, of
-            each channel as in training, or the window of the training is taken.
+            each channel as in training, or the window of the training is taken. A volume is
+            (D, H, W) or (D, H, W, C), its axes in the order and direction of those trained on.
         consistency : bool
             Whether to compute the consistency as well, which takes several times as long.
+        spacing : (float, float, float), optional
+            Of a volume: depth, height and width of a voxel in mm.
 
         Raises
         ------
         ValueError
-            If the shape is another one, the network takes another number of channels, or 8 bits are
-            given to one trained in a window.
+            If the shape is another one, the network takes another number of channels, 8 bits are
+            given to one trained in a window, or no spacing to one whose volumes were resampled.
         """
         image, window = np.asarray(image), self.model.window
+        axes = self.model.dimensions
+        if axes == 3 and image.ndim not in (3, 4):
+            raise ValueError(
+                f"a volume must have the shape (D, H, W) or (D, H, W, C), got {image.shape}"
+            )
         if window is not None and image.dtype.itemsize == 1:
             raise ValueError(
                 f"the network was trained in the window {window}: give it the values themselves, "
                 f"such as Hounsfield units, got {image.dtype}"
             )
-        if image.ndim == 3 and image.shape[2] == 4 and self.model.channels in (1, 3):
+        if image.ndim > axes and image.shape[-1] == 4 and self.model.channels in (1, 3):
             image = image[..., :3]
         limits = None if window is None else window_limits(window)
+        shape = image.shape[:axes]
+        image = image.reshape(-1, *image.shape[axes - 1 :])  # planes of a volume as one image
         if image.ndim == 3 and self.model.files > 1:  # each has a scale, as its files had
             pixels = np.concatenate([as_pixels(channel) for channel in np.moveaxis(image, 2, 0)])
         else:
             pixels = as_pixels(image, limits)
-        return next(self.predict_all([pixels], consistency=consistency))
+        whole = pixels.reshape(-1, *shape)
+        return next(self.predict_all([whole], consistency=consistency, spacings=[spacing]))
 
     def predict_all(
         self,
@@ -141,30 +159,50 @@ class Segmenter:
         *,
         consistency: bool = False,
         batch_size: int = 8,
+        spacings: Iterable[Spacing | None] = itertools.repeat(None),
     ) -> Iterator[Prediction]:
         """Segment images one after the other, `batch_size` of them in memory.
 
         Parameters
         ----------
-        images : iterable of float32 (C, H, W)
+        images : iterable of float32 (C, *spatial)
             In [0, 1], as of `tcseg.io.images`; their sizes may differ.
         consistency : bool
             As for `predict`.
         batch_size : int
             How many go through the network at once, fewer where there are many structures.
+        spacings : iterable of (float, float, float) or None
+            Of volumes: depth, height and width of a voxel in mm.
         """
         if self.model.size == ORIGINAL:  # they cannot be stacked
             batch_size = 1
         else:
-            batch_size = at_once(batch_size, len(self.classes), shape_of(self.model.size))
-        batch: list[NDArray[np.float32]] = []
-        for image in images:
-            batch.append(self._channels(image))
+            size = shape_of(self.model.size, self.model.dimensions)
+            batch_size = at_once(batch_size, len(self.classes), size)
+        batch: list[tuple[Placement, NDArray[np.float32]]] = []
+        for image, spacing in zip(images, spacings, strict=False):
+            batch.append((self._place(image.shape[1:], spacing), self._channels(image)))
             if len(batch) == batch_size:
                 yield from self._predict_batch(batch, consistency, batch_size)
                 batch = []
         if batch:
             yield from self._predict_batch(batch, consistency, batch_size)
+
+    def _place(self, shape: tuple[int, ...], spacing: Spacing | None) -> Placement:
+        """Return how an image is brought to the size, or the spacing, of the training."""
+        model = self.model
+        if len(shape) != model.dimensions:
+            raise ValueError(
+                f"the network takes images of {model.dimensions} axes and their channels, this one "
+                f"has {len(shape)}"
+            )
+        if model.voxel is not None and spacing is None:
+            raise ValueError(
+                "the network was trained on volumes resampled to voxels of "
+                f"{' x '.join(f'{side:g}' for side in model.voxel)} mm: `spacing` must say how "
+                "large these voxels are"
+            )
+        return Placement.of(shape, model.size, spacing, model.voxel)
 
     def _channels(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring an image to the number of channels that the network takes."""
@@ -183,12 +221,12 @@ class Segmenter:
 
     @torch.inference_mode()
     def _predict_batch(
-        self, batch: list[NDArray[np.float32]], consistency: bool, batch_size: int
+        self,
+        batch: list[tuple[Placement, NDArray[np.float32]]],
+        consistency: bool,
+        batch_size: int,
     ) -> Iterator[Prediction]:
-        places = [
-            Placement.of((image.shape[1], image.shape[2]), self.model.size) for image in batch
-        ]
-        fitted = np.stack([place.fit(image) for place, image in zip(places, batch, strict=True)])
+        fitted = np.stack([place.fit(image) for place, image in batch])
         # Levels of as many bits as in training.
         most = (1 << self.model.bits) - 1
         images = torch.from_numpy(np.floor(fitted * most + 0.5)).to(self.device) / most
@@ -197,15 +235,17 @@ class Segmenter:
         if consistency:
             agreement = self._consistency(images, batch_size)
         squares = answers.float().cpu().numpy()
-        for place, square, score in zip(places, squares, agreement, strict=True):
+        for (place, _), square, score in zip(batch, squares, agreement, strict=True):
             masks = place.restore_masks(square, disjoint=self.model.values is not None)
             yield Prediction(masks, score, partial(place.restore, square[:-1]))
 
     def _consistency(self, images: Tensor, batch_size: int) -> list[float | None]:
         """Return the mean IOU of predictions under pairs of deformations, for each image."""
         generator = Generator(self.device).manual_seed(0)
-        size, count = (images.shape[-2], images.shape[-1]), len(images)
-        draws = [DEFORMATION.sample(count, size, generator) for _ in range(2 * PAIRS)]
+        size, count = images.shape[2:], len(images)
+        spacing = self.model.spacing if self.model.dimensions == 3 else None
+        deformation = replace(DEFORMATION, spacing=spacing)
+        draws = [deformation.sample(count, size, generator) for _ in range(2 * PAIRS)]
         scores = []
         some = 2 * max(1, batch_size // (2 * count))  # go through the network at once
         for part in (draws[start : start + some] for start in range(0, len(draws), some)):
@@ -217,8 +257,8 @@ class Segmenter:
                 part[::2], part[1::2], marked[::2], marked[1::2], strict=True
             ):
                 first = align(t1, t2, first)
-                union = (first | second).sum(dim=(2, 3))
-                shared = (first & second).sum(dim=(2, 3))
+                union = (first | second).flatten(2).sum(dim=2)
+                shared = (first & second).flatten(2).sum(dim=2)
                 # What is found in neither view says nothing; found in none, there is no score.
                 scores.append(torch.where(union == 0, torch.nan, shared / union.clamp(min=1)))
         means = torch.cat(scores, dim=1).nanmean(dim=1).tolist()
@@ -287,13 +327,17 @@ def load_with_data(
     folder = RunFolder(run)
     config = folder.config()
     segmenter = load(run, device, network=network)
+    model = segmenter.model
+    volumes = config.data == "folder" and model.dimensions == 3
     dataset = load_dataset(
         config.data,
         root=root or config.root,
         size=config.size,
         mask_pattern=config.mask_pattern,
-        window=segmenter.model.window,
-        scale=segmenter.model.scale,
+        window=model.window,
+        scale=model.scale,
+        dimensions=model.dimensions,
+        spacing=of_option(model.voxel) if volumes else None,
     )
     segmenter.check(dataset, run)
     folder.split_record()  # or a clear error
