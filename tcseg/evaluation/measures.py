@@ -41,7 +41,7 @@ class Case:
     index: int
     predicted: Any
     true: Any
-    spacing: float | tuple[float, float] | None
+    spacing: float | tuple[float, ...] | None
     vanished: Collection[str] = ()
     ignored: Masks | None = None
     shape: tuple[int, ...] = ()  # of each of packed masks

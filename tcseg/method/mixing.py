@@ -48,7 +48,7 @@ class Boxes:
     aspect: float
     across: bool = False
 
-    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> Mixture:
+    def sample(self, batch: int, size: tuple[int, ...], generator: Generator) -> Mixture:
         """Draw boxes and partners for `batch` images of `size`, on the generator's device."""
         device = generator.device
         uniform = torch.rand(4, batch, 1, generator=generator, device=device)

@@ -39,7 +39,7 @@ class Segmentation(nn.Module):
         self,
         backbone: nn.Module,
         precision: torch.dtype = torch.float32,
-        patch: tuple[int, int] | None = None,
+        patch: tuple[int, ...] | None = None,
         head: str = "sigmoid",
     ) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Segmentation(nn.Module):
         return torch.sigmoid(logits) if self.head == "sigmoid" else torch.softmax(logits, dim=1)
 
     @torch.compiler.disable
-    def _slide(self, images: Tensor, patch: tuple[int, int]) -> Any:
+    def _slide(self, images: Tensor, patch: tuple[int, ...]) -> Any:
         """Return means of patches half a patch apart, weighted by a Gaussian, as nnU-Net does."""
         from monai.inferers.utils import sliding_window_inference
 

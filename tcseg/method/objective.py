@@ -51,7 +51,7 @@ def siamese_objective(
     teacher: nn.Module | None = None,
     hard: bool = False,
     mix: Boxes | None = None,
-    patch: tuple[int, int] | None = None,
+    patch: tuple[int, ...] | None = None,
 ) -> Objective:
     """Return Equation 1 for one mini-batch B, its labelled part B_l first.
 

@@ -102,7 +102,7 @@ def _or_zeros(displacement: Tensor | None, other: Tensor | None) -> Tensor:
 class Transform(Protocol):
     """A distribution of transforms."""
 
-    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> SampledTransform:
+    def sample(self, batch: int, size: tuple[int, ...], generator: Generator) -> SampledTransform:
         """Draw one transform for each of `batch` images of `size`, on the generator's device."""
         ...
 
@@ -126,7 +126,7 @@ class Elastic:
     displacement_std: float | None = None
     identity_probability: float = 0.5
 
-    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> SampledTransform:
+    def sample(self, batch: int, size: tuple[int, ...], generator: Generator) -> SampledTransform:
         """Draw displacements."""
         scale = max(size) / REFERENCE_SIZE
         std = self.displacement_std
@@ -166,7 +166,7 @@ class Affine:
     shift: float = 0.05
     identity_probability: float = 0.5
 
-    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> SampledTransform:
+    def sample(self, batch: int, size: tuple[int, ...], generator: Generator) -> SampledTransform:
         """Draw displacements ``(A - 1) (x - centre) + shift``."""
         kept = _uniform((batch, 1), generator) >= self.identity_probability
         values = (2 * _uniform((batch, 6), generator) - 1) * kept
@@ -209,7 +209,7 @@ class Intensity:
     noise: float = 0.02
     identity_probability: float = 0.0
 
-    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> SampledTransform:
+    def sample(self, batch: int, size: tuple[int, ...], generator: Generator) -> SampledTransform:
         """Draw factors, and noise for every pixel."""
         normals = torch.randn(4, batch, 1, 1, 1, generator=generator, device=generator.device)
         gamma, contrast = (normals[0] * self.gamma).exp(), (normals[1] * self.contrast).exp()
@@ -243,7 +243,7 @@ class Compose:
     transforms: Sequence[Transform]
     identity_probability: float = 0.0
 
-    def sample(self, batch: int, size: tuple[int, int], generator: Generator) -> SampledTransform:
+    def sample(self, batch: int, size: tuple[int, ...], generator: Generator) -> SampledTransform:
         """Draw from all, joining displacements into one so that the image is read once."""
         joined = SampledTransform()
         for transform in self.transforms:

@@ -140,7 +140,7 @@ class Rows:
         self.transform, self.index, self.batch = transform, index, batch
 
     def sample(
-        self, batch: int, size: tuple[int, int], generator: torch.Generator
+        self, batch: int, size: tuple[int, ...], generator: torch.Generator
     ) -> SampledTransform:
         """Draw for the whole batch; keep those of these rows."""
         return self.transform.sample(self.batch, size, generator).rows(self.index, self.batch)

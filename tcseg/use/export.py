@@ -109,7 +109,7 @@ def export(
 
 
 def _difference(
-    network: nn.Module, exported: Callable[[torch.Tensor], np.ndarray], shape: tuple[int, int, int]
+    network: nn.Module, exported: Callable[[torch.Tensor], np.ndarray], shape: tuple[int, ...]
 ) -> float:
     """Return the largest difference of probabilities, on random images."""
     largest = 0.0
