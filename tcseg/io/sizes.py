@@ -1,26 +1,37 @@
-"""Sizes of images as options name them: 256, or 256x512 for height and width."""
+"""Sizes of images as options name them: 256, 256x512 (height x width), 32x64x64 with the depth."""
 
 from __future__ import annotations
 
-__all__ = ["ORIGINAL", "Size", "pixels", "shape_of", "suits", "written"]
+import math
 
-Size = int | str | tuple[int, int]
+__all__ = ["ORIGINAL", "Size", "Spacing", "mm_of", "pixels", "shape_of", "suits", "written"]
+
+Size = int | str | tuple[int, ...]
+Spacing = tuple[float, ...]  # the sides of a pixel or voxel in mm
 ORIGINAL = "original"  # of images that keep their own
+FORMS = {2: "256, or 256x512 (height x width)", 3: "64, or 32x64x64 (depth x height x width)"}
+LEAST = {2: 32, 3: 16}  # what a network takes
 
 
-def shape_of(size: Size) -> tuple[int, int]:
-    """Return height and width of 256, ``"256x512"`` or ``(256, 512)``; else raise a ValueError."""
-    sides = size if isinstance(size, tuple) else str(size).split("x")
+def shape_of(size: Size, dimensions: int = 2) -> tuple[int, ...]:
+    """Return the sides of 256, ``"256x512"`` or ``(256, 512)``; of three, the depth comes first.
+
+    Raises
+    ------
+    ValueError
+        If they are not as many as there are dimensions, or no whole numbers.
+    """
     try:
-        height, width = map(int, sides if len(sides) > 1 else (*sides, *sides))
+        sides = _sides(size)
     except ValueError:
-        what = "256, or 256x512 (height x width)"
-        raise ValueError(f"`size` must be in pixels, as {what}, got {size}") from None
-    return height, width
+        sides = ()
+    if len(sides) not in (1, dimensions):
+        raise ValueError(f"`size` must be in pixels, as {FORMS[dimensions]}, got {size}")
+    return sides * dimensions if len(sides) == 1 else sides
 
 
 def pixels(size: Size) -> int | str:
-    """Return a size in its one form, an integer where it is square; other words as they are.
+    """Return a size in its one form, an integer where all sides are alike; other words as they are.
 
     Examples
     --------
@@ -28,21 +39,50 @@ def pixels(size: Size) -> int | str:
     (256, 256, '256x512', 'large')
     """
     try:
-        height, width = shape_of(size)
+        sides = _sides(size)
     except ValueError:
         return str(size)
-    return height if height == width else f"{height}x{width}"
+    return sides[0] if len(set(sides)) == 1 else "x".join(map(str, sides))
 
 
-def suits(size: Size, within: Size = ORIGINAL) -> bool:
+def suits(size: Size, within: Size = ORIGINAL, dimensions: int = 2) -> bool:
     """Whether a network can be trained at a size, as part of a larger one."""
     try:
-        sides, most = shape_of(size), shape_of(size if within == ORIGINAL else within)
+        sides = shape_of(size, dimensions)
+        most = shape_of(size if within == ORIGINAL else within, dimensions)
     except ValueError:
         return False
-    return all(n >= m >= 32 and m % 16 == 0 for m, n in zip(sides, most, strict=True))
+    pairs = zip(sides, most, strict=True)
+    return all(n >= m >= LEAST[dimensions] and m % 16 == 0 for m, n in pairs)
 
 
-def written(size: Size) -> str:
+def written(size: Size, dimensions: int = 2) -> str:
     """Return a size as messages write it, ``"256 x 512"``."""
-    return "their own size" if size == ORIGINAL else " x ".join(map(str, shape_of(size)))
+    if size == ORIGINAL:
+        return "their own size"
+    sides = _sides(size)
+    return " x ".join(map(str, sides * dimensions if len(sides) == 1 else sides))
+
+
+def mm_of(spacing: str, dimensions: int = 3) -> Spacing:
+    """Return the sides of a voxel in mm, of ``"1.5"`` or ``"5x1.5x1.5"`` (depth x height x width).
+
+    Raises
+    ------
+    ValueError
+        If they are not as many as there are dimensions, or not greater than 0.
+    """
+    try:
+        sides = tuple(map(float, str(spacing).split("x")))
+    except ValueError:
+        sides = ()
+    if len(sides) not in (1, dimensions) or not all(0 < side < math.inf for side in sides):
+        raise ValueError(
+            "`spacing` must be median, original, or in mm, as 1.5 or 5x1.5x1.5 (depth x height x "
+            f"width), got {spacing}"
+        )
+    return sides * dimensions if len(sides) == 1 else sides
+
+
+def _sides(size: Size) -> tuple[int, ...]:
+    return tuple(map(int, size if isinstance(size, tuple) else str(size).split("x")))
