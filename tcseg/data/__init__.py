@@ -17,7 +17,7 @@ from tcseg.data.splits import (
     validation_subset,
 )
 from tcseg.errors import DataError, Problems
-from tcseg.io.sizes import ORIGINAL, Size, pixels, shape_of
+from tcseg.io.sizes import LEAST, ORIGINAL, Size, pixels, shape_of
 
 __all__ = [
     "CLASSES",
@@ -35,14 +35,14 @@ __all__ = [
     "validation_subset",
 ]
 
-MIN_SIZE, MAX_SIZE = 32, 2048
+MIN_SIZE, MAX_SIZE = LEAST[2], 2048
 
 
 def load_dataset(
     name: str,
     *,
     root: str | Path | None = None,
-    size: Size = 512,
+    size: Size | None = None,
     problems: Problems | None = None,
     group: str | None = None,
     mask_pattern: str | None = None,
@@ -62,9 +62,10 @@ def load_dataset(
         Folder of the data; for JSRT the environment variable ``TCSEG_JSRT_ROOT`` where not given.
         Not used by the phantom.
     size
-        Height and width of the images in pixels, 32 to 2048 each: 256, ``"256x512"`` or (256, 512).
-        Images are fitted into it, their proportions kept. Of a folder also ``"original"``: each
-        image keeps its own, and all take the memory of the largest.
+        Height and width of the images in pixels, 32 to 2048 each: 256, ``"256x512"`` or (256, 512);
+        512 if not given. Images are fitted into it, their proportions kept. Of a folder also
+        ``"original"``: each image keeps its own, and all take the memory of the largest. Of volumes
+        depth, height and width, from 16 on, as 64 or ``"32x64x64"``; original if not given.
     problems
         Where to collect what is wrong, instead of raising at the first fault; images that it
         concerns are left out.
@@ -79,6 +80,14 @@ def load_dataset(
     scale
         Of a folder: one grey scale of each ``"volume"`` or series, or of each ``"image"`` in 8
         bits, as earlier versions had it.
+    dimensions
+        2 for planes; of a folder also 3 for volumes, whose planes are joined: files of several
+        planes, and DICOM series.
+    spacing
+        Of volumes: depth, height and width of a voxel in mm, as ``"1.5"`` or ``"5x1.5x1.5"``, to
+        which they are resampled; ``"median"`` for that of all, or ``"original"``, each keeping its
+        own. Of volumes that are fitted into a size it gives the proportions of voxels. If not
+        given, the median, or in a size cubes, where all files say theirs, else original.
 
     Returns
     -------
@@ -96,17 +105,26 @@ def load_dataset(
     >>> len(data), data.images.shape
     (160, torch.Size([160, 1, 32, 32]))
     """
-    shape = (
-        (MIN_SIZE, MIN_SIZE) if (name, size) == ("folder", ORIGINAL) else shape_of(size, dimensions)
-    )
-    if not MIN_SIZE <= min(shape) <= max(shape) <= MAX_SIZE:
-        raise DataError(f"`size` must lie between {MIN_SIZE} and {MAX_SIZE} pixels, got {size}")
-    if name != "folder" and shape[0] != shape[1]:
+    if size is None:
+        size = 512 if dimensions == 2 else ORIGINAL if name == "folder" else 48
+    if dimensions not in LEAST:
+        raise DataError(f"`dimensions` must be 2 or 3, got {dimensions}")
+    if dimensions == 3 and name == "jsrt":
+        raise DataError("`dimensions` 3 is for volumes; radiographs (jsrt) are planes")
+    if spacing is not None and (dimensions == 2 or name != "folder"):
+        raise DataError(
+            f"`spacing` {spacing} is for volumes of a folder, with `dimensions` 3; use `size`"
+        )
+    least = LEAST[dimensions]
+    shape = (least, least) if (name, size) == ("folder", ORIGINAL) else shape_of(size, dimensions)
+    if not least <= min(shape) <= max(shape) <= MAX_SIZE:
+        raise DataError(f"`size` must lie between {least} and {MAX_SIZE} pixels, got {size}")
+    if name != "folder" and len(set(shape)) > 1:
         raise DataError(f"`size` {pixels(size)}: images of {name} are square; give one number")
     if name == "phantom":
         from tcseg.data.phantom import abdomen, population
 
-        return (population if dimensions == 2 else abdomen).load(shape[0])
+        return population.load(shape[0]) if dimensions == 2 else abdomen.load(shape[0])
     if name == "jsrt":
         from tcseg.data import jsrt
 
@@ -118,7 +136,17 @@ def load_dataset(
             raise DataError(
                 "folder: no folder given; pass `root` DIR, with images/ and masks/ in it"
             )
-        return folder.load(root, size, problems, group, mask_pattern, window=window, scale=scale)
+        return folder.load(
+            root,
+            size,
+            problems,
+            group,
+            mask_pattern,
+            window=window,
+            scale=scale,
+            dimensions=dimensions,
+            spacing=spacing,
+        )
     raise DataError(f"unknown data set {name!r}; expected phantom, jsrt or folder")
 
 

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tcseg.io.sizes import Spacing
+
 CLASSES = ("left lung", "right lung", "heart", "left clavicle", "right clavicle")
 """Structures of chests, in the order of their masks; left and right are the patient's."""
 
@@ -105,8 +107,8 @@ def _numbers(packed: Tensor) -> Tensor:
 
 
 Window = tuple[Tensor, ...]  # of each axis the places to read (b, n), as rows and columns
-Spacing = float | tuple[float, ...] | None  # of a pixel in mm: of all axes, or of each
-Original = tuple[NDArray[np.bool_], Spacing]
+Pixel = float | Spacing | None  # its sides in mm, one number where all are alike
+Original = tuple[NDArray[np.bool_], Pixel]
 
 
 @dataclass(frozen=True)
@@ -178,13 +180,13 @@ class Dataset:
     masks: Tensor
     spacing: float | None
     extents: Tensor | None = None
-    spacings: list[tuple[float, ...] | None] | None = None
+    spacings: list[Spacing | None] | None = None
     groups: list[str] | None = None
     grouped_by: str | None = None
     volumes: list[str | None] | None = None
     files: int = 1
     scale: str = "volume"
-    resampled: tuple[float, float, float] | None = None
+    resampled: Spacing | None = None
     slice_spacings: list[float | None] | None = None
     annotated: list[int] | None = None
     values: tuple[int, ...] | None = None
@@ -203,13 +205,13 @@ class Dataset:
         return tuple(self.images.shape[2:])
 
     @property
-    def pixel(self) -> tuple[float, ...] | None:
+    def pixel(self) -> Spacing | None:
         """Lengths of the sides of a pixel in mm, the medians; None if no file says them."""
         spacings = [self.spacing_of(index) for index in range(len(self))]
         sides = [np.broadcast_to(side, len(self.spatial)) for side in spacings if side is not None]
         return tuple(np.median(sides, axis=0).tolist()) if sides else None
 
-    def spacing_of(self, index: int) -> Spacing:
+    def spacing_of(self, index: int) -> Pixel:
         """Return the size of a pixel of one image in mm, None if it is not known."""
         return self.spacing if self.spacings is None else self.spacings[index]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,13 @@ from tcseg.data.dataset import Dataset, Original, lost_classes, pack_masks
 from tcseg.data.layout import Layout, find_layout
 from tcseg.data.masks import Masks, mask_reader
 from tcseg.data.nnunet import is_nnunet, nnunet_layout
+from tcseg.data.volumes import Volumes, name_of, voxel_of
 from tcseg.errors import DataError, Problems
 from tcseg.io.grey import as_levels
 from tcseg.io.images import Picture, is_image, orientation, suffix
-from tcseg.io.placement import Placement
+from tcseg.io.placement import Pixels, Placement
 from tcseg.io.series import Collection
-from tcseg.io.sizes import ORIGINAL, Size, written
+from tcseg.io.sizes import ORIGINAL, Size, Spacing, written
 
 
 def load(
@@ -43,6 +44,8 @@ def load(
     *,
     window: str | None = None,
     scale: str = "volume",
+    dimensions: int = 2,
+    spacing: str | None = None,
 ) -> Dataset:
     """Read every image, and the masks that there are.
 
@@ -51,7 +54,7 @@ def load(
     root
         The folder.
     size
-        Height and width to fit images into, in pixels, their proportions kept; or ``"original"``.
+        Sides to fit images into, in pixels, their proportions kept; or ``"original"``.
     problems
         Where to collect what is wrong; images that it concerns are left out.
     group
@@ -60,6 +63,9 @@ def load(
         How masks are named; see `find_layout`.
     window, scale
         What is black and white; see `Collection`. Images of scale ``"image"`` have 8 bits.
+    dimensions, spacing
+        2 to read planes, 3 to join those of volumes, and how large voxels are to be; see
+        `load_dataset`.
 
     Raises
     ------
@@ -71,97 +77,168 @@ def load(
     layout = find(root, mask_pattern, problems)
     _check_axes(layout.images.values(), problems)
     masks = mask_reader(root, layout, problems)
-    classes, exclusive = tuple(masks.structures), masks.values is not None
     collection = Collection(
         layout.images, group, problems, window=window, scale=scale, channels=layout.channels
     )
-
+    volumes = Volumes(collection, spacing, size) if dimensions == 3 else None
+    read = _Read(masks, size, scale, volumes)
+    parts: Iterable[Path] = collection.files if volumes is None else volumes.files
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
-    pictures: list[Picture] = []  # without their pixels
-    pixels: list[NDArray[np.unsignedinteger]] = []
-    packed: list[torch.Tensor] = []
-    unmarked = pack_masks(np.zeros((len(masks.classes), 1, 1), bool), exclusive)
-    marked = np.zeros(len(classes), bool)
-    annotated: list[int] = []
-    spacings: list[tuple[float, float] | None] = []
-    vanished: dict[int, list[str]] = {}
-    for path in track(collection.files, "Reading images", console=console, transient=True):
+    for path in track(list(parts), "Reading images", console=console, transient=True):
         try:
-            for picture in collection.read(path):
-                _check_channels(picture, pixels, pictures)
-                shape = (picture.pixels.shape[1], picture.pixels.shape[2])
-                place = Placement.of(shape, size)
-                whole = masks.marked(picture)
-                kind = np.uint8 if picture.bits == 8 or scale == "image" else np.uint16
-                pixels.append(as_levels(place.fit(picture.pixels), kind))
-                if whole is None:
-                    packed.append(unmarked.expand(-1, *place.size))
-                else:
-                    fitted = place.fit_masks(whole, exclusive)
-                    packed.append(pack_masks(fitted, exclusive))
-                    marked |= fitted[: len(marked)].any(axis=(1, 2))
-                    if lost := lost_classes(whole, fitted, classes):
-                        vanished[len(pictures)] = lost
-                    annotated.append(len(pictures))
-                spacings.append(place.spacing(picture.spacing))
-                pictures.append(replace(picture, pixels=np.empty((0, *shape), np.float32)))
+            if volumes is None:
+                for picture in collection.read(path):
+                    read.add([picture], picture.pixels, picture.spacing)
+            else:
+                read.add(*volumes.read(path))
         except DataError as error:
             problems.add(str(error))
     masks.forget()
-    if not pictures:
-        raise DataError(f"folder: no image in {root / 'images'} can be read")
-    for name, found in zip(classes, marked, strict=True):
-        if not found:
-            problems.add(
-                f"folder: {name!r} is marked in no image at {written(size)}; mark it in one at "
-                "least, take it out of masks/ and classes.txt, or use a larger `size`"
-            )
-    extents = torch.tensor([picture.pixels.shape[1:] for picture in pictures])
+    read.check(root, problems)
     return Dataset(
         name="folder",
-        ids=[picture.name for picture in pictures],
-        classes=classes,
-        images=torch.from_numpy(_stacked(pixels)),
-        masks=torch.from_numpy(_stacked([part.numpy() for part in packed])),
-        extents=extents if size == ORIGINAL else None,
+        classes=read.classes,
         spacing=None,
-        spacings=spacings,
-        groups=[picture.group or picture.name for picture in pictures],
         grouped_by=collection.grouped_by,
-        volumes=[picture.volume for picture in pictures],
         files=max([1, *map(len, layout.channels.values())]),
         scale=scale,
-        slice_spacings=[picture.slice_spacing for picture in pictures],
-        annotated=annotated,
         values=tuple(filter(None, masks.structures.values())) or None,
-        ignores=len(classes) < len(masks.classes),
-        vanished=vanished,
-        originals=partial(_original, masks, pictures),
+        ignores=len(read.classes) < len(masks.classes),
+        **read.fields(),
     )
 
 
-def _original(masks: Masks, pictures: Sequence[Picture], index: int) -> Original:
+@dataclass
+class _Read:
+    """What is read, image by image; masks of each as bits or numbers.
+
+    Attributes
+    ----------
+    planes : list of list of Picture
+        Those of each image, without their pixels: one, or all of a volume.
+    """
+
+    masks: Masks
+    size: Size
+    scale: str
+    volumes: Volumes | None
+    planes: list[list[Picture]] = field(default_factory=list)
+    pixels: list[NDArray[np.unsignedinteger]] = field(default_factory=list)
+    packed: list[torch.Tensor] = field(default_factory=list)
+    extents: list[tuple[int, ...]] = field(default_factory=list)
+    spacings: list[Spacing | None] = field(default_factory=list)
+    annotated: list[int] = field(default_factory=list)
+    marked: set[str] = field(default_factory=set)
+    vanished: dict[int, list[str]] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.masks.structures)
+
+    def add(self, planes: Sequence[Picture], pixels: Pixels, spacing: Spacing | None) -> None:
+        """Add an image (C, *shape); DataError if its channels or masks do not fit."""
+        _check_channels(planes[0], len(pixels), self.pixels, self.planes)
+        wanted, axes = None if self.volumes is None else self.volumes.wanted, pixels.ndim - 1
+        place = Placement.of(pixels.shape[1:], self.size, spacing, wanted)
+        whole, exclusive = _whole(self.masks, planes), self.masks.values is not None
+        bits = 8 if self.scale == "image" else max(plane.bits for plane in planes)
+        self.pixels.append(as_levels(place.fit(pixels), np.uint8 if bits == 8 else np.uint16))
+        if whole is None:
+            unmarked = np.zeros((len(self.masks.classes), *[1] * axes), bool)
+            self.packed.append(pack_masks(unmarked, exclusive, axes).expand(-1, *place.size))
+        else:
+            fitted = place.fit_masks(whole, exclusive)
+            self.packed.append(pack_masks(fitted, exclusive, axes))
+            self.marked |= {c for c, m in zip(self.classes, fitted, strict=False) if m.any()}
+            if lost := lost_classes(whole, fitted, self.classes):
+                self.vanished[len(self.planes)] = lost
+            self.annotated.append(len(self.planes))
+        self.extents.append(place.size)
+        self.spacings.append(place.spacing(spacing))
+        shape = (0, *planes[0].pixels.shape[1:])
+        self.planes.append([replace(plane, pixels=np.empty(shape, np.float32)) for plane in planes])
+
+    def check(self, root: Path, problems: Problems) -> None:
+        """Report what no image shows; DataError if there is no image."""
+        if not self.planes:
+            raise DataError(f"folder: no image in {root / 'images'} can be read")
+        given = self.volumes is not None and self.size == ORIGINAL
+        remedy = "a smaller `spacing`" if given else "a larger `size`"
+        for name in self.classes:
+            if name not in self.marked:
+                problems.add(
+                    f"folder: {name!r} is marked in no image at "
+                    f"{written(self.size, len(self.extents[0]))}; mark it in one at least, take it "
+                    f"out of masks/ and classes.txt, or use {remedy}"
+                )
+
+    def fields(self) -> dict[str, Any]:
+        """Return what a `Dataset` holds of each image; the lists of pixels are emptied."""
+        flat = self.volumes is None
+        first = [planes[0] for planes in self.planes]
+        names = [picture.name if flat else name_of(picture) for picture in first]
+        return {
+            "ids": names,
+            "images": torch.from_numpy(_stacked(self.pixels)),
+            "masks": torch.from_numpy(_stacked([part.numpy() for part in self.packed])),
+            "extents": torch.tensor(self.extents) if self.size == ORIGINAL else None,
+            "spacings": self.spacings,
+            "groups": [p.group or name for p, name in zip(first, names, strict=True)],
+            "volumes": [picture.volume if flat else None for picture in first],
+            "resampled": None if self.volumes is None else self.volumes.wanted,
+            "slice_spacings": [picture.slice_spacing for picture in first] if flat else None,
+            "annotated": self.annotated,
+            "vanished": self.vanished,
+            "originals": partial(_original, self.masks, self.planes, self.volumes is not None),
+        }
+
+
+def _original(
+    masks: Masks, images: Sequence[Sequence[Picture]], joined: bool, index: int
+) -> Original:
     """Read the masks of an image again, as they are in their files."""
-    whole = masks.marked(pictures[index])
+    planes = images[index]
+    whole = _whole(masks, planes)
     if whole is None:
-        raise DataError(f"folder: {pictures[index].name} has no masks")
-    return whole, pictures[index].spacing
+        raise DataError(f"folder: {planes[0].name} has no masks")
+    return whole, voxel_of(planes[0]) if joined else planes[0].spacing
+
+
+def _whole(masks: Masks, planes: Sequence[Picture]) -> NDArray[np.bool_] | None:
+    """Read the masks of an image (C, H, W), or of the planes of a volume (C, D, H, W).
+
+    What is marked in none of its planes is not annotated; None then.
+    """
+    marked = [masks.marked(plane) for plane in planes]
+    known = [part for part in marked if part is not None]
+    if not known:
+        return None
+    if len(known) < len(planes):
+        bare = next(plane for plane, part in zip(planes, marked, strict=True) if part is None)
+        raise DataError(
+            f"folder: {len(known)} of {len(planes)} planes of the volume of {planes[0].name} have "
+            f"masks ({bare.path.name} has none); give each plane one, which may be empty, or none "
+            "of them"
+        )
+    return known[0] if len(planes) == 1 else np.stack(known, axis=1)
 
 
 def _check_channels(
-    picture: Picture, pixels: Sequence[NDArray[Any]], pictures: Sequence[Picture]
+    picture: Picture,
+    count: int,
+    pixels: Sequence[NDArray[Any]],
+    images: Sequence[Sequence[Picture]],
 ) -> None:
-    count = len(picture.pixels)
-    for known, first in zip(map(len, pixels[:1]), pictures, strict=False):
+    for known, first in zip(map(len, pixels[:1]), images, strict=False):
         if count != known and {count, known} != {1, 3}:
             raise DataError(
-                f"folder: {picture.path} has {count} channels, {first.path.name} has {known}; all "
-                "images must have the same, except grey beside colour"
+                f"folder: {picture.path} has {count} channels, {first[0].path.name} has {known}; "
+                "all images must have the same, except grey beside colour"
             )
 
 
 def _stacked(pixels: list[NDArray[np.unsignedinteger]]) -> NDArray[np.unsignedinteger]:
-    """Join images in the most channels, rows, columns and bits that one has, 0 beyond them.
+    """Join images in the most channels, bits and pixels along each axis that one has, 0 beyond.
 
     The list is emptied on the way.
     """
@@ -170,7 +247,8 @@ def _stacked(pixels: list[NDArray[np.unsignedinteger]]) -> NDArray[np.unsignedin
     images = np.zeros((len(pixels), *shape), kind)
     for index in reversed(range(len(pixels))):
         image = pixels.pop()
-        images[index, :, : image.shape[1], : image.shape[2]] = image
+        own: tuple[slice, ...] = tuple(map(slice, image.shape[1:]))
+        images[index][:, *own] = image
         if image.dtype != kind:
             images[index] *= 257  # white stays white
     return images

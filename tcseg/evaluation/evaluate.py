@@ -302,11 +302,13 @@ def _cases(
                 true, spacing = dataset.original(index)
                 ignored = true[len(dataset.classes)] if dataset.ignores else None
                 true = true[: len(dataset.classes)]
-                framed = framed[:, *map(slice, dataset.extent_of(index))]
-                if dataset.resampled is None:
-                    place = Placement.of(true.shape[1:], framed.shape[1:])
+                extent, shape = dataset.extent_of(index), true.shape[1:]
+                if dataset.extents is None:
+                    voxel = spacing if isinstance(spacing, tuple) else None
+                    place = Placement.of(shape, extent, voxel, dataset.resampled)
                 else:
-                    place = Placement.filling(true.shape[1:], framed.shape[1:])
+                    place = Placement(shape, extent, (0,) * len(extent), extent)
+                framed = framed[:, *map(slice, extent)]
                 predicted = place.restore_masks(framed, disjoint=dataset.exclusive)
                 yield Case(index, predicted, true, spacing, ignored=ignored)
         else:

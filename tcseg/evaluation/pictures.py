@@ -234,7 +234,7 @@ def outlined(
         uint8 (H', W', 3).
     """
     factor = max(1, -(-at_least // image.shape[-1]))
-    shape = (factor * image.shape[-2], factor * image.shape[-1])
+    shape: tuple[int, ...] = (factor * image.shape[-2], factor * image.shape[-1])
     if at_most is not None and max(shape) > at_most:
         shape = Placement.of(shape, at_most).inner
     shown = image if len(image) == 3 else image[:1]

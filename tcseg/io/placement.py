@@ -1,132 +1,190 @@
-"""Fitting images into a frame of some size and back."""
+"""Fitting images and volumes into a frame of some size and back."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tcseg.io.sizes import ORIGINAL, Size, shape_of
+from tcseg.io.sizes import ORIGINAL, Size, Spacing, shape_of
 
 __all__ = ["Placement", "as_masks", "resize", "resize_picture"]
 
 Pixels = NDArray[np.float32]
+Shape = tuple[int, ...]
 BAND = 2**22  # pixels that are brought to the size of a large image at a time, of few classes
 FEW = 9
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lies in a frame, which is square or not.
+    """Where an image lies in a frame: height and width, of volumes the depth before them.
 
     Attributes
     ----------
-    shape : (int, int)
-        Height and width of the image.
-    inner : (int, int)
-        Height and width within the frame.
-    corner : (int, int)
-        Its first row and column there.
-    size : (int, int)
-        Height and width of the frame.
+    shape : tuple of int
+        Sides of the image.
+    inner : tuple of int
+        Its sides within the frame.
+    corner : tuple of int
+        Its first row and column (plane, row and column) there.
+    size : tuple of int
+        Sides of the frame.
     """
 
-    shape: tuple[int, int]
-    inner: tuple[int, int]
-    corner: tuple[int, int]
-    size: tuple[int, int]
+    shape: Shape
+    inner: Shape
+    corner: Shape
+    size: Shape
 
     @classmethod
-    def of(cls, shape: tuple[int, int], size: Size) -> Placement:
+    def of(
+        cls,
+        shape: Shape,
+        size: Size,
+        spacing: Spacing | None = None,
+        wanted: Spacing | None = None,
+    ) -> Placement:
         """Place an image in the middle, as large as it fits, its proportions kept.
 
         Of size `ORIGINAL` the frame is the image.
+
+        Parameters
+        ----------
+        shape, size
+            Of the image and the frame.
+        spacing, wanted
+            Sides of a pixel in mm, as they are and as they are to be: an image of size `ORIGINAL`
+            gets as many pixels as that takes; in a given frame, pixels of these proportions. Unless
+            both are given, each pixel counts as it is.
         """
-        frame = shape if size == ORIGINAL else shape_of(size)
-        scale = min(most / side for most, side in zip(frame, shape, strict=True))
-        height, width = (
-            max(1, min(most, round(side * scale))) for most, side in zip(frame, shape, strict=True)
-        )
-        corner = ((frame[0] - height) // 2, (frame[1] - width) // 2)
-        return cls(shape, (height, width), corner, frame)
+        sides: list[float] = [*shape]
+        if spacing is not None and wanted is not None:
+            parts = zip(shape, spacing, wanted, strict=True)
+            sides = [count * own / new for count, own, new in parts]
+        if size == ORIGINAL:
+            inner = frame = tuple(max(1, round(side)) for side in sides)
+        else:
+            frame = shape_of(size, len(shape))
+            scale = min(most / side for most, side in zip(frame, sides, strict=True))
+            pairs = zip(frame, sides, strict=True)
+            inner = tuple(max(1, min(most, round(side * scale))) for most, side in pairs)
+        corner = tuple((most - side) // 2 for most, side in zip(frame, inner, strict=True))
+        return cls(shape, inner, corner, frame)
 
     @property
-    def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the frame that the image takes."""
-        (top, left), (height, width) = self.corner, self.inner
-        return slice(top, top + height), slice(left, left + width)
+    def window(self) -> tuple[slice, ...]:
+        """What of the frame the image takes, by axis."""
+        parts = zip(self.corner, self.inner, strict=True)
+        return tuple(slice(first, first + count) for first, count in parts)
 
-    def spacing(self, spacing: tuple[float, float] | None) -> tuple[float, float] | None:
-        """Return height and width of a pixel of the frame, from those of the image."""
+    def spacing(self, spacing: Spacing | None) -> Spacing | None:
+        """Return the sides of a pixel of the frame in mm, from those of the image."""
         if spacing is None:
             return None
-        (height, width), (inner_height, inner_width) = self.shape, self.inner
-        return spacing[0] * height / inner_height, spacing[1] * width / inner_width
+        parts = zip(spacing, self.shape, self.inner, strict=True)
+        return tuple(side * count / inner for side, count, inner in parts)
 
     def fit(self, pixels: NDArray[np.floating | np.bool_]) -> Pixels:
-        """Resize (C, H, W) into the frame, by averaging areas; 0 around it."""
+        """Resize (C, *shape) into the frame, by averaging areas; 0 around it."""
         framed = np.zeros((len(pixels), *self.size), np.float32)
         for place, channel in zip(framed[:, *self.window], pixels, strict=True):
             place[:] = resize(channel.astype(np.float32, copy=False), self.inner)
         return framed
 
     def fit_masks(self, masks: NDArray[np.bool_], disjoint: bool) -> NDArray[np.bool_]:
-        """Resize masks (C, H, W) into the frame, disjoint ones without a gap where they touch."""
+        """Resize masks (C, *shape) into the frame, disjoint ones without a gap where they touch.
+
+        As `as_masks` of their shares, which are in memory one by one.
+        """
         fitted = np.zeros((len(masks), *self.size), bool)
-        shown = masks.any(axis=(1, 2))  # few of many, perhaps
-        shares = self.fit(masks[shown])
-        shares = np.concatenate([shares, 1 - shares.sum(axis=0, keepdims=True)])
-        fitted[shown] = as_masks(shares, disjoint)
+        best, total = np.zeros((2, *self.size), np.float32)
+        winner = np.full(self.size, -1, np.int32)
+        shown = [number for number, mask in enumerate(masks) if mask.any()]  # few of many, perhaps
+        for number in shown:
+            share = self.fit(masks[number : number + 1])[0]
+            if not disjoint:
+                fitted[number] = share > 0.5
+                continue
+            winner[share > best] = number
+            np.maximum(best, share, out=best)
+            total += share
+        if disjoint:
+            winner[1 - total >= best] = -1  # the background
+            for number in shown:
+                fitted[number] = winner == number
         return fitted
 
     def restore(self, framed: Pixels, rows: slice | None = None) -> Pixels:
-        """Cut (C, *size) to the image and bring it to the image's own size, or some rows."""
+        """Cut (C, *size) to the image and bring it to the image's own size.
+
+        Or some rows of it, of volumes some planes.
+        """
         inner = np.asarray(framed, np.float32)[:, *self.window]
         return np.stack([resize(np.ascontiguousarray(c), self.shape, rows) for c in inner])
 
     def restore_masks(self, framed: Pixels, disjoint: bool) -> NDArray[np.bool_]:
         """Return `as_masks` of what `restore` gives; of a large image, band by band."""
-        height, width = self.shape
-        masks = np.empty((len(framed) - 1, height, width), bool)
+        count, row = self.shape[0], math.prod(self.shape[1:])
+        masks = np.empty((len(framed) - 1, *self.shape), bool)
         band = BAND * FEW // max(FEW, len(framed))
-        step = height if height * width <= band else max(1, band // width)
-        for first in range(0, height, step):
-            rows = slice(first, min(first + step, height))
+        step = count if count * row <= band else max(1, band // row)
+        for first in range(0, count, step):
+            rows = slice(first, min(first + step, count))
             masks[:, rows] = as_masks(self.restore(framed, rows), disjoint)
         return masks
 
 
 def as_masks(shares: Pixels, disjoint: bool) -> NDArray[np.bool_]:
-    """Return (C, H, W): where the share or probability of each structure exceeds one half.
+    """Return (C, *shape): where the share or probability of each structure exceeds one half.
 
-    Of disjoint ones, where it is the largest of all. The shares are (C + 1, H, W), that of the
+    Of disjoint ones, where it is the largest of all. The shares are (C + 1, *shape), that of the
     background is the last one.
     """
     if not disjoint:
         return shares[:-1] > 0.5
     best = np.concatenate([shares[-1:], shares[:-1]]).argmax(axis=0)
-    return np.asarray(best == 1 + np.arange(len(shares) - 1).reshape(-1, 1, 1))
+    numbers = np.arange(1, len(shares)).reshape(-1, *[1] * best.ndim)
+    return np.asarray(best == numbers)
 
 
-def resize(channel: Pixels, shape: tuple[int, int], rows: slice | None = None) -> Pixels:
-    """Resize (H, W): averaging areas where it gets smaller, linear where it gets larger."""
+def resize(channel: Pixels, shape: Shape, rows: slice | None = None) -> Pixels:
+    """Resize (H, W) or (D, H, W): averaging areas where it gets smaller, linear where larger.
+
+    Give some of the new rows, or planes, only.
+    """
     if channel.shape == shape:
         return channel if rows is None else channel[rows]
-    return np.asarray(resize_picture(Image.fromarray(channel), shape, rows), np.float32)
+    if channel.ndim == 2:
+        return np.asarray(resize_picture(Image.fromarray(channel), shape, rows), np.float32)
+    # What takes less comes first: to fewer planes, or to some; else each plane by itself.
+    first = rows is not None or shape[0] < len(channel)
+    if first:
+        channel = _resize_depth(channel, shape[0], rows)
+    channel = np.stack([resize(plane, shape[1:]) for plane in channel])
+    return channel if first else _resize_depth(channel, shape[0])
 
 
-def resize_picture(
-    picture: Image.Image, shape: tuple[int, int], rows: slice | None = None
-) -> Image.Image:
+def _resize_depth(volume: Pixels, count: int, planes: slice | None = None) -> Pixels:
+    """Resize (D, H, W) along its first axis: as one image, all pixels of a plane in a row."""
+    flat = np.ascontiguousarray(volume).reshape(len(volume), -1)
+    return resize(flat, (count, flat.shape[1]), planes).reshape(-1, *volume.shape[1:])
+
+
+def resize_picture(picture: Image.Image, shape: Shape, rows: slice | None = None) -> Image.Image:
     """Resize an image to (H, W) in its own number type, as `resize` does; give some rows of it."""
-    if (picture.height, picture.width) == shape:
+    (height, width), old = shape, (picture.height, picture.width)
+    if old == (height, width):
         return picture
-    shrinks = shape[0] * shape[1] < picture.height * picture.width
-    method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+    if (height - old[0]) * (width - old[1]) < 0:  # one side shrinks, one grows
+        picture = resize_picture(picture, (height, old[1]), rows)
+        return resize_picture(picture, (picture.height, width))
+    method = Image.Resampling.BOX if height * width < math.prod(old) else Image.Resampling.BILINEAR
     if rows is None:
-        return picture.resize((shape[1], shape[0]), method)
-    top, bottom = (row * picture.height / shape[0] for row in (rows.start, rows.stop))
-    box = (0, top, picture.width, min(bottom, picture.height))
-    return picture.resize((shape[1], rows.stop - rows.start), method, box)
+        return picture.resize((width, height), method)
+    top, bottom = (row * old[0] / height for row in (rows.start, rows.stop))
+    box = (0, top, old[1], min(bottom, old[0]))
+    return picture.resize((width, rows.stop - rows.start), method, box)

@@ -1,28 +1,33 @@
-"""Sizes of images as options name them: 256, 256x512 for height and width, or 64x96x96."""
+"""Sizes of images as options name them: 256, 256x512 (height x width), 32x64x64 with the depth."""
 
 from __future__ import annotations
 
-__all__ = ["ORIGINAL", "Size", "pixels", "shape_of", "suits", "written"]
+import math
+
+__all__ = ["ORIGINAL", "Size", "Spacing", "mm_of", "pixels", "shape_of", "suits", "written"]
 
 Size = int | str | tuple[int, ...]
+Spacing = tuple[float, ...]  # the sides of a pixel or voxel in mm
 ORIGINAL = "original"  # of images that keep their own
-
-_FORMS = {2: "256, or 256x512 (height x width)", 3: "64, or 64x96x96 (depth x height x width)"}
+FORMS = {2: "256, or 256x512 (height x width)", 3: "64, or 32x64x64 (depth x height x width)"}
+LEAST = {2: 32, 3: 16}  # what a network takes
 
 
 def shape_of(size: Size, dimensions: int = 2) -> tuple[int, ...]:
-    """Return the sides of 256, ``"256x512"`` or ``(256, 512)``; else raise a ValueError.
+    """Return the sides of 256, ``"256x512"`` or ``(256, 512)``; of three, the depth comes first.
 
-    Of volumes, of three dimensions, depth comes first.
+    Raises
+    ------
+    ValueError
+        If they are not as many as there are dimensions, or no whole numbers.
     """
-    sides = size if isinstance(size, tuple) else str(size).split("x")
     try:
-        shape = tuple(map(int, sides if len(sides) > 1 else [*sides] * dimensions))
+        sides = _sides(size)
     except ValueError:
-        shape = ()
-    if len(shape) != dimensions:
-        raise ValueError(f"`size` must be in pixels, as {_FORMS[dimensions]}, got {size}")
-    return shape
+        sides = ()
+    if len(sides) not in (1, dimensions):
+        raise ValueError(f"`size` must be in pixels, as {FORMS[dimensions]}, got {size}")
+    return sides * dimensions if len(sides) == 1 else sides
 
 
 def pixels(size: Size) -> int | str:
@@ -33,27 +38,51 @@ def pixels(size: Size) -> int | str:
     >>> pixels("256"), pixels("256x256"), pixels("256x512"), pixels("large")
     (256, 256, '256x512', 'large')
     """
-    sides = "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
     try:
-        shape = shape_of(sides, max(2, sides.count("x") + 1))
-    except (ValueError, KeyError):
-        return sides
-    return shape[0] if len({*shape}) == 1 else "x".join(map(str, shape))
+        sides = _sides(size)
+    except ValueError:
+        return str(size)
+    return sides[0] if len(set(sides)) == 1 else "x".join(map(str, sides))
 
 
 def suits(size: Size, within: Size = ORIGINAL, dimensions: int = 2) -> bool:
     """Whether a network can be trained at a size, as part of a larger one."""
     try:
         sides = shape_of(size, dimensions)
-        most = sides if within == ORIGINAL else shape_of(within, dimensions)
+        most = shape_of(size if within == ORIGINAL else within, dimensions)
     except ValueError:
         return False
-    least = 32 if dimensions == 2 else 16
-    return all(n >= m >= least and m % 16 == 0 for m, n in zip(sides, most, strict=True))
+    pairs = zip(sides, most, strict=True)
+    return all(n >= m >= LEAST[dimensions] and m % 16 == 0 for m, n in pairs)
 
 
 def written(size: Size, dimensions: int = 2) -> str:
     """Return a size as messages write it, ``"256 x 512"``."""
-    return (
-        "their own size" if size == ORIGINAL else " x ".join(map(str, shape_of(size, dimensions)))
-    )
+    if size == ORIGINAL:
+        return "their own size"
+    sides = _sides(size)
+    return " x ".join(map(str, sides * dimensions if len(sides) == 1 else sides))
+
+
+def mm_of(spacing: str, dimensions: int = 3) -> Spacing:
+    """Return the sides of a voxel in mm, of ``"1.5"`` or ``"5x1.5x1.5"`` (depth x height x width).
+
+    Raises
+    ------
+    ValueError
+        If they are not as many as there are dimensions, or not greater than 0.
+    """
+    try:
+        sides = tuple(map(float, str(spacing).split("x")))
+    except ValueError:
+        sides = ()
+    if len(sides) not in (1, dimensions) or not all(0 < side < math.inf for side in sides):
+        raise ValueError(
+            "`spacing` must be median, original, or in mm, as 1.5 or 5x1.5x1.5 (depth x height x "
+            f"width), got {spacing}"
+        )
+    return sides * dimensions if len(sides) == 1 else sides
+
+
+def _sides(size: Size) -> tuple[int, ...]:
+    return tuple(map(int, size if isinstance(size, tuple) else str(size).split("x")))

@@ -361,6 +361,8 @@ def recipe(
             return replace(transform, transforms=[changed(t) for t in transform.transforms])
         if isinstance(transform, Elastic) and displacement_std is not None:
             transform = replace(transform, displacement_std=displacement_std)
-        return replace(transform, spacing=spacing) if hasattr(transform, "spacing") else transform
+        if isinstance(transform, Elastic | Affine):
+            return replace(transform, spacing=spacing)
+        return transform
 
     return changed(RECIPES[name])

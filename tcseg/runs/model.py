@@ -87,7 +87,7 @@ class Model:
     files: Annotated[int, Meta(ge=1, le=1024)] = 1
     head: Annotated[str, Meta(pattern="^(sigmoid|softmax)$")] = "sigmoid"
     dimensions: Annotated[int, Meta(ge=2, le=3)] = 2
-    voxel: tuple[Positive, Positive, Positive] | None = None
+    voxel: Annotated[tuple[Positive, ...], Meta(min_length=3, max_length=3)] | None = None
 
     @property
     def seen(self) -> int | str:
