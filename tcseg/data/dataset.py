@@ -64,7 +64,7 @@ def unpack_masks(packed: Tensor, classes: int, exclusive: bool = False) -> Tenso
     Parameters
     ----------
     packed
-        uint8 (b, B, H, W).
+        uint8 (b, B, *spatial).
     classes
         Number of classes C. What was packed after them is to be ignored.
     exclusive
@@ -73,7 +73,7 @@ def unpack_masks(packed: Tensor, classes: int, exclusive: bool = False) -> Tenso
     Returns
     -------
     Tensor
-        uint8 (b, C + 1, H, W) of zeros and ones; the last channel is the background, the
+        uint8 (b, C + 1, *spatial) of zeros and ones; the last channel is the background, the
         complement of the union of the classes. All are 0 where a pixel is to be ignored.
     """
     if exclusive:
@@ -82,16 +82,18 @@ def unpack_masks(packed: Tensor, classes: int, exclusive: bool = False) -> Tenso
         shape = (len(packed), classes + 2, *packed.shape[2:])
         hot = packed.new_zeros(shape).scatter_(1, channels[_numbers(packed)], 1)
         return hot[:, :-1]
-    weights = (1 << torch.arange(8, device=packed.device)).to(torch.uint8).view(8, 1, 1)
+    weights = (1 << torch.arange(8, device=packed.device)).to(torch.uint8)
+    weights = weights.view(8, *[1] * (packed.dim() - 2))
     masks = ((packed.unsqueeze(2) & weights) != 0).flatten(1, 2)[:, : classes + 1]
     background = ~masks.any(dim=1, keepdim=True)
     return torch.cat((masks[:, :classes], background), dim=1).to(torch.uint8)
 
 
 def _numbers(packed: Tensor) -> Tensor:
-    """Return the numbers of exclusive classes, int64 (b, 1, H, W)."""
+    """Return the numbers of exclusive classes, int64 (b, 1, *spatial)."""
     places = 256 ** torch.arange(packed.shape[1], device=packed.device)
-    return (packed.long() * places.view(-1, 1, 1)).sum(dim=1, keepdim=True)
+    places = places.view(-1, *[1] * (packed.dim() - 2))
+    return (packed.long() * places).sum(dim=1, keepdim=True)
 
 
 Window = tuple[Tensor, Tensor]  # rows (b, h) and columns (b, w)
@@ -183,10 +185,10 @@ class Dataset:
         """Return the size of a pixel of one image in mm, None if it is not known."""
         return self.spacing if self.spacings is None else self.spacings[index]
 
-    def extent_of(self, index: int) -> tuple[int, int]:
-        """Return height and width of an image."""
-        shape = self.images.shape[-2:] if self.extents is None else self.extents[index].tolist()
-        return shape[0], shape[1]
+    def extent_of(self, index: int) -> Any:
+        """Return height and width of an image, of a volume depth, height and width."""
+        shape = self.images.shape[2:] if self.extents is None else self.extents[index].tolist()
+        return tuple(shape)
 
     def slice_spacing_of(self, index: int) -> float | None:
         """Return the distance of a plane to those beside it in mm, None if it is not known."""
