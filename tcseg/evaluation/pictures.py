@@ -1,8 +1,9 @@
 """Pictures of what a network does: image, truth and prediction beside each other.
 
 Each `path` is a PNG file, written in one step into a folder that exists; `indices` are the cases of
-a data set to draw, and predictions bool (b, C + 1, H, W), background last, in their order. Of
-images of neither one nor three channels the first is shown.
+a data set to draw, and predictions bool (b, C + 1, *spatial), background last, in their order. Of
+images of neither one nor three channels the first is shown. Of volumes three planes are drawn, as
+one picture (`Planes`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from tcseg.data import Dataset
 from tcseg.evaluation.metrics import iou
+from tcseg.evaluation.planes import Planes
 from tcseg.io.files import write_atomically
 from tcseg.io.images import png
 from tcseg.io.label_maps import COLOURS
@@ -64,23 +66,23 @@ def save_panel(
     or not one prediction for each.
     """
     cases, classes = len(indices), len(dataset.classes)
-    shape = (cases, classes + 1, *dataset.images.shape[-2:])
+    shape = (cases, classes + 1, *dataset.images.shape[2:])
     for name, masks in predictions.items():
         if cases == 0 or tuple(masks.shape) != shape:
             raise ValueError(
-                "save_panel: predictions must be one (C + 1, H, W) for each of at least one case, "
-                f"expected shape {shape}, got {tuple(masks.shape)} for {name!r}"
+                "save_panel: predictions must be one (C + 1, *spatial) for each of at least one "
+                f"case, expected shape {shape}, got {tuple(masks.shape)} for {name!r}"
             )
-    images, truths = images_and_truths(dataset, indices)
+    images, truths, *drawn = images_and_truths(dataset, indices, *predictions.values())
     rows = [
         [Panel(images[row], None, dataset.ids[index]), Panel(images[row], truths[row])]
         for row, index in enumerate(indices)
     ]
-    for masks in predictions.values():
-        predicted = masks.cpu().numpy()[:, :classes].astype(bool)
-        for row, prediction, truth in zip(rows, predicted, truths, strict=True):
-            overlaps = [iou(a, b) for a, b in zip(prediction, truth, strict=True)]
-            row.append(Panel(row[0].image, prediction, f"mIOU {100 * np.mean(overlaps):.1f} %"))
+    for masks, pictures in zip(predictions.values(), drawn, strict=True):
+        for row, index, predicted, picture in zip(rows, indices, masks, pictures, strict=True):
+            pairs = zip(predicted[:classes], dataset.target_batch([index])[0], strict=False)
+            overlaps = [iou(a, b) for a, b in pairs]  # of all of a volume
+            row.append(Panel(row[0].image, picture, f"mIOU {100 * np.mean(overlaps):.1f} %"))
     save_grid(path, rows, ("image", "truth", *predictions), title, dataset.classes)
 
 
@@ -103,17 +105,38 @@ def save_progress(
     path: str | os.PathLike[str], dataset: Dataset, indices: Sequence[int], predictions: Tensor
 ) -> None:
     """Draw image, truth and prediction in a row for each case, quickly: to watch a training."""
-    cases = zip(
-        *images_and_truths(dataset, indices), predictions[:, :-1].cpu().numpy(), strict=True
-    )
+    cases = zip(*images_and_truths(dataset, indices, predictions), strict=True)
     rows = [side_by_side(image, (None, *masks), PROGRESS_SIZE) for image, *masks in cases]
     write_atomically(path, png(np.concatenate(rows)))
 
 
-def images_and_truths(dataset: Dataset, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return what is drawn: float images (b, C, H, W), bool masks (b, K, H, W)."""
-    images, targets = dataset.image_batch(indices), dataset.target_batch(indices)
-    return images.cpu().numpy(), targets[:, :-1].cpu().numpy().astype(bool)
+def images_and_truths(
+    dataset: Dataset, indices: Sequence[int], *predictions: Tensor
+) -> tuple[np.ndarray, ...]:
+    """Return what is drawn of at least one case: images, truths, and each of the predictions.
+
+    Images are float (b, C, H, W); all else are masks, bool (b, K, H, W), the background not among
+    them. Of volumes they are `Planes` through the largest structure of the truth, and those of
+    smaller volumes have black margins.
+    """
+    cases = []
+    for row, index in enumerate(indices):  # one volume at a time: they are large
+        image, truth = dataset.image_batch([index])[0], dataset.target_batch([index])[0]
+        channels = [truth, *(masks[row] for masks in predictions)]
+        masks = [each[:-1].cpu().numpy().astype(bool) for each in channels]
+        parts = [image.cpu().numpy(), *masks]
+        if image.dim() > 3:
+            own = (slice(None), *map(slice, dataset.extent_of(index)))
+            parts = [part[own] for part in parts]
+            planes = Planes.of(parts[1], dataset.spacing_of(index))
+            parts = [planes.of_volume(part) for part in parts]
+        cases.append(parts)
+    height, width = (max(case[0].shape[axis] for case in cases) for axis in (1, 2))
+
+    def framed(part: np.ndarray) -> np.ndarray:
+        return np.pad(part, ((0, 0), (0, height - part.shape[1]), (0, width - part.shape[2])))
+
+    return tuple(np.stack([framed(part) for part in parts]) for parts in zip(*cases, strict=True))
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.ndimage import binary_erosion
 from torch import Tensor, nn
 
 import tcwarp
 from tcseg.data import Dataset
 from tcseg.evaluation.metrics import iou
 from tcseg.evaluation.pictures import Panel, save_grid
-from tcseg.io.sizes import Size, shape_of
-from tcseg.method.transforms import SampledTransform, Transform, align
+from tcseg.evaluation.planes import Planes
+from tcseg.io.sizes import Size
+from tcseg.method.transforms import Transform, align
 from tcseg.training.batches import Patches
 
 __all__ = ["deformed_mesh", "preview"]
@@ -34,6 +36,8 @@ def preview(
     patch: Size | None = None,
 ) -> float:
     """Draw images, two transforms of each, and the labels of one aligned to the other.
+
+    Of volumes, `Planes` through the largest structure as it is before the transforms.
 
     Parameters
     ----------
@@ -59,10 +63,11 @@ def preview(
         interpolation rounds twice on one way, once on the other.
     """
     generator = torch.Generator().manual_seed(seed)
-    window, size = None, shape_of(patch or (dataset.images.shape[-2], dataset.images.shape[-1]))
+    window, size = None, tuple(dataset.images.shape[2:])
     if patch is not None:
         patches = Patches(dataset, indices, (), patch)
         window, _ = patches.draw(torch.tensor(indices), len(indices), generator)
+        size = patches.shape
     images, labels = dataset.image_batch(indices, window), dataset.mask_batch(indices, window)
     t1, t2 = (transform.sample(len(indices), size, generator) for _ in range(2))
 
@@ -72,23 +77,34 @@ def preview(
     first, second = masks(t1.label(labels)), masks(t2.label(labels))
     aligned = masks(align(t1, t2, t1.label(labels)))
     views = [np.asarray(t.image(images).clamp(0, 1)) for t in (t1, t2)]
-    field = _field(t1, images)
-    mesh = deformed_mesh(field)
-    sides = zip(images.shape[-2:], size, strict=True)
-    height, width = (slice((n - m) // 2, (n + m) // 2) for n, m in sides)
-    plain, truth = np.asarray(images[..., height, width]), masks(labels[..., height, width])
-    rows = [
-        [
-            Panel(plain[i], truth[i], dataset.ids[index]),
-            Panel(mesh[i], None, _strength(field[i])),
-            Panel(views[0][i], first[i]),
-            Panel(views[1][i], second[i]),
-            Panel(views[1][i], aligned[i], f"IOU {iou(aligned[i], second[i]):.3f}"),
-        ]
-        for i, index in enumerate(indices)
-    ]
+    field = t1.displacement
+    if field is None:
+        field = torch.zeros(len(images), len(size), *size)
+    sides = zip(images.shape[2:], size, strict=True)
+    middle = (slice(None), slice(None), *(slice((n - m) // 2, (n + m) // 2) for n, m in sides))
+    plain, truth = np.asarray(images[middle]), masks(labels[middle])
+    overlaps = [iou(*pair) for pair in zip(aligned, second, strict=True)]
+    rows = []
+    for i, index in enumerate(indices):
+        parts = [part[i] for part in (plain, truth, views[0], first, views[1], second, aligned)]
+        if len(size) == 3:
+            planes = Planes.of(truth[i], dataset.spacing_of(index))
+            parts = [planes.of_volume(part) for part in parts]
+            mesh = _mesh_in(planes, field[i])
+        else:
+            mesh = deformed_mesh(field[i : i + 1])[0]
+        image, labelled, view, moved, other, goal, carried = parts
+        rows.append(
+            [
+                Panel(image, labelled, dataset.ids[index]),
+                Panel(mesh, None, _strength(field[i])),
+                Panel(view, moved),
+                Panel(other, goal),
+                Panel(other, carried, f"IOU {overlaps[i]:.3f}"),
+            ]
+        )
     save_grid(path, rows, HEADINGS, title, dataset.classes)
-    return float(np.nanmean([iou(aligned[i], second[i]) for i in range(len(indices))]))
+    return float(np.nanmean(overlaps))
 
 
 def deformed_mesh(displacement: Tensor) -> np.ndarray:
@@ -105,10 +121,23 @@ def deformed_mesh(displacement: Tensor) -> np.ndarray:
     return np.asarray(tcwarp.warp(mesh, fine, mode="linear", padding_mode="reflection"))
 
 
-def _field(transform: SampledTransform, images: Tensor) -> Tensor:
-    if transform.displacement is None:
-        return torch.zeros(len(images), 2, *images.shape[-2:])
-    return transform.displacement
+def _mesh_in(planes: Planes, displacement: Tensor) -> np.ndarray:
+    """Draw the mesh in planes of a volume deformed by a displacement (3, D, H, W): (1, H', W').
+
+    Of sheets across all axes, a plane shows those across its own two as lines, and the two
+    components along these say where. So it is a mesh of the picture in two dimensions.
+    """
+    shape = displacement.shape[1:]
+    # In pixels of the picture, where D runs backwards.
+    scale = torch.tensor(planes.sides) / torch.tensor(shape) * torch.tensor([-1, 1, 1])
+    axial, coronal, sagittal = planes.cut((displacement * scale.view(3, 1, 1, 1)).numpy())
+    field = planes.composed([axial[[1, 2]], coronal[[0, 2]], sagittal[[1, 0]]])
+    mesh = deformed_mesh(torch.from_numpy(field)[None])[0]
+    inside = planes.of_volume(np.ones((1, *shape), bool))[0]
+    # Without the pixels beside the seams, where the field jumps.
+    inside = binary_erosion(inside, border_value=1)
+    finer = mesh.shape[-1] // field.shape[-1]
+    return np.asarray(mesh * inside.repeat(finer, axis=0).repeat(finer, axis=1))
 
 
 def _strength(displacement: Tensor) -> str:

@@ -73,6 +73,7 @@ class _Run:
     rows: list[dict[str, str]]
     cases: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)
     key: list[tuple[str, str]] = field(default_factory=list)
+    volumes: bool = False
     why_no_cases: str = ""
 
 
@@ -163,6 +164,7 @@ def _add_cases(run: _Run, segmenter: Segmenter, dataset: Dataset, split: Split) 
     rows = evaluate(segmenter.network, dataset, test)["images"]
     shown = [i for i, row in enumerate(rows) if math.isfinite(row["miou"])]
     order = sorted(shown, key=lambda i: -rows[i]["miou"])
+    run.volumes = dataset.images.dim() > 4
     run.key = list(zip(dataset.classes, itertools.cycle(COLOURS), strict=False))
     count = min(CASES, len(order))
     worst = [i for i in order[::-1][:count] if i not in order[:count]]  # of few images
@@ -170,15 +172,16 @@ def _add_cases(run: _Run, segmenter: Segmenter, dataset: Dataset, split: Split) 
         if not chosen:
             continue
         indices = [test[i] for i in chosen]
-        images, truths = images_and_truths(dataset, indices)
-        predictions = predict(segmenter.network, dataset, indices)[:, :-1].cpu().numpy()
+        predictions = predict(segmenter.network, dataset, indices)
         cases = [
             {
                 "name": rows[i]["id"],
                 "miou": rows[i]["miou"],
                 "picture": _embedded("image/png", png(side_by_side(image, masks, CASE_SIZE))),
             }
-            for i, image, *masks in zip(chosen, images, truths, predictions, strict=True)
+            for i, image, *masks in zip(
+                chosen, *images_and_truths(dataset, indices, predictions), strict=True
+            )
         ]
         run.cases.append((heading, cases))
 
