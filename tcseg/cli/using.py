@@ -53,7 +53,8 @@ def preview(
 
     dataset = load_dataset(config.data, **config.reading)
     shown = make_split(dataset, config.split, config.split_file).train[:images]
-    transform = recipe(config.recipe, config.displacement_std)
+    spacing = None if config.dimensions == 2 else dataset.pixel
+    transform = recipe(config.recipe, config.displacement_std, spacing)
     title = f"{config.data}, recipe {config.recipe}"
     agreement = draw(out, dataset, shown, transform, config.seed, title, config.patch)
     click.echo(f"{out}: labels carried from one view to the other agree, IOU {agreement:.3f}")

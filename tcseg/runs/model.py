@@ -94,6 +94,11 @@ class Model:
         """Height and width of what the network is shown at once."""
         return self.size if self.patch is None else self.patch
 
+    @property
+    def resampled_to(self) -> str:
+        """What volumes are resampled to, as the option `spacing` has it."""
+        return ORIGINAL if self.voxel is None else "x".join(map(str, self.voxel))
+
     @classmethod
     def of(cls, config: Config, dataset: Dataset) -> Model:
         """Describe the network of a training."""

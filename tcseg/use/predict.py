@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import hashlib
-import io
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +16,16 @@ from rich.console import Console
 from rich.progress import track
 
 import tcwarp
+from tcseg.data.volumes import Volumes
 from tcseg.errors import DataError, RunError, reason
-from tcseg.evaluation.metrics import cardiothoracic_ratio, postprocess_all
+from tcseg.evaluation.metrics import postprocess_all
 from tcseg.evaluation.pictures import outlined
 from tcseg.io.files import write_atomically
 from tcseg.io.images import Picture, png
 from tcseg.io.label_maps import LabelWriter, write_into
-from tcseg.io.placement import Placement
 from tcseg.io.series import Collection, channels_by_case
-from tcseg.runs.model import Model
 from tcseg.use.inputs import find_inputs
+from tcseg.use.measurements import Rows, measure_plane, measure_volume, scale_of, tell_scales
 from tcseg.use.segmenter import Prediction, Segmenter
 from tcseg.use.sharing import Ledger
 
@@ -38,11 +34,7 @@ __all__ = ["predict"]
 BATCH = 8
 LARGE = 2**23  # pixels that wait for a batch to be full
 OVERLAY = 2048  # pixels, at most
-# From this ratio on, a note is printed: augmentation does not go that far.
-OTHER_SCALE = 1.5
-RATIO = "cardiothoracic ratio"
 Work = dict[str, list[tuple[Path, str]]]  # by key: paths and names of what is written together
-CHEST = {"heart", "left lung", "right lung"}
 
 
 def predict(
@@ -75,7 +67,7 @@ def predict(
     overlays : bool
         Whether to draw pictures of images with outlines.
     spacing : float, optional
-        Height and width of a pixel in mm, of images whose files do not say.
+        Height and width of a pixel in mm, of images (not of volumes) whose files do not say.
     console : Console
         For the progress, and for a note on images at another scale than the training data.
 
@@ -99,8 +91,11 @@ def predict(
         files = {parts[0]: case for case, parts in cases.items()}
         names = {case: path for path, case in files.items()}
     collection = Collection(names, window=model.window, scale=model.scale, channels=channels)
+    volumes = None
+    if model.dimensions == 3:
+        volumes = Volumes(collection, model.resampled_to, model.size)
     segmentation = _Segmentation(
-        segmenter, collection, out, postprocess, consistency, overlays, spacing
+        segmenter, collection, volumes, out, postprocess, consistency, overlays, spacing
     )
     work: Work = {}
     for path, name in files.items():
@@ -117,7 +112,7 @@ def predict(
             again = f"to do them again, remove {out} or choose another folder"
             console.print(f"{done} of {len(files)} are already segmented; {again}", markup=False)
         problems += segmentation.of_rest(work, ledger, console)
-    _tell_scales(segmentation.scales, console)
+    tell_scales(segmentation.scales, console)
     return problems
 
 
@@ -127,6 +122,7 @@ class _Segmentation:
 
     segmenter: Segmenter
     collection: Collection
+    volumes: Volumes | None
     out: Path
     postprocess: bool
     consistency: bool
@@ -135,7 +131,7 @@ class _Segmentation:
     scales: list[tuple[float, Path]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.rows = _Rows(self.segmenter.classes)
+        self.rows = Rows(self.segmenter.model)
 
     def of_rest(self, work: Work, ledger: Ledger, console: Console) -> list[str]:
         """Segment what no process has, write the table of all; return what went wrong."""
@@ -177,11 +173,20 @@ class _Segmentation:
 
         OSError is of a disk that is full or cannot be written.
         """
-        rows, problems, writers = "", list[str](), dict[Path, LabelWriter]()
-        for path, name in files:
+        model, problems = self.segmenter.model, list[str]()
+        writers = {
+            path: LabelWriter(path, name, self.out, model.classes, model.values)
+            for path, name in files
+        }
+        rows = ""
+        if self.volumes is not None:
+            with _noted(files[0][0], problems):
+                rows = self._segment_volume(self.volumes, writers)
+        for path in () if self.volumes else list(writers):
             with _noted(path, problems):
-                text, writers[path] = self._segment(path, name)
-                rows += text
+                rows += self._segment(writers[path])
+        for path in [path for path in writers if not writers[path].planes]:
+            del writers[path]
         series = self.collection.series(files[0][0])
         if ordered := [writers[path] for path in series if path in writers]:
             with _noted(ordered[0].path, problems):
@@ -190,26 +195,48 @@ class _Segmentation:
                 return rows, problems
         return "", problems
 
-    def _segment(self, path: Path, name: str) -> tuple[str, LabelWriter]:
-        model = self.segmenter.model
-        writer = LabelWriter(path, name, self.out, model.classes, model.values)
-        measured = []
-        for picture, prediction in _pairs(
-            self.segmenter, self.collection.read(path), self.consistency
-        ):
-            if picture.spacing is None and self.spacing is not None:
-                picture = replace(picture, spacing=(self.spacing, self.spacing))
-            masks = prediction.masks
-            if self.postprocess:
-                masks = postprocess_all(masks, disjoint=model.values is not None)
-            writer.add(masks)
-            if self.overlays:
-                plane = "" if picture.plane is None else f"/{picture.plane:03d}"
-                overlay = self.out / "overlays" / f"{name}{plane}.png"
-                write_into(overlay, png(outlined(picture.pixels, masks, at_most=OVERLAY)))
-            measured.append(_measure(picture, masks, prediction, model.classes))
-            self.scales.append((_scale(model, picture), path))
-        return self.rows.text(measured), writer
+    def _segment(self, writer: LabelWriter) -> str:
+        """Segment the planes of one file; return the rows of the table."""
+        model, pictures = self.segmenter.model, self.collection.read(writer.path)
+        writer.planes, measured = [], []
+        try:
+            for picture, prediction in _pairs(self.segmenter, pictures, self.consistency):
+                if picture.spacing is None and self.spacing is not None:
+                    picture = replace(picture, spacing=(self.spacing, self.spacing))
+                masks = self._processed(prediction.masks)
+                self._write(writer, picture, masks)
+                measured.append(measure_plane(picture, masks, prediction, model.classes))
+                self.scales.append((scale_of(model, picture), writer.path))
+        except BaseException:
+            writer.planes = []  # nothing of a file that cannot be read to its end
+            raise
+        return self.rows.text(measured)
+
+    def _segment_volume(self, volumes: Volumes, writers: Mapping[Path, LabelWriter]) -> str:
+        """Segment the volume of these files; return its row of the table."""
+        first = next(iter(writers))
+        planes, pixels, voxel = volumes.read(first)
+        (prediction,) = self.segmenter.predict_all(
+            [pixels], consistency=self.consistency, spacings=[voxel]
+        )
+        masks = self._processed(prediction.masks)
+        for number, plane in enumerate(planes):
+            self._write(writers[plane.path], plane, masks[:, number])
+        row = measure_volume(first, masks, prediction, voxel, self.segmenter.classes)
+        return self.rows.text([row])
+
+    def _processed(self, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        if not self.postprocess:
+            return masks
+        return postprocess_all(masks, disjoint=self.segmenter.model.values is not None)
+
+    def _write(self, writer: LabelWriter, picture: Picture, masks: NDArray[np.bool_]) -> None:
+        """Take the masks of one plane, and draw them."""
+        writer.add(masks)
+        if self.overlays:
+            plane = "" if picture.plane is None else f"/{picture.plane:03d}"
+            overlay = self.out / "overlays" / f"{writer.name}{plane}.png"
+            write_into(overlay, png(outlined(picture.pixels, masks, at_most=OVERLAY)))
 
 
 @contextlib.contextmanager
@@ -246,78 +273,3 @@ def _chunks(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-# ---- overlays and measurements --------------------------------------------------------------
-
-
-def _scale(model: Model, picture: Picture) -> float:
-    """Return the size of a pixel for the network against that in training; 1 if not known."""
-    height, width = picture.pixels.shape[1:]
-    spacing = Placement.of((height, width), model.size).spacing(picture.spacing)
-    if spacing is None or model.spacing is None:
-        return 1.0
-    return math.sqrt(math.prod(spacing) / math.prod(model.spacing))
-
-
-def _tell_scales(scales: Sequence[tuple[float, Path]], console: Console) -> None:
-    different = [
-        (scale, path) for scale, path in scales if not 1 / OTHER_SCALE < scale < OTHER_SCALE
-    ]
-    if different:
-        scale, path = different[0]
-        console.print(
-            f"Note: {len(different)} of {len(scales)} images are at a different scale from the "
-            f"training data (the pixels of {path}, fitted to the network, are {scale:.2g} times as "
-            "large): look at their overlays",
-            markup=False,
-        )
-
-
-class _Rows:
-    """The table of measurements as text."""
-
-    def __init__(self, classes: Sequence[str]) -> None:
-        areas = [f"{name} {unit}" for name in classes for unit in ("pixels", "mm2")]
-        ratio = [RATIO] if set(classes) >= CHEST else []
-        image = ("file", "plane", "height", "width", "mm at", "consistency")
-        self.columns = [*image, *areas, *ratio]
-
-    @property
-    def header(self) -> str:
-        return self.text([dict(zip(self.columns, self.columns, strict=True))])
-
-    def text(self, rows: Iterable[Mapping[str, Any]]) -> str:
-        with io.StringIO(newline="") as text:
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerows(
-                [_no_formula(row.get(column)) for column in self.columns] for row in rows
-            )
-            return text.getvalue()
-
-
-def _no_formula(value: Any) -> Any:
-    """Mark text that a spreadsheet would run, such as a file named ``=cmd``, as text."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r")) else value
-
-
-def _measure(
-    picture: Picture, masks: NDArray[np.bool_], prediction: Prediction, classes: Sequence[str]
-) -> dict[str, Any]:
-    height, width = masks.shape[1:]
-    row: dict[str, Any] = {"file": str(picture.path), "plane": picture.plane}
-    row |= {"height": height, "width": width, "consistency": prediction.consistency}
-    if picture.spacing is not None:
-        row["mm at"] = "detector" if picture.at_detector else "patient"
-    by_name = dict(zip(classes, masks, strict=True))
-    for name, mask in by_name.items():
-        count = int(np.count_nonzero(mask))
-        row[f"{name} pixels"] = count
-        if picture.spacing is not None:
-            row[f"{name} mm2"] = count * picture.spacing[0] * picture.spacing[1]
-    if set(classes) >= CHEST:
-        lungs = by_name["left lung"] | by_name["right lung"]
-        row[RATIO] = cardiothoracic_ratio(by_name["heart"], lungs)
-    # What is not known stays empty.
-    known = {k: v for k, v in row.items() if not (isinstance(v, float) and np.isnan(v))}
-    return {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in known.items()}

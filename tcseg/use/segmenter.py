@@ -337,7 +337,7 @@ def load_with_data(
         window=model.window,
         scale=model.scale,
         dimensions=model.dimensions,
-        spacing=("x".join(map(str, model.voxel or ())) or ORIGINAL) if volumes else None,
+        spacing=model.resampled_to if volumes else None,
     )
     segmenter.check(dataset, run)
     folder.split_record()  # or a clear error

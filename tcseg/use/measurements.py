@@ -1,0 +1,127 @@
+"""The table of measurements of `tcseg predict`, a row for each plane or volume."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from tcseg.evaluation.metrics import cardiothoracic_ratio
+from tcseg.io.images import Picture
+from tcseg.io.placement import Placement
+from tcseg.io.sizes import Spacing
+from tcseg.runs.model import Model
+from tcseg.use.segmenter import Prediction
+
+__all__ = ["Rows", "measure_plane", "measure_volume", "scale_of", "tell_scales"]
+
+# From this ratio on, a note is printed: augmentation does not go that far.
+OTHER_SCALE = 1.5
+RATIO = "cardiothoracic ratio"
+CHEST = {"heart", "left lung", "right lung"}
+
+
+def scale_of(model: Model, picture: Picture) -> float:
+    """Return the size of a pixel for the network against that in training; 1 if not known."""
+    height, width = picture.pixels.shape[1:]
+    spacing = Placement.of((height, width), model.size).spacing(picture.spacing)
+    if spacing is None or model.spacing is None:
+        return 1.0
+    return math.sqrt(math.prod(spacing) / math.prod(model.spacing))
+
+
+def tell_scales(scales: Sequence[tuple[float, Path]], console: Console) -> None:
+    """Print a note if some images are at another scale than the training data."""
+    different = [
+        (scale, path) for scale, path in scales if not 1 / OTHER_SCALE < scale < OTHER_SCALE
+    ]
+    if different:
+        scale, path = different[0]
+        console.print(
+            f"Note: {len(different)} of {len(scales)} images are at a different scale from the "
+            f"training data (the pixels of {path}, fitted to the network, are {scale:.2g} times as "
+            "large): look at their overlays",
+            markup=False,
+        )
+
+
+class Rows:
+    """The table of measurements as text."""
+
+    def __init__(self, model: Model) -> None:
+        flat = model.dimensions == 2
+        units = ("pixels", "mm2") if flat else ("voxels", "mm3")
+        measures = [f"{name} {unit}" for name in model.classes for unit in units]
+        ratio = [RATIO] if flat and set(model.classes) >= CHEST else []
+        sides = ("plane", "height", "width", "mm at") if flat else ("depth", "height", "width")
+        self.columns = ["file", *sides, "consistency", *measures, *ratio]
+
+    @property
+    def header(self) -> str:
+        """The first line."""
+        return self.text([dict(zip(self.columns, self.columns, strict=True))])
+
+    def text(self, rows: Iterable[Mapping[str, Any]]) -> str:
+        """Return rows by column as lines of CSV."""
+        with io.StringIO(newline="") as text:
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerows(
+                [_no_formula(row.get(column)) for column in self.columns] for row in rows
+            )
+            return text.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """Mark text that a spreadsheet would run, such as a file named ``=cmd``, as text."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r")) else value
+
+
+def measure_plane(
+    picture: Picture, masks: NDArray[np.bool_], prediction: Prediction, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return the row of an image, or of a plane of a volume."""
+    height, width = masks.shape[1:]
+    row: dict[str, Any] = {"file": str(picture.path), "plane": picture.plane}
+    row |= {"height": height, "width": width, "consistency": prediction.consistency}
+    if picture.spacing is not None:
+        row["mm at"] = "detector" if picture.at_detector else "patient"
+    by_name = dict(zip(classes, masks, strict=True))
+    for name, mask in by_name.items():
+        count = int(np.count_nonzero(mask))
+        row[f"{name} pixels"] = count
+        if picture.spacing is not None:
+            row[f"{name} mm2"] = count * picture.spacing[0] * picture.spacing[1]
+    if set(classes) >= CHEST:
+        lungs = by_name["left lung"] | by_name["right lung"]
+        row[RATIO] = cardiothoracic_ratio(by_name["heart"], lungs)
+    return _written(row)
+
+
+def measure_volume(
+    path: Path,
+    masks: NDArray[np.bool_],
+    prediction: Prediction,
+    voxel: Spacing | None,
+    classes: Sequence[str],
+) -> dict[str, Any]:
+    """Return the row of a volume; `voxel` are the sides of its voxels in mm, if known."""
+    row: dict[str, Any] = {"file": str(path), "consistency": prediction.consistency}
+    row |= zip(("depth", "height", "width"), masks.shape[1:], strict=True)
+    for name, mask in zip(classes, masks, strict=True):
+        row[f"{name} voxels"] = count = int(np.count_nonzero(mask))
+        if voxel is not None:
+            row[f"{name} mm3"] = count * math.prod(voxel)
+    return _written(row)
+
+
+def _written(row: Mapping[str, Any]) -> dict[str, Any]:
+    # What is not known stays empty.
+    known = {k: v for k, v in row.items() if not (isinstance(v, float) and np.isnan(v))}
+    return {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in known.items()}
