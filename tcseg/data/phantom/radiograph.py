@@ -17,7 +17,7 @@ def _dome(depth: Array, reach: float) -> Array:
     return np.asarray(np.sqrt(np.clip(depth / reach, 0, 1)))
 
 
-def _ramp(depth: Array, width: float) -> Array:
+def ramp(depth: Array, width: float) -> Array:
     """Soft step from 0 to 1 of the given width about the outline."""
     step = np.clip(depth / width + 0.5, 0, 1)
     return np.asarray(step * step * (3 - 2 * step))
@@ -43,7 +43,7 @@ def _ribs(rng: np.random.Generator, t: Array, y: Array) -> Array:
         across = np.abs(phase - np.floor(phase) - 0.5)  # 0 at the middle of a rib
         width = rng.uniform(0.2, 0.28)
         edge = np.exp(-(((across - width) / 0.05) ** 2))  # cortical bone
-        total += strength * (_ramp(width - across, 0.1) + 0.5 * edge)
+        total += strength * (ramp(width - across, 0.1) + 0.5 * edge)
     return total
 
 
@@ -72,35 +72,35 @@ def attenuation(rng: np.random.Generator, anatomy: Anatomy) -> Array:
     body = np.maximum.reduce([body, *(anatomy.lungs[side] + chest_wall for side in SIDES)])
     total = 0.95 * _dome(body, rng.uniform(0.08, 0.2))
     total *= 1 + 0.06 * _texture(rng, size, 6)
-    cage = _ramp(0.41 - t, 0.04) * _ramp(y - 0.06, 0.05) * _ramp(0.85 - y, 0.2)
+    cage = ramp(0.41 - t, 0.04) * ramp(y - 0.06, 0.05) * ramp(0.85 - y, 0.2)
     for side in SIDES:
         s, lung = anatomy.towards(side), anatomy.lungs[side]
-        inside = _ramp(lung, 0.008)
-        abdomen = _ramp(y - anatomy.domes[side], 0.012) * _ramp(s, 0.04)
+        inside = ramp(lung, 0.008)
+        abdomen = ramp(y - anatomy.domes[side], 0.012) * ramp(s, 0.04)
         air = _dome(lung, 0.11) * (1 + 0.08 * _texture(rng, size, 9))
         total -= air_contrast * np.exp(rng.normal(0, 0.08)) * (0.35 * inside + 0.65 * air)
         total += rng.uniform(0.2, 0.4) * abdomen
-        vessels = _vessels(rng, y, s) * (0.25 + 0.75 * inside) * _ramp(s, 0.1)
+        vessels = _vessels(rng, y, s) * (0.25 + 0.75 * inside) * ramp(s, 0.1)
         total += rng.uniform(0.08, 0.2) * vessels
-        ribs = _ribs(rng, s, y) * cage * _ramp(s - 0.03, 0.02)
+        ribs = _ribs(rng, s, y) * cage * ramp(s - 0.03, 0.02)
         total += 0.055 * bone * ribs * (0.4 + 0.6 * inside)
         clavicle = anatomy.bones[side]
         cortex = np.exp(-(((clavicle - 0.004) / 0.005) ** 2))
-        shoulder = _ramp(0.39 - s, 0.1)
-        total += bone * (0.17 * _ramp(clavicle, 0.006) + 0.08 * cortex) * shoulder
+        shoulder = ramp(0.39 - s, 0.1)
+        total += bone * (0.17 * ramp(clavicle, 0.006) + 0.08 * cortex) * shoulder
         scapula = 0.36 + 0.25 * (y - 0.2) - s
-        total += 0.1 * bone * _ramp(-scapula, 0.03) * np.exp(-(((y - 0.25) / 0.14) ** 2))
+        total += 0.1 * bone * ramp(-scapula, 0.03) * np.exp(-(((y - 0.25) / 0.14) ** 2))
 
     mediastinum = profile(rng, y, (0.0, 0.2, 0.3, 0.5, 1.0), (0.05, 0.06, 0.07, 0.08, 0.09), 0.006)
-    total += rng.uniform(0.2, 0.4) * _ramp(mediastinum - t, 0.03)
+    total += rng.uniform(0.2, 0.4) * ramp(mediastinum - t, 0.03)
     knob = _blob(y, x, (rng.normal(0.28, 0.015), 0.055), (0.045, 0.04))
     total += rng.uniform(0.1, 0.35) * knob
-    total += rng.uniform(0.2, 0.45) * (0.5 * _ramp(heart, 0.01) + 0.5 * _dome(heart, 0.1))
+    total += rng.uniform(0.2, 0.45) * (0.5 * ramp(heart, 0.01) + 0.5 * _dome(heart, 0.1))
     discs = 1 + 0.3 * np.cos(2 * np.pi * y / rng.uniform(0.045, 0.06))
-    total += 0.16 * bone * _ramp(rng.uniform(0.032, 0.042) - t, 0.012) * discs
-    trachea = _ramp(rng.uniform(0.016, 0.024) - np.abs(x + rng.normal(0, 0.006)), 0.012)
-    total -= rng.uniform(0.12, 0.3) * trachea * _ramp(0.32 - y, 0.06)
-    total *= _ramp(body, 0.01)
+    total += 0.16 * bone * ramp(rng.uniform(0.032, 0.042) - t, 0.012) * discs
+    trachea = ramp(rng.uniform(0.016, 0.024) - np.abs(x + rng.normal(0, 0.006)), 0.012)
+    total -= rng.uniform(0.12, 0.3) * trachea * ramp(0.32 - y, 0.06)
+    total *= ramp(body, 0.01)
     total += _distractors(rng, anatomy) + rng.uniform(0, 0.15)
     return np.clip(total, 0, None).astype(np.float32)
 
@@ -112,7 +112,7 @@ def _distractors(rng: np.random.Generator, anatomy: Anatomy) -> Array:
     if rng.random() < 0.6:  # gas below the left diaphragm
         at = rng.normal(0.80, 0.02), rng.normal(0.17, 0.04)
         bubble = _blob(y, x, at, (rng.uniform(0.02, 0.05), rng.uniform(0.03, 0.08)))
-        extra -= rng.uniform(0.15, 0.5) * bubble * _ramp(y - anatomy.domes["left"] - 0.01, 0.01)
+        extra -= rng.uniform(0.15, 0.5) * bubble * ramp(y - anatomy.domes["left"] - 0.01, 0.01)
     if rng.random() < 0.4:  # breasts
         radius, height = rng.uniform(0.13, 0.2), rng.normal(0.68, 0.04)
         weight = rng.uniform(0.1, 0.25)
@@ -120,7 +120,7 @@ def _distractors(rng: np.random.Generator, anatomy: Anatomy) -> Array:
             depth = radius - np.hypot(x - middle, 0.9 * (y - height))
             extra += weight * _dome(depth, 0.15)
     for side, sign in zip(SIDES, (1, -1), strict=True):
-        inside = _ramp(anatomy.lungs[side], 0.02)
+        inside = ramp(anatomy.lungs[side], 0.02)
         if rng.random() < 0.25:  # consolidation with a soft edge
             at = rng.uniform(0.3, 0.75), sign * rng.uniform(0.12, 0.36)
             patch = _blob(y, x, at, tuple(rng.uniform(0.05, 0.14, 2)))
@@ -132,14 +132,14 @@ def _distractors(rng: np.random.Generator, anatomy: Anatomy) -> Array:
     if rng.random() < 0.25:  # a line: catheter, lead or wire
         phase, slope, bend = rng.uniform(0, 6), rng.normal(0, 0.5), rng.uniform(0.02, 0.1)
         path = rng.normal(0, 0.2) + slope * (y - 0.4) + bend * np.sin(7 * y + phase)
-        extra += rng.uniform(0.15, 0.4) * _ramp(rng.uniform(0.002, 0.004) - np.abs(x - path), 0.006)
+        extra += rng.uniform(0.15, 0.4) * ramp(rng.uniform(0.002, 0.004) - np.abs(x - path), 0.006)
     if rng.random() < 0.2:  # collar
         rim = np.abs(np.hypot(x / 1.5, y + 0.02) - rng.uniform(0.1, 0.16))
-        extra += rng.uniform(0.08, 0.2) * _ramp(0.008 - rim, 0.008)
+        extra += rng.uniform(0.08, 0.2) * ramp(0.008 - rim, 0.008)
     if rng.random() < 0.1:  # pacemaker
         at = rng.uniform(0.2, 0.3), rng.choice((-1, 1)) * rng.uniform(0.2, 0.3)
         box = 0.04 - np.maximum(np.abs(x - at[1]), 1.3 * np.abs(y - at[0]))
-        extra += 0.8 * _ramp(box, 0.01)
+        extra += 0.8 * ramp(box, 0.01)
     return extra
 
 
