@@ -61,8 +61,9 @@ def test_size_changes_the_resolution_only(size, index):
     image, masks = make_volume(index, size)
     fine_image, fine_masks = make_volume(index, 64)
     share, fine_share = masks.mean((1, 2, 3)), fine_masks.mean((1, 2, 3))
-    # The thinnest, the aorta, is three voxels across at 32.
-    np.testing.assert_allclose(share, fine_share, rtol=0.06)
+    np.testing.assert_allclose(share[:AORTA], fine_share[:AORTA], rtol=0.06)
+    # Three voxels across at 32, about 200 in all, of which a few more or less are inside.
+    np.testing.assert_allclose(share[AORTA], fine_share[AORTA], rtol=0.1)
     assert abs(image.mean() - fine_image.mean()) < 1
     for axis in range(3):
         np.testing.assert_allclose(centres(masks, axis), centres(fine_masks, axis), atol=0.01)
