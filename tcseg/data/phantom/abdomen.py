@@ -138,13 +138,13 @@ def _ellipsoid(
 ) -> Array:
     """Depth in an ellipsoid that is moved, turned and stretched at random; `tilt` in degrees."""
     turn = Rotation.from_rotvec(np.deg2rad(tilt + rng.normal(0, 6, 3))).as_matrix()
-    matrix = turn / (radii * np.exp(rng.normal(0, 0.09, 3)))[:, None]
-    matrix = matrix.astype(np.float32)
+    stretched = np.multiply(radii, np.exp(rng.normal(0, 0.09, 3)))
+    matrix = (turn / stretched[:, None]).astype(np.float32)
     middle = (centre + rng.normal(0, jitter, 3)).astype(np.float32)
     offset = position - middle[:, None, None, None]
     unit = np.tensordot(matrix, offset, 1)
     radius = np.sqrt(np.einsum("i...,i...", unit, unit)) + 1e-3
-    return np.sqrt(np.einsum("i...,i...", offset, offset)) * (1 / radius - 1)
+    return np.asarray(np.sqrt(np.einsum("i...,i...", offset, offset)) * (1 / radius - 1))
 
 
 def _trunk(rng: np.random.Generator, axis: Array, position: Array) -> dict[str, Array]:
