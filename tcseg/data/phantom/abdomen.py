@@ -53,13 +53,10 @@ _DRAWN = {
 def load(size: int, *, count: int = COUNT, seed: int = 0) -> Dataset:
     """Make `count` volumes of `size` voxels a side; number i does not depend on `count`."""
     pairs = [make_volume(index, size, seed=seed) for index in range(count)]
-    shape = (size, size, size)
-    # Packed as images of one row a plane, whose classes are the third axis from the end.
-    masks = [pack_masks(masks.reshape(len(CLASSES), size, -1)) for _, masks in pairs]
     return replace(
         undrawn(count),
         images=torch.from_numpy(np.stack([image for image, _ in pairs])[:, None]),
-        masks=torch.stack([packed.view(-1, *shape) for packed in masks]),
+        masks=torch.stack([pack_masks(masks, dimensions=3) for _, masks in pairs]),
         spacing=FIELD_OF_VIEW_MM / size,
     )
 
