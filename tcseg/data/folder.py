@@ -29,7 +29,8 @@ from tcseg.data.nnunet import is_nnunet, nnunet_layout
 from tcseg.data.volumes import Volumes, name_of, voxel_of
 from tcseg.errors import DataError, Problems
 from tcseg.io.grey import as_levels
-from tcseg.io.images import Picture, is_image, orientation, suffix
+from tcseg.io.grids import orientation
+from tcseg.io.images import Picture, is_image, suffix
 from tcseg.io.placement import Pixels, Placement
 from tcseg.io.series import Collection
 from tcseg.io.sizes import ORIGINAL, Size, Spacing, written

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from tcseg.errors import DataError, reason
 from tcseg.extras import needs
-from tcseg.io.arrays import ARRAYS, ITK, itk_orientation, read_array
+from tcseg.io.arrays import ARRAYS, read_array
 from tcseg.io.dicom import has_dicom_content, read_frames
 from tcseg.io.grey import as_pixels, tails
 from tcseg.io.limits import check_pixels
@@ -297,21 +297,6 @@ def read_volume(
     spacing = None if None in known[:2] else (height, width)
     distance = known[2] if len(known) > 2 else None
     return volume.swapaxes(0, 2)[:, ::-1], spacing, distance
-
-
-def orientation(path: Path) -> str | None:
-    """Return which way in the patient the axes of a volume run, as "RAS"; None of other files."""
-    if suffix(path) not in (*NIFTI, *ITK):
-        return None
-    try:
-        if suffix(path) in ITK:
-            return itk_orientation(path)
-        import nibabel
-
-        affine: Any = nibabel.load(path).affine  # type: ignore[attr-defined]
-    except Exception:  # what is wrong is told on reading it
-        return None
-    return "".join(code or "?" for code in nibabel.aff2axcodes(affine))
 
 
 def exif_orientation(path: Path) -> int:
