@@ -52,11 +52,13 @@ def pack_masks(
     planes, axis = np.asarray(masks, bool), -1 - dimensions
     if not exclusive:
         return torch.from_numpy(np.packbits(planes, axis=axis, bitorder="little"))
-    numbers = np.where(planes.any(axis=axis), planes.argmax(axis=axis) + 1, 0)
-    places = range(1 if planes.shape[axis] < 256 else 2)
-    return torch.from_numpy(
-        np.stack([numbers >> 8 * k for k in places], axis=axis).astype(np.uint8)
-    )
+    by_class = np.moveaxis(planes, axis, 0)
+    numbers = np.zeros(by_class.shape[1:], np.uint16)
+    for number in range(len(by_class), 0, -1):  # volumes are large: no copy of all as integers
+        numbers[by_class[number - 1]] = number
+    places = range(1 if len(by_class) < 256 else 2)
+    parts = [(numbers >> 8 * k).astype(np.uint8) for k in places]
+    return torch.from_numpy(np.stack(parts, axis=axis))
 
 
 def lost_classes(

@@ -40,11 +40,14 @@ class Masks(abc.ABC):
     ----------
     classes : tuple of str
         What is marked; one named `IGNORED`, in any case, is to be ignored.
+    files : mapping of Path to Path
+        The file of masks of each image that has one of all classes.
     values : tuple of int or None
         The number of each class, in files that hold one for each pixel.
     """
 
     classes: tuple[str, ...]
+    files: Mapping[Path, Path]
     values: tuple[int, ...] | None = None
 
     @abc.abstractmethod
@@ -66,6 +69,13 @@ class Masks(abc.ABC):
             return masks
         ignored = masks[places].any(axis=0, keepdims=True)
         return np.concatenate([np.delete(masks, places, axis=0) & ~ignored, ignored])
+
+    def file_of(self, picture: Picture) -> Path | None:
+        """Return the file of masks or shapes that an image has for itself or with others, if any.
+
+        Files of single classes are none.
+        """
+        return self.files.get(picture.path)
 
     @abc.abstractmethod
     def forget(self) -> None:
@@ -168,6 +178,10 @@ class _ByClass(Masks):
                 plane = plane | _plane_of(self._planes(path), path, picture).astype(bool)
             planes.append(plane)
         return np.stack(planes)
+
+    def file_of(self, picture: Picture) -> Path | None:
+        drawn, _ = self.drawn.get(picture.path, (None, ""))
+        return self.files.get(picture.path, drawn)
 
     def forget(self) -> None:
         self._planes.cache_clear()

@@ -67,9 +67,11 @@ def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, fl
     if several and values.shape[-1] == 4 and values.dtype == np.uint8:
         values = values[..., :3]
     if values.ndim != 3 + several or 0 in values.shape or values.dtype.kind not in "buif":
+        time = path.suffix.lower() != ".npy" and values.ndim > 3
         raise DataError(
             f"{path}: has shape {values.shape} of {values.dtype}; expected numbers, (H, W), "
             "(planes, H, W), (planes, H, W, channels), or (H, W, 3) of 8 bits for colour"
+            + ("; its first axis is time perhaps: save each as a file of its own" if time else "")
         )
     return values, spacing, between
 

@@ -287,9 +287,11 @@ def read_volume(
     if volume.ndim == 5 and volume.shape[3] == 1:
         volume = volume[..., 0, :]
     elif volume.ndim != 3 or 0 in volume.shape:
+        time = f", {volume.shape[3]} times along its fourth axis" if volume.ndim > 3 else ""
         raise DataError(
-            f"{path}: has shape {image.shape}; expected a plane or a volume: save each time as a "
-            "file of its own, and channels along the fifth axis or in files as nnU-Net wants them"
+            f"{path}: has shape {image.shape}{time}; expected a plane or a volume: save each time "
+            "as a file of its own, and channels along the fifth axis or in files as nnU-Net wants "
+            "them"
         )
     unit = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
     width, height, *others = (float(zoom) * unit for zoom in image.header.get_zooms())
