@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tcseg.io.sizes import Spacing
+from tcseg.io.sizes import Spacing, mm_written, written
 
 CLASSES = ("left lung", "right lung", "heart", "left clavicle", "right clavicle")
 """Structures of chests, in the order of their masks; left and right are the patient's."""
@@ -259,10 +259,10 @@ class Dataset:
         if not lost:
             return None
         listed = ", ".join(f"{name} in {count}" for name, count in lost.items())
-        return (
-            f"Too small for {' x '.join(map(str, self.spatial))} pixels: nothing is left of "
-            f"{listed} of {len(indices)} {part} images."
-        )
+        at = f"{written(self.spatial)} pixels"
+        if self.extents is not None and self.resampled is not None:
+            at = f"voxels of {mm_written(self.resampled)} mm"
+        return f"Too small for {at}: nothing is left of {listed} of {len(indices)} {part} images."
 
     def original(self, index: int) -> Original:
         """Return the masks of an image in its own size, and the size of a pixel there in mm.
