@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
 from tcseg.cli.options import with_options
@@ -14,8 +16,14 @@ from tcseg.data import folder, jsrt
 from tcseg.data.dataset import Dataset
 from tcseg.data.splits import JSRT_SPLITS, make_split, read_splits, split_remarks
 from tcseg.errors import DataError, Problems
-from tcseg.evaluation.resizing import ENOUGH, candidates, kept_by_resizing, suggested
-from tcseg.io.sizes import pixels
+from tcseg.evaluation.resizing import (
+    ENOUGH,
+    candidates,
+    kept_by_resizing,
+    suggested,
+    suggested_patch,
+)
+from tcseg.io.sizes import mm_written, pixels, written
 from tcseg.sheet import Sheet, plus_minus
 
 SHEET_IMAGES = 24
@@ -51,17 +59,20 @@ def check(
     for kind, counts in formats.items():
         listed = "; ".join(f"{n} of {name}" for name, n in sorted(counts.items()))
         console.print(f"{kind}: {listed}", markup=False)
-    channels, height, width = dataset.images.shape[1:]
+    channels, flat = dataset.images.shape[1], len(dataset.spatial) == 2
     size = "" if dataset.extents is None else "their own size, up to "
     without = 0 if dataset.annotated is None else len(dataset) - len(dataset.annotated)
-    kinds = {1: "grey images", 3: "colour images"}
-    images = kinds.get(channels * dataset.files, f"images of {channels} channels")
+    noun, parts = ("images", "pixels") if flat else ("volumes", "voxels")
+    kinds = {1: f"grey {noun}", 3: f"colour {noun}"}
+    images = kinds.get(channels * dataset.files, f"{noun} of {channels} channels")
     console.print(
         f"{len(dataset)} {images} read at "
-        f"{size}{height} x {width} pixels{_spacing(dataset)}: "
+        f"{size}{written(dataset.spatial)} {parts}{_spacing(dataset)}: "
         f"{len(dataset) - without} with masks, {without} without",
         markup=False,
     )
+    if not flat and dataset.extents is not None:
+        _tell_volumes(dataset, console)
     if dataset.bits > 8:
         console.print("more than 8 bits kept, one grey scale for each volume or series")
     if volumes := Counter(filter(None, map(dataset.volume_of, range(len(dataset))))):
@@ -76,7 +87,8 @@ def check(
             console.print(f"to leave those pixels out, say so in classes.txt: {line}")
     if len(dataset):
         console.print(_structures(dataset))
-        if dataset.originals is not None and dataset.extents is None:
+        resized = dataset.extents is None or dataset.resampled is not None
+        if dataset.originals is not None and resized:
             _tell_resizing(dataset, problems, console)
         _tell_splits(dataset, split_file, problems, console)
     tell_problems(problems, console)
@@ -92,30 +104,50 @@ def tell_problems(problems: Problems, console: Console) -> None:
 
 
 def _spacing(dataset: Dataset) -> str:
-    sides: list[float] = []
-    for index in range(len(dataset)):
-        spacing = dataset.spacing_of(index)
-        if spacing is not None:
-            sides += spacing if isinstance(spacing, tuple) else (spacing,)
-    if not sides:
+    known = [dataset.spacing_of(index) for index in range(len(dataset))]
+    sides = np.array([np.broadcast_to(part, len(dataset.spatial)) for part in known if part])
+    if not len(sides):
         return " of unknown size in mm"
-    low, high = min(sides), max(sides)
-    return f" of {low:.3g} mm" if high - low < 1e-3 * low else f" of {low:.3g} to {high:.3g} mm"
+    if sides.shape[1] == 3:
+        return f" of {' x '.join(map(_range, sides.T))} mm"
+    return f" of {_range(sides)} mm"
+
+
+def _range(values: NDArray[np.floating]) -> str:
+    low, high = values.min(), values.max()
+    return f"{low:.3g}" if high - low < 1e-3 * low else f"{low:.3g} to {high:.3g}"
+
+
+def _tell_volumes(dataset: Dataset, console: Console) -> None:
+    """Say how large volumes are, to what they were resampled, and which patches suit them."""
+    extents = [dataset.extent_of(index) for index in range(len(dataset))]
+    sides = (f"{min(part)} to {max(part)}" for part in zip(*extents, strict=True))
+    console.print(f"from the smallest to the largest: {' x '.join(sides)} voxels", markup=False)
+    unknown = sum(dataset.spacing_of(index) is None for index in range(len(dataset)))
+    if dataset.resampled is not None:
+        console.print(f"resampled to voxels of {mm_written(dataset.resampled)} mm", markup=False)
+    elif unknown:
+        console.print(
+            f"{unknown} of them do not say how large their voxels are: all are taken as they are"
+        )
+    console.print(f"Suggested: --patch {suggested_patch(dataset)}", markup=False)
 
 
 def _structures(dataset: Dataset) -> Sheet:
-    columns = ["structure", "images", "area %", "smallest", "largest", "shared with others %"]
+    flat = len(dataset.spatial) == 2
+    kinds = ("images", "area %") if flat else ("volumes", "volume %")
+    columns = ["structure", *kinds, "smallest", "largest", "shared with others %"]
     rows = []
     annotated = range(len(dataset)) if dataset.annotated is None else dataset.annotated
     areas = torch.zeros(len(annotated), len(dataset.classes))
     shared = torch.zeros(2, len(dataset.classes))
     ignored = []
     for row, index in enumerate(annotated):  # few in memory at a time
-        height, width = dataset.extent_of(index)
-        target = dataset.target_batch([index])[0, :, :height, :width].bool()
-        masks, together = target[:-1], target[:-1].sum(dim=0) > 1
-        areas[row] = masks.float().mean(dim=(1, 2)) * 100
-        shared += torch.stack([(masks & together).sum(dim=(1, 2)), masks.sum(dim=(1, 2))])
+        own: tuple[slice, ...] = tuple(map(slice, dataset.extent_of(index)))
+        target = dataset.target_batch([index])[0][:, *own].bool()
+        masks, together = target[:-1].flatten(1), (target[:-1].sum(dim=0) > 1).flatten()
+        areas[row] = masks.float().mean(dim=1) * 100
+        shared += torch.stack([(masks & together).sum(dim=1), masks.sum(dim=1)])
         ignored.append(float((~target.any(dim=0)).float().mean() * 100))
     for c, name in enumerate(dataset.classes):
         present = areas[:, c] > 0
@@ -128,14 +160,16 @@ def _structures(dataset: Dataset) -> Sheet:
         count, mean = sum(map(bool, ignored)), sum(ignored) / len(ignored)
         sheet.notes.append(f"Marked as ignored: {mean:.2f} % of all pixels, in {count} images.")
     if dataset.originals is not None and dataset.extents is None:
-        height, width = dataset.images.shape[-2:]
-        sheet.notes.append(f"Areas are of {height} x {width} pixels, margins of images included.")
+        what, parts = ("Areas", "pixels") if flat else ("Volumes", "voxels")
+        size = written(dataset.spatial)
+        sheet.notes.append(f"{what} are of {size} {parts}, margins of images included.")
     return sheet
 
 
 def _tell_resizing(dataset: Dataset, problems: Problems, console: Console) -> None:
     """Say how much of the masks survives this size and others, and suggest one."""
-    size = pixels((dataset.images.shape[-2], dataset.images.shape[-1]))
+    voxel = None if dataset.extents is None else dataset.resampled
+    size = pixels(dataset.spatial) if voxel is None else mm_written(voxel)
     try:
         sizes = candidates(dataset)
         kept = kept_by_resizing(dataset, [*{*sizes, size}])
@@ -143,8 +177,9 @@ def _tell_resizing(dataset: Dataset, problems: Problems, console: Console) -> No
         problems.add(str(error))
         return
     sheet = Sheet("Masks resized and brought back", ["structure"])
-    sheet.columns += [f"IOU %\nat {tried}" for tried in kept]
-    sheet.columns.append(f"parts lost\nat {size}")
+    unit = "" if voxel is None else " mm"
+    sheet.columns += [f"IOU %\nat {tried}{unit}" for tried in kept]
+    sheet.columns.append(f"parts lost\nat {size}{unit}")
     rows = []
     for name in dataset.classes:
         here = kept[size][name]
@@ -158,11 +193,12 @@ def _tell_resizing(dataset: Dataset, problems: Problems, console: Console) -> No
         console.print(remark, markup=False)
     best, name, value = suggested({tried: kept[tried] for tried in sizes})
     among = ", ".join(map(str, sizes))
-    which = f"the smallest of {among} at which every structure keeps"
+    option, least = ("--size", "smallest") if voxel is None else ("--spacing", "coarsest")
+    which = f"the {least} of {among} at which every structure keeps"
     if value < ENOUGH:
         which = f"the best of {among}, though not every structure keeps"
     console.print(
-        f"Suggested: --size {best}, {which} {100 * ENOUGH:.0f} % IOU "
+        f"Suggested: {option} {best}, {which} {100 * ENOUGH:.0f} % IOU "
         f"(lowest: {name}, {100 * value:.1f} %)",
         markup=False,
     )

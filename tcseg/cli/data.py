@@ -39,6 +39,8 @@ def _options_of_folders(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _data_option(command: Callable[..., None]) -> Callable[..., None]:
+    for name in ("spacing", "dimensions"):
+        command = config_option(Config.__dataclass_fields__[name])(command)
     command = _options_of_folders(command)
     for option in reversed(_data_options):
         command = option(command)
@@ -52,7 +54,12 @@ def _data_option(command: Callable[..., None]) -> Callable[..., None]:
     )
 )
 @_data_option
-@click.option("--size", type=pixels, default=256, show_default=True, help="To read at, in pixels.")
+@click.option(
+    "--size",
+    type=pixels,
+    show_default="256; volumes of a folder: original",
+    help="To read at, in pixels.",
+)
 @click.option("--split-file", type=click.Path(path_type=Path), help="File of splits to check, too.")
 @click.option(
     "--sheet",
@@ -63,7 +70,7 @@ def _data_option(command: Callable[..., None]) -> Callable[..., None]:
 def check(
     ctx: click.Context,
     data: str,
-    size: int | str,
+    size: int | str | None,
     split_file: Path | None,
     sheet: Path | None,
     **reading: Any,
@@ -83,6 +90,8 @@ def check(
     problems = Problems(collect=True)
     folder = jsrt_root(root) if data == "jsrt" else root or ""
     console = plain_console()
+    if size is None and reading["dimensions"] == 2:
+        size = 256
     try:
         dataset = load_dataset(data, size=size, problems=problems, **reading)
     except DataError:

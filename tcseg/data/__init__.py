@@ -81,8 +81,8 @@ def load_dataset(
         Of a folder: one grey scale of each ``"volume"`` or series, or of each ``"image"`` in 8
         bits, as earlier versions had it.
     dimensions
-        2 for planes; of a folder also 3 for volumes, whose planes are joined: files of several
-        planes, and DICOM series.
+        2 for images and planes of volumes; 3 for volumes: of a folder, files of several planes and
+        DICOM series; of phantoms, abdomens.
     spacing
         Of volumes: depth, height and width of a voxel in mm, as ``"1.5"`` or ``"5x1.5x1.5"``, to
         which they are resampled; ``"median"`` for that of all, or ``"original"``, each keeping its

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tcseg.io.sizes import Spacing
+from tcseg.io.sizes import Spacing, mm_written, written
 
 CLASSES = ("left lung", "right lung", "heart", "left clavicle", "right clavicle")
 """Structures of chests, in the order of their masks; left and right are the patient's."""
@@ -52,11 +52,13 @@ def pack_masks(
     planes, axis = np.asarray(masks, bool), -1 - dimensions
     if not exclusive:
         return torch.from_numpy(np.packbits(planes, axis=axis, bitorder="little"))
-    numbers = np.where(planes.any(axis=axis), planes.argmax(axis=axis) + 1, 0)
-    places = range(1 if planes.shape[axis] < 256 else 2)
-    return torch.from_numpy(
-        np.stack([numbers >> 8 * k for k in places], axis=axis).astype(np.uint8)
-    )
+    by_class = np.moveaxis(planes, axis, 0)
+    numbers = np.zeros(by_class.shape[1:], np.uint16)
+    for number in range(len(by_class), 0, -1):  # volumes are large: no copy of all as integers
+        numbers[by_class[number - 1]] = number
+    places = range(1 if len(by_class) < 256 else 2)
+    parts = [(numbers >> 8 * k).astype(np.uint8) for k in places]
+    return torch.from_numpy(np.stack(parts, axis=axis))
 
 
 def lost_classes(
@@ -257,10 +259,10 @@ class Dataset:
         if not lost:
             return None
         listed = ", ".join(f"{name} in {count}" for name, count in lost.items())
-        return (
-            f"Too small for {' x '.join(map(str, self.spatial))} pixels: nothing is left of "
-            f"{listed} of {len(indices)} {part} images."
-        )
+        at = f"{written(self.spatial)} pixels"
+        if self.extents is not None and self.resampled is not None:
+            at = f"voxels of {mm_written(self.resampled)} mm"
+        return f"Too small for {at}: nothing is left of {listed} of {len(indices)} {part} images."
 
     def original(self, index: int) -> Original:
         """Return the masks of an image in its own size, and the size of a pixel there in mm.

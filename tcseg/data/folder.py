@@ -29,7 +29,8 @@ from tcseg.data.nnunet import is_nnunet, nnunet_layout
 from tcseg.data.volumes import Volumes, name_of, voxel_of
 from tcseg.errors import DataError, Problems
 from tcseg.io.grey import as_levels
-from tcseg.io.images import Picture, is_image, orientation, suffix
+from tcseg.io.grids import orientation
+from tcseg.io.images import Picture, is_dicom, is_image, suffix
 from tcseg.io.placement import Pixels, Placement
 from tcseg.io.series import Collection
 from tcseg.io.sizes import ORIGINAL, Size, Spacing, written
@@ -205,22 +206,26 @@ def _original(
 
 
 def _whole(masks: Masks, planes: Sequence[Picture]) -> NDArray[np.bool_] | None:
-    """Read the masks of an image (C, H, W), or of the planes of a volume (C, D, H, W).
+    """Read the masks of an image (C, H, W), or of the planes of a volume (C, D, H, W), if any.
 
-    What is marked in none of its planes is not annotated; None then.
+    What one DICOM file marks in a series is all that is there; it may leave planes out.
     """
     marked = [masks.marked(plane) for plane in planes]
     known = [part for part in marked if part is not None]
     if not known:
         return None
-    if len(known) < len(planes):
-        bare = next(plane for plane, part in zip(planes, marked, strict=True) if part is None)
+    if len(planes) == 1:
+        return known[0]
+    bare = [plane for plane, part in zip(planes, marked, strict=True) if part is None]
+    files = {masks.file_of(plane) for plane in planes} - {None}
+    if bare and not (len(files) == 1 and all(path and is_dicom(path) for path in files)):
         raise DataError(
-            f"folder: {len(known)} of {len(planes)} planes of the volume of {planes[0].name} have "
-            f"masks ({bare.path.name} has none); give each plane one, which may be empty, or none "
-            "of them"
+            f"folder: {len(known)} of {len(planes)} planes of the volume of {planes[0].path} have "
+            f"masks ({bare[0].path.name} has none); give each plane a mask, which may be empty, or "
+            "none of them"
         )
-    return known[0] if len(planes) == 1 else np.stack(known, axis=1)
+    nothing = np.zeros_like(known[0])
+    return np.stack([nothing if part is None else part for part in marked], axis=1)
 
 
 def _check_channels(

@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tcseg.data.alignment import check_grid, check_orientation
 from tcseg.data.dataset import IGNORED
 from tcseg.data.layout import OBJECT, Layout
 from tcseg.data.legend import Legend, read_legend
 from tcseg.data.nnunet import is_nnunet, nnunet_legend
 from tcseg.errors import DataError, Problems
 from tcseg.io.dicom import read_segments, segment_labels, text_of
-from tcseg.io.images import Picture, exif_orientation, is_dicom, orientation
+from tcseg.io.images import Picture, is_dicom
 from tcseg.io.planes import Planes, greys_of_palette, is_smoothed, read_planes
 from tcseg.io.shapes import read_drawing
 
@@ -39,11 +40,14 @@ class Masks(abc.ABC):
     ----------
     classes : tuple of str
         What is marked; one named `IGNORED`, in any case, is to be ignored.
+    files : mapping of Path to Path
+        The file of masks of each image that has one of all classes.
     values : tuple of int or None
         The number of each class, in files that hold one for each pixel.
     """
 
     classes: tuple[str, ...]
+    files: Mapping[Path, Path]
     values: tuple[int, ...] | None = None
 
     @abc.abstractmethod
@@ -65,6 +69,13 @@ class Masks(abc.ABC):
             return masks
         ignored = masks[places].any(axis=0, keepdims=True)
         return np.concatenate([np.delete(masks, places, axis=0) & ~ignored, ignored])
+
+    def file_of(self, picture: Picture) -> Path | None:
+        """Return the file of masks or shapes that an image has for itself or with others, if any.
+
+        Files of single classes are none.
+        """
+        return self.files.get(picture.path)
 
     @abc.abstractmethod
     def forget(self) -> None:
@@ -167,6 +178,10 @@ class _ByClass(Masks):
                 plane = plane | _plane_of(self._planes(path), path, picture).astype(bool)
             planes.append(plane)
         return np.stack(planes)
+
+    def file_of(self, picture: Picture) -> Path | None:
+        drawn, _ = self.drawn.get(picture.path, (None, ""))
+        return self.files.get(picture.path, drawn)
 
     def forget(self) -> None:
         self._planes.cache_clear()
@@ -302,31 +317,15 @@ def _plane_of(planes: NDArray[np.generic], path: Path, picture: Picture) -> NDAr
         )
     plane, shape = planes[number], picture.pixels.shape[1:]
     if number == 0:  # the planes of a file lie alike
-        _check_orientation(path, picture.path, plane.shape == shape and shape[0] != shape[1])
+        check_orientation(path, picture.path, plane.shape == shape and shape[0] != shape[1])
     if plane.shape != shape:
         raise DataError(
             f"folder: {path} has {plane.shape[1]} x {plane.shape[0]} pixels, its image "
             f"{picture.path.name} {shape[1]} x {shape[0]}; a mask must have the size of its image"
         )
+    if number == 0:
+        check_grid(path, picture.path, planes.shape[::-1])
     return np.asarray(plane)
-
-
-def _check_orientation(mask: Path, image: Path, settled: bool) -> None:
-    turns = {exif_orientation(path): path for path in (mask, image)}
-    # Turned by a quarter, one fits only if it was made for the image as it is seen.
-    if 1 in turns and len(turns) == 2 and not (settled and max(turns) > 4):
-        raise DataError(
-            f"folder: {turns.pop(1)} has no EXIF orientation, {turns.popitem()[1].name} has, so "
-            "how image and mask lie on each other is not known; save both upright without one "
-            "(mogrify -auto-orient)"
-        )
-    ours, its = orientation(mask), orientation(image)
-    if ours != its and None not in (ours, its):
-        raise DataError(
-            f"folder: the axes of {mask} run {ours} in the patient, those of its image "
-            f"{image.name} {its}, so they do not lie on each other pixel by pixel; save "
-            "both in one orientation (nibabel.as_closest_canonical)"
-        )
 
 
 def _drawn_on(picture: Picture, path: Path, name: str) -> dict[str, NDArray[np.bool_]]:

@@ -8,22 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from scipy import ndimage
 
-from tcseg.data import MIN_SIZE, Dataset
+from tcseg.data import Dataset
 from tcseg.evaluation.metrics import iou
-from tcseg.io.placement import Placement, as_masks
-from tcseg.io.sizes import Size, pixels, shape_of
+from tcseg.io.placement import Placement
+from tcseg.io.sizes import LEAST, ORIGINAL, Spacing, mm_of, mm_written, pixels, shape_of
 
-__all__ = ["ENOUGH", "Kept", "candidates", "kept_by_resizing", "suggested"]
+__all__ = ["ENOUGH", "Kept", "candidates", "kept_by_resizing", "suggested", "suggested_patch"]
 
-SIZES = (64, 128, 256, 512, 1024, 2048)
+SIZES = {2: (64, 128, 256, 512, 1024, 2048), 3: (32, 64, 96, 128, 192, 256)}
+COARSER = (1, 1.5, 2, 3, 4)  # times the finest side of a voxel
 ENOUGH = 0.95
-Named = int | str  # 256, or "192x256"
-IMAGES = 50  # of a structure that are measured at most, spread over all
+Named = int | str  # 256, or "192x256"; of volumes at their own size, voxels: "5x1.5x1.5"
+IMAGES = {2: 50, 3: 8}  # of a structure that are measured at most, spread over all
+PATCH = 64 * 96 * 96  # voxels
 
 
 @dataclass
@@ -56,51 +57,69 @@ def kept_by_resizing(dataset: Dataset, sizes: Sequence[Named]) -> dict[Named, di
     dataset
         The masks are read from its files again.
     sizes
-        In pixels, as `pixels` writes them.
+        In pixels, as `pixels` writes them; of volumes that keep their own size, voxels in mm, as
+        `mm_written` writes them.
 
     Returns
     -------
     dict
-        By size, the smallest first, and structure.
+        By size, the smallest (of voxels, the largest) first, and structure.
 
     Raises
     ------
     DataError
         If the files can no longer be read.
     """
-    sizes = sorted(sizes, key=lambda size: math.prod(shape_of(size)))
+    axes = len(dataset.spatial)
+    if dataset.extents is None:
+        sizes = sorted(sizes, key=lambda size: math.prod(shape_of(size, axes)))
+    else:
+        sizes = sorted(sizes, key=lambda size: -math.prod(mm_of(str(size))))
     kept = {size: {name: Kept() for name in dataset.classes} for size in sizes}
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     images = _images(dataset)
     for index in track(images, "Resizing masks", console=console, transient=True):
-        whole, _ = dataset.original(index)
-        shown = np.flatnonzero(whole.any(axis=(1, 2)))  # few of many, perhaps
+        whole, spacing = dataset.original(index)
+        shown = np.flatnonzero(whole.any(axis=tuple(range(1, whole.ndim))))  # few of many, perhaps
         whole = whole[shown]
         names = [dataset.classes[c] for c in shown if c < len(dataset.classes)]  # not the ignored
-        labelled = [ndimage.label(mask, np.ones((3, 3))) for mask in whole[: len(names)]]
+        labelled = [ndimage.label(mask, np.ones([3] * axes)) for mask in whole[: len(names)]]
         for size in sizes:
-            back = _there_and_back(whole, size, dataset.exclusive)
+            place = _placed(dataset, whole.shape[1:], _voxel(spacing), size)
+            fitted = place.fit_masks(whole, dataset.exclusive)
+            found = np.concatenate([fitted, ~fitted.any(axis=0, keepdims=True)])
+            back = place.restore_masks(found.astype(np.float32), dataset.exclusive)
             parts = zip(names, whole, back, labelled, strict=False)
             for name, before, after, (labels, count) in parts:
-                found = kept[size][name]
-                found.overlaps.append(iou(before, after))
-                found.components += count
-                found.lost += count - int(np.count_nonzero(np.unique(labels[after])))
+                left = kept[size][name]
+                left.overlaps.append(iou(before, after))
+                left.components += count
+                left.lost += count - int(np.count_nonzero(np.unique(labels[after])))
     return kept
 
 
 def candidates(dataset: Dataset) -> list[Named]:
     """Return sizes to choose from, up to the first one that no image exceeds.
 
-    Each has a longer side of `SIZES`, and another as short as the proportions of all images allow.
+    Each has a longer side of `SIZES`, and the others as short as the proportions of all images
+    allow. Of volumes that keep their own size, return voxels: the median, and coarser ones, whose
+    longer sides stay as they are until the others have reached them.
     """
-    shapes = np.array([dataset.original(index)[0].shape[1:] for index in _images(dataset)])
-    longer = [side for n, side in enumerate(SIZES) if n == 0 or SIZES[n - 1] < shapes.max()]
+    axes, read = len(dataset.spatial), map(dataset.original, _images(dataset))
+    known = [(whole.shape[1:], _voxel(spacing)) for whole, spacing in read]
+    if dataset.extents is not None:
+        own = np.median([voxel for _, voxel in known if voxel], axis=0)
+        return [mm_written(np.maximum(own, times * own.min()).tolist()) for times in COARSER]
+    wanted = dataset.resampled
+    placed = [Placement.of(shape, ORIGINAL, voxel, wanted) for shape, voxel in known]
+    shapes = np.array([place.size for place in placed])
+    sizes = SIZES[axes]
+    longer = [side for n, side in enumerate(sizes) if n == 0 or sizes[n - 1] < shapes.max()]
     parts = (shapes / shapes.max(axis=1, keepdims=True)).max(axis=0)
-    heights, widths = (
-        [max(MIN_SIZE, 16 * math.ceil(side * part / 16)) for side in longer] for part in parts
-    )
-    return [pixels(shape) for shape in zip(heights, widths, strict=True)]
+    sides = [
+        [max(LEAST[axes], 16 * math.ceil(side * part / 16)) for part in parts] for side in longer
+    ]
+    return [pixels(tuple(shape)) for shape in sides]
 
 
 def suggested(kept: Mapping[Named, Mapping[str, Kept]]) -> tuple[Named, str, float]:
@@ -118,19 +137,34 @@ def suggested(kept: Mapping[Named, Mapping[str, Kept]]) -> tuple[Named, str, flo
     return size, *least[size]
 
 
+def suggested_patch(dataset: Dataset) -> Named:
+    """Return a patch for volumes: of their median extent, its longest sides cut to be `PATCH`."""
+    extents = [dataset.extent_of(index) for index in range(len(dataset))]
+    sides = [16 * math.ceil(side / 16) for side in np.median(extents, axis=0)]
+    while math.prod(sides) > PATCH:
+        sides[sides.index(max(sides))] -= 16
+    return pixels(tuple(sides))
+
+
 def _images(dataset: Dataset) -> list[int]:
     """Return images that show each structure, few of each."""
     annotated = range(len(dataset)) if dataset.annotated is None else dataset.annotated
+    most = IMAGES[len(dataset.spatial)]
     shown: dict[str, list[int]] = {name: [] for name in dataset.classes}
     for index in annotated:
         here = {dataset.classes[c] for c in dataset.shown(index)}
         for name in here.union(dataset.vanished.get(index, ())):
             shown[name].append(index)
-    return sorted({i for part in shown.values() for i in part[:: -(-len(part) // IMAGES) or 1]})
+    return sorted({i for part in shown.values() for i in part[:: -(-len(part) // most) or 1]})
 
 
-def _there_and_back(masks: NDArray[np.bool_], size: Size, disjoint: bool) -> NDArray[np.bool_]:
-    place = Placement.of((masks.shape[1], masks.shape[2]), size)
-    fitted = place.fit_masks(masks, disjoint)
-    found = np.concatenate([fitted, ~fitted.any(axis=0, keepdims=True)])
-    return as_masks(place.restore(found.astype(np.float32)), disjoint)
+def _placed(
+    dataset: Dataset, shape: tuple[int, ...], voxel: Spacing | None, size: Named
+) -> Placement:
+    if dataset.extents is None:
+        return Placement.of(shape, size, voxel, dataset.resampled)
+    return Placement.of(shape, ORIGINAL, voxel, mm_of(str(size)))
+
+
+def _voxel(spacing: float | Spacing | None) -> Spacing | None:
+    return spacing if isinstance(spacing, tuple) else None

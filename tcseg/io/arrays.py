@@ -16,7 +16,7 @@ from tcseg.errors import DataError
 from tcseg.extras import needs
 from tcseg.io.limits import check_pixels
 
-__all__ = ["ARRAYS", "ITK", "encode_array", "itk_orientation", "read_array"]
+__all__ = ["ARRAYS", "ITK", "encode_array", "itk_affine", "itk_orientation", "read_array"]
 
 ITK = (".nrrd", ".mha")
 ARRAYS = (".npy", *ITK)
@@ -67,9 +67,11 @@ def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, fl
     if several and values.shape[-1] == 4 and values.dtype == np.uint8:
         values = values[..., :3]
     if values.ndim != 3 + several or 0 in values.shape or values.dtype.kind not in "buif":
+        time = path.suffix.lower() != ".npy" and values.ndim > 3
         raise DataError(
             f"{path}: has shape {values.shape} of {values.dtype}; expected numbers, (H, W), "
             "(planes, H, W), (planes, H, W, channels), or (H, W, 3) of 8 bits for colour"
+            + ("; its first axis is time perhaps: save each as a file of its own" if time else "")
         )
     return values, spacing, between
 
@@ -106,6 +108,17 @@ def itk_orientation(path: Path) -> str:
         cosines.ravel().tolist()
     )
     return str(code)
+
+
+def itk_affine(path: Path) -> NDArray[np.float64]:
+    """Return where the voxels of a file lie, (4, 4) from their numbers to mm, axes as NIfTI's."""
+    reader = _itk_reader(path)
+    reader.ReadImageInformation()
+    affine, axes = np.eye(4), min(3, reader.GetDimension())
+    cosines = np.reshape(reader.GetDirection(), (reader.GetDimension(), -1))[:axes, :axes]
+    affine[:axes, :axes] = cosines * np.array(reader.GetSpacing()[:axes])
+    affine[:axes, 3] = reader.GetOrigin()[:axes]
+    return np.diag([-1.0, -1, 1, 1]) @ affine
 
 
 def _itk_reader(path: Path) -> Any:

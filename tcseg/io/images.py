@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from tcseg.errors import DataError, reason
 from tcseg.extras import needs
-from tcseg.io.arrays import ARRAYS, ITK, itk_orientation, read_array
+from tcseg.io.arrays import ARRAYS, read_array
 from tcseg.io.dicom import has_dicom_content, read_frames
 from tcseg.io.grey import as_pixels, tails
 from tcseg.io.limits import check_pixels
@@ -287,9 +287,11 @@ def read_volume(
     if volume.ndim == 5 and volume.shape[3] == 1:
         volume = volume[..., 0, :]
     elif volume.ndim != 3 or 0 in volume.shape:
+        time = f", {volume.shape[3]} times along its fourth axis" if volume.ndim > 3 else ""
         raise DataError(
-            f"{path}: has shape {image.shape}; expected a plane or a volume: save each time as a "
-            "file of its own, and channels along the fifth axis or in files as nnU-Net wants them"
+            f"{path}: has shape {image.shape}{time}; expected a plane or a volume: save each time "
+            "as a file of its own, and channels along the fifth axis or in files as nnU-Net wants "
+            "them"
         )
     unit = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
     width, height, *others = (float(zoom) * unit for zoom in image.header.get_zooms())
@@ -297,21 +299,6 @@ def read_volume(
     spacing = None if None in known[:2] else (height, width)
     distance = known[2] if len(known) > 2 else None
     return volume.swapaxes(0, 2)[:, ::-1], spacing, distance
-
-
-def orientation(path: Path) -> str | None:
-    """Return which way in the patient the axes of a volume run, as "RAS"; None of other files."""
-    if suffix(path) not in (*NIFTI, *ITK):
-        return None
-    try:
-        if suffix(path) in ITK:
-            return itk_orientation(path)
-        import nibabel
-
-        affine: Any = nibabel.load(path).affine  # type: ignore[attr-defined]
-    except Exception:  # what is wrong is told on reading it
-        return None
-    return "".join(code or "?" for code in nibabel.aff2axcodes(affine))
 
 
 def exif_orientation(path: Path) -> int:

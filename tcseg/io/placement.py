@@ -100,6 +100,8 @@ class Placement:
 
         As `as_masks` of their shares, which are in memory one by one.
         """
+        if self.shape == self.size:  # as they are: volumes are large
+            return masks
         fitted = np.zeros((len(masks), *self.size), bool)
         best, total = np.zeros((2, *self.size), np.float32)
         winner = np.full(self.size, -1, np.int32)

@@ -16,7 +16,8 @@ import numpy as np
 
 from tcseg.errors import DataError, Problems
 from tcseg.io.dicom import even_step, limits_of, read_dataset, read_frames
-from tcseg.io.images import Picture, is_dicom, orientation, read_pictures, stem
+from tcseg.io.grids import orientation
+from tcseg.io.images import Picture, is_dicom, read_pictures, stem
 from tcseg.io.windows import Limits, window_limits
 
 __all__ = ["Collection", "channels_by_case"]

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-__all__ = ["ORIGINAL", "Size", "Spacing", "mm_of", "pixels", "shape_of", "suits", "written"]
+__all__ = [
+    "ORIGINAL",
+    "Size",
+    "Spacing",
+    "mm_of",
+    "mm_written",
+    "pixels",
+    "shape_of",
+    "suits",
+    "written",
+]
 
 Size = int | str | tuple[int, ...]
 Spacing = tuple[float, ...]  # the sides of a pixel or voxel in mm
@@ -82,6 +93,18 @@ def mm_of(spacing: str, dimensions: int = 3) -> Spacing:
             f"width), got {spacing}"
         )
     return sides * dimensions if len(sides) == 1 else sides
+
+
+def mm_written(spacing: Sequence[float]) -> str:
+    """Return sides of a voxel as an option names them, rounded.
+
+    Examples
+    --------
+    >>> mm_written((5, 1.40625, 1.40625)), mm_written((1.5, 1.5, 1.5))
+    ('5x1.406x1.406', '1.5')
+    """
+    sides = [f"{side:.4g}" for side in spacing]
+    return sides[0] if len({*sides}) == 1 else "x".join(sides)
 
 
 def _sides(size: Size) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ def series(tmp_path):
     return tmp_path, files
 
 
-def write_segmentation(path, files):
+def write_segmentation(path, files, masks=MASKS):
     segments = [
         highdicom.seg.SegmentDescription(
             segment_number=number,
@@ -51,7 +51,7 @@ def write_segmentation(path, files):
     ]
     segmentation = highdicom.seg.Segmentation(
         source_images=[pydicom.dcmread(file) for file in files],
-        pixel_array=MASKS.astype(np.uint8),
+        pixel_array=masks.astype(np.uint8),
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=segments,
         series_instance_uid=highdicom.UID(),
@@ -95,3 +95,17 @@ def test_a_segmentation_may_lie_with_its_images_but_there_is_one(series):
     write_segmentation(root / "images" / "second.dcm", files)
     with pytest.raises(DataError, match="another DICOM segmentation marks as well"):
         load_dataset("folder", root=root, size=SIZE)
+
+
+def test_what_it_marks_in_a_volume_is_all_that_is_there(series):
+    root, files = series
+    (root / "images" / "other.dcm").unlink()
+    write_segmentation(root / "masks" / "series.dcm", files[1:3], MASKS[1:3])
+    data = load_dataset("folder", root=root, dimensions=3)
+    assert data.ids == ["d"]
+    assert data.spacings == [(2, 0.5, 0.5)]
+    expected = MASKS.copy()
+    expected[3] = False
+    found = data.target_batch([0])[0, :2].numpy()
+    assert np.array_equal(found, expected.transpose(3, 0, 1, 2))
+    assert np.array_equal(data.original(0)[0], found)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -9,7 +10,13 @@ from PIL import Image
 from tcseg.cli import main
 from tcseg.data import Dataset, load_dataset
 from tcseg.errors import DataError
-from tcseg.evaluation.resizing import Kept, candidates, kept_by_resizing, suggested
+from tcseg.evaluation.resizing import (
+    Kept,
+    candidates,
+    kept_by_resizing,
+    suggested,
+    suggested_patch,
+)
 from tcseg.io.sizes import pixels
 
 
@@ -113,3 +120,87 @@ def test_files_that_are_gone_are_named(shapes):
     (shapes / "masks" / "band" / "a.png").unlink()
     with pytest.raises(DataError, match=r"a\.png"):
         kept_by_resizing(data, [32])
+
+
+# ---- volumes --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def volumes(tmp_path):
+    """Two volumes of 8 x 16 x 16 voxels of 3 x 1 x 1 mm: a box, and a dot in the first one."""
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for name in "ab":
+        labels = np.zeros((8, 16, 16), np.uint8)
+        labels[2:6, 4:12, 4:12] = 1
+        labels[0, 0, 0] = 2 * (name == "a")
+        for part, planes in (("images", 40 * labels), ("masks", labels)):
+            image = SimpleITK.GetImageFromArray(planes)
+            image.SetSpacing((1, 1, 3))
+            SimpleITK.WriteImage(image, tmp_path / part / f"{name}.mha")
+    return tmp_path
+
+
+def test_what_a_spacing_keeps_of_volumes(volumes):
+    data = load_dataset("folder", root=volumes, dimensions=3)
+    assert candidates(data) == ["3x1x1", "3x1.5x1.5", "3x2x2", "3", "4"]
+    kept = kept_by_resizing(data, ["3x1x1", "6x2x2", "3x2x2"])
+    assert list(kept) == ["6x2x2", "3x2x2", "3x1x1"]
+    assert kept["3x1x1"]["class 1"].overlaps == [1, 1]
+    # Faces come back where they were; at corners interpolation leaves 3/4 of each axis, at edges
+    # of two.
+    assert kept["6x2x2"]["class 1"].overlaps == pytest.approx([1 - 8 / 256] * 2)
+    assert kept["3x2x2"]["class 1"].overlaps == [1, 1]
+    dot = kept["6x2x2"]["class 2"]
+    assert (dot.overlaps, dot.components, dot.lost) == ([0], 1, 1)
+
+
+def test_sizes_of_volumes_have_their_proportions_in_the_patient(volumes):
+    data = load_dataset("folder", root=volumes, dimensions=3, size=32)
+    assert candidates(data) == [32]
+    place = kept_by_resizing(data, [32])[32]["class 1"]
+    assert place.iou > 0.9
+
+
+def test_a_patch_has_the_proportions_of_volumes():
+    def patch(*extents):
+        return suggested_patch(
+            Dataset(
+                name="folder",
+                ids=[str(k) for k in range(len(extents))],
+                classes=("a",),
+                images=torch.zeros(len(extents), 1, 1, 1, 1),
+                masks=torch.ones(len(extents), 1, 1, 1, 1),
+                extents=torch.tensor(extents),
+                spacing=None,
+            )
+        )
+
+    assert patch((10, 256, 216), (9, 256, 208), (18, 240, 216)) == "16x192x192"
+    assert patch((40, 30, 33)) == "48x32x48"
+    assert patch((300, 512, 512)) == 80
+
+
+def test_check_describes_volumes(volumes):
+    def check(*options):
+        command = ["data", "check", "--data", "folder", "--root", str(volumes), "--dimensions", "3"]
+        result = CliRunner(env={"COLUMNS": "120"}).invoke(main, [*command, *options])
+        return " ".join(result.output.split())
+
+    said = check()
+    assert (
+        "2 grey volumes read at their own size, up to 8 x 16 x 16 voxels of 3 x 1 x 1 mm: "
+        "2 with masks, 0 without" in said
+    )
+    assert "from the smallest to the largest: 8 to 8 x 16 to 16 x 16 to 16 voxels" in said
+    assert "Suggested: --patch 16" in said
+    assert "Suggested: --spacing 3x1x1, the coarsest of 3x1x1, 3x1.5x1.5, 3x2x2, 3, 4" in said
+    said = check("--spacing", "6x2x2")
+    assert "resampled to voxels of 6x2x2 mm" in said
+    assert "Too small for voxels of 6x2x2 mm: nothing is left of class 2 in 1 of 2" in said
+    assert "2 grey volumes read at 32 x 32 x 32 voxels of" in check("--size", "32")
+    said = check("--spacing", "original")
+    assert "Suggested: --spacing" not in said
+    said = check("--spacing", "wide")
+    assert "`spacing`" not in said
+    assert "--spacing must be median, original, or in mm" in said

@@ -7,7 +7,8 @@ from processes import python
 
 from tcseg.data import load_dataset
 from tcseg.errors import DataError
-from tcseg.io.images import is_image, orientation, read_pictures
+from tcseg.io.grids import orientation
+from tcseg.io.images import is_image, read_pictures
 from tcseg.io.planes import read_planes
 
 VOLUME = np.random.default_rng(0).integers(0, 4000, (3, 20, 30)).astype(np.int16)

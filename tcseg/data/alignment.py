@@ -1,0 +1,58 @@
+"""Whether a mask lies on its image, as far as the files say how they lie."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tcseg.errors import DataError
+from tcseg.io.grids import affine_of, orientation
+from tcseg.io.images import exif_orientation
+
+__all__ = ["check_grid", "check_orientation"]
+
+NEAR = 0.5  # voxels that a mask may be off its image
+
+
+def check_grid(mask: Path, image: Path, counts: Sequence[int]) -> None:
+    """Check that the corner voxels of a mask are those of its image, as far as both say so."""
+    ours, its = affine_of(mask), affine_of(image)
+    if ours is None or its is None:
+        return
+    corners = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in counts))]).T
+    apart = float(np.abs(np.linalg.inv(its) @ ours @ corners - corners).max())
+    if apart > NEAR:
+        sides, others = (
+            " x ".join(f"{side:.4g}" for side in np.linalg.norm(affine[:3, :3], axis=0)[::-1])
+            for affine in (ours, its)
+        )
+        raise DataError(
+            f"folder: {mask}, of {sides} mm, lies on another grid than its image {image.name}, of "
+            f"{others} mm: corners of the volume are up to {apart:.3g} voxels apart; resample it "
+            "to the grid of its image (SimpleITK.Resample)"
+        )
+
+
+def check_orientation(mask: Path, image: Path, settled: bool) -> None:
+    """Check that a mask is turned, and runs in the patient, as its image.
+
+    It is `settled` by the sides of both how a mask without EXIF orientation is turned.
+    """
+    turns = {exif_orientation(path): path for path in (mask, image)}
+    # Turned by a quarter, one fits only if it was made for the image as it is seen.
+    if 1 in turns and len(turns) == 2 and not (settled and max(turns) > 4):
+        raise DataError(
+            f"folder: {turns.pop(1)} has no EXIF orientation, {turns.popitem()[1].name} has, so "
+            "how image and mask lie on each other is not known; save both upright without one "
+            "(mogrify -auto-orient)"
+        )
+    ours, its = orientation(mask), orientation(image)
+    if ours != its and None not in (ours, its):
+        raise DataError(
+            f"folder: the axes of {mask} run {ours} in the patient, those of its image "
+            f"{image.name} {its}, so they do not lie on each other pixel by pixel; save "
+            "both in one orientation (nibabel.as_closest_canonical)"
+        )
