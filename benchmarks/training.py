@@ -143,6 +143,7 @@ def main() -> None:
     """Measure, print a table, write a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, nargs="+", default=[512])
+    parser.add_argument("--dimensions", type=int, default=2, help="3: volumes of that size")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--recipe", default="strong")
@@ -160,6 +161,7 @@ def main() -> None:
         for compiled in (False, True) if arguments.compile else (False,):
             config = Config(
                 size=size,
+                dimensions=arguments.dimensions,
                 batch_size=arguments.batch_size,
                 precision=arguments.precision,
                 recipe=arguments.recipe,
@@ -167,7 +169,8 @@ def main() -> None:
                 compile=compiled,
             )
             result = measure(config, arguments.rounds)
-            name = f"{size} x {size}{', compiled' if compiled else ''}"
+            sides = " x ".join([str(size)] * arguments.dimensions)
+            name = f"{sides}{', compiled' if compiled else ''}"
             results[name] = result
             print(f"\n{name}, batch of {config.batch_size}, {config.precision}")
             network = result["milliseconds"]["network"]

@@ -138,6 +138,7 @@ def test_a_series_of_dicom_files_is_one_volume(tmp_path):
             ImagePositionPatient=[0, 0, 3.0 * k],
             ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
             PixelSpacing=[1, 1],
+            SliceThickness=3,
             SOPClassUID="1.2.840.10008.5.1.4.1.1.2",
         )
     assert predict(segmenter(), [images], out, console=QUIET) == []
