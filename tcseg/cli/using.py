@@ -48,7 +48,7 @@ def preview(
     config = read_config(ctx, config_file, options)
 
     from tcseg.data import load_dataset, make_split
-    from tcseg.method.transforms import recipe
+    from tcseg.method.recipes import recipe
     from tcseg.training.preview import preview as draw
 
     dataset = load_dataset(config.data, **config.reading)

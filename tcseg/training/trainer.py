@@ -28,7 +28,8 @@ from tcseg.method.losses import LOSSES, over_batch
 from tcseg.method.mixing import MIXES
 from tcseg.method.network import build_network
 from tcseg.method.objective import siamese_objective
-from tcseg.method.transforms import Compose, Intensity, Transform, recipe
+from tcseg.method.recipes import recipe
+from tcseg.method.transforms import Compose, Intensity, Transform
 from tcseg.method.variants import METHODS, Method
 from tcseg.runs.config import Config, resolve_device
 from tcseg.runs.folder import RunFolder

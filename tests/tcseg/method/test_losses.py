@@ -16,7 +16,7 @@ from tcseg.method.losses import (
     soft_iou_loss,
     squared_error_loss,
 )
-from tcseg.method.transforms import RECIPES
+from tcseg.method.recipes import RECIPES
 
 
 def literal(y, p):

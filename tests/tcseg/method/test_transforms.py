@@ -9,15 +9,14 @@ import pytest
 import torch
 
 import tcwarp
+from tcseg.method.recipes import RECIPES, recipe
 from tcseg.method.transforms import (
-    RECIPES,
     Affine,
     Compose,
     Elastic,
     Intensity,
     SampledTransform,
     align,
-    recipe,
 )
 
 SIZE = (64, 64)

@@ -14,7 +14,8 @@ from tcseg.method.losses import LOSSES, over_batch
 from tcseg.method.mixing import MIXES
 from tcseg.method.network import build_network
 from tcseg.method.objective import siamese_objective
-from tcseg.method.transforms import Affine, Compose, Elastic, Intensity, SampledTransform, recipe
+from tcseg.method.recipes import recipe
+from tcseg.method.transforms import Affine, Compose, Elastic, Intensity, SampledTransform
 from tcseg.training.batches import Patches
 
 SIZE = (16, 32, 24)

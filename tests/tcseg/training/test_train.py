@@ -21,7 +21,8 @@ from tiny import TINY
 from tcseg.data import Split, labelled_subset, load_dataset, make_split, save_splits
 from tcseg.errors import DataError, RunError, RunFinished, RunStopped
 from tcseg.method.losses import LOSSES
-from tcseg.method.transforms import Compose, Intensity, recipe
+from tcseg.method.recipes import recipe
+from tcseg.method.transforms import Compose, Intensity
 from tcseg.method.variants import METHODS
 from tcseg.runs.folder import RunFolder
 from tcseg.training.batches import sample

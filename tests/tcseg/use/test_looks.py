@@ -25,7 +25,8 @@ from tcseg.data import load_dataset
 from tcseg.errors import RunError
 from tcseg.evaluation.pictures import Panel, outlined, save_grid
 from tcseg.io.label_maps import COLOURS
-from tcseg.method.transforms import RECIPES, Elastic
+from tcseg.method.recipes import RECIPES
+from tcseg.method.transforms import Elastic
 from tcseg.runs.folder import RunFolder
 from tcseg.training.preview import preview
 from tcseg.training.session import _fit, train
