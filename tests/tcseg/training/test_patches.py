@@ -53,10 +53,13 @@ def dataset(kind=torch.uint16):
 def test_a_deformed_patch_is_read_from_the_whole_image(kind, transform):
     data, indices = dataset(kind), torch.tensor([0, 1, 2, 3] * 4)
     patches = Patches(data, range(4), (), PATCH)
-    window = patches.draw(indices, 8, seeded())
+    window, inside = patches.draw(indices, 8, seeded())
     images, labels = data.image_batch(indices, window), data.mask_batch(indices, window)
     assert images.shape == (16, 2, 64, 96)
     assert images.max() < 0.51  # nothing beyond the images
+    # A window of 64 rows is inside where its places are not those of a repeated border.
+    steps = window[0].diff(dim=1).sum(dim=1) + 1
+    assert torch.equal(inside[:, 0].amax(dim=2).sum(dim=1), steps)
     plain = transform.sample(16, PATCH, seeded(1))
     views, targets = plain.image(images), plain.label(labels)
     assert views.shape == (16, 2, *PATCH)
@@ -89,7 +92,7 @@ def test_views_of_one_patch_align():
 def test_patches_lie_anywhere_and_often_about_structures():
     data = dataset()
     patches = Patches(data, [3], [2], PATCH)
-    rows, columns = patches.draw(torch.full((4000,), 3), 2000, seeded())
+    (rows, columns), _ = patches.draw(torch.full((4000,), 3), 2000, seeded())
     tops, lefts = rows[:, 16], columns[:, 24]
     assert {*tops.tolist()} == {*range(90 - 32 + 1)}
     assert {*lefts.tolist()} == {*range(100 - 48 + 1)}
@@ -103,7 +106,7 @@ def test_images_without_structures_have_patches_anywhere():
     data = dataset()
     data.masks[2] = 0
     patches = Patches(data, [2, 3], (), PATCH)
-    rows, _ = patches.draw(torch.full((500,), 2), 500, seeded())
+    (rows, _), _ = patches.draw(torch.full((500,), 2), 500, seeded())
     assert rows[:, 16].float().mean() == pytest.approx(16, abs=1)
 
 
@@ -117,9 +120,10 @@ def test_processes_share_the_patches_of_a_batch(monkeypatch):
     def draw():
         data = dataset()
         batches = Batches(data, [0, 1], [2, 3], 4, seeded(), PATCH)
-        images, labels, (view,) = batches.draw(METHODS["semitc"], [ELASTIC])
+        images, labels, (view,), inside = batches.draw(METHODS["semitc"], [ELASTIC])
         drawn = view.sample(len(images), PATCH, seeded(5))
-        return drawn.image(images), drawn.motion(slice(len(labels))).label(labels)
+        seen = torch.cat([drawn.image(images), drawn.label(inside)], dim=1)
+        return seen, drawn.motion(slice(len(labels))).label(labels)
 
     images, labels = draw()
     parts = []

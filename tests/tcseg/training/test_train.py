@@ -86,7 +86,7 @@ def test_no_labelled_image_is_in_the_unlabelled_pool(method):
 @pytest.mark.parametrize(("method", "labelled"), [("semitc", 2), ("baseline", 4), ("suptc", 4)])
 def test_a_batch_holds_labelled_images_first(tmp_path, method, labelled):
     trainer = Trainer(dataclasses.replace(TINY, method=method), RunFolder(tmp_path))
-    images, labels, _ = trainer.batches.draw(trainer.method)
+    images, labels, _, _ = trainer.batches.draw(trainer.method)
     assert (len(images), len(labels)) == (4, labelled)
     known = trainer.dataset.masks[trainer.labelled]
     assert all((known == label).flatten(1).all(1).any() for label in labels)
@@ -479,7 +479,7 @@ def test_pretraining_has_a_field_of_its_own(tmp_path):
 
 def test_losses_over_the_batch_are_of_all_its_images(tmp_path):
     trainer = Trainer(dataclasses.replace(TINY, loss_over="batch"), RunFolder(tmp_path))
-    images, labels, views = trainer.batches.draw(SUPERVISED, trainer.views(SUPERVISED))
+    images, labels, views, _ = trainer.batches.draw(SUPERVISED, trainer.views(SUPERVISED))
     labels[:2], labels[2:] = 31, 0  # everything in two images, nothing in two, however deformed
     trainer.batches.draw = lambda *_: (images, labels, views)
     seen = []
