@@ -481,7 +481,7 @@ def test_losses_over_the_batch_are_of_all_its_images(tmp_path):
     trainer = Trainer(dataclasses.replace(TINY, loss_over="batch"), RunFolder(tmp_path))
     images, labels, views, _ = trainer.batches.draw(SUPERVISED, trainer.views(SUPERVISED))
     labels[:2], labels[2:] = 31, 0  # everything in two images, nothing in two, however deformed
-    trainer.batches.draw = lambda *_: (images, labels, views)
+    trainer.batches.draw = lambda *_: (images, labels, views, None)
     seen = []
     forward = trainer.network.forward
     trainer.network.forward = lambda images: seen.append(forward(images)) or seen[-1]
