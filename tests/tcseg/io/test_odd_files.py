@@ -69,6 +69,43 @@ def test_pages_in_a_circle_have_an_end(tmp_path, order, big, back_to):
         list(read_pictures(path))
 
 
+OME = """<?xml version="1.0"?><OME>{}<Image><Pixels DimensionOrder="XYZTC" SizeX="40" SizeY="30"
+SizeC="2" SizeZ="{}" SizeT="1"><TiffData IFD="0"{}</Pixels></Image></OME>"""
+MODULO = """<StructuredAnnotations><A ID="a" Namespace="modulo"><V><M><ModuloAlongT Type="lifetime"
+Start="0" End="1e6"/></M></V></A></StructuredAnnotations>"""
+
+
+@pytest.mark.parametrize(
+    "description",
+    [OME.format("", 10**6, "/>"), OME.format("", 1, ' PlaneCount="1000000"/>')]
+    + [OME.format(MODULO, 1, "/>")],
+)
+def test_more_planes_than_a_file_can_hold_are_not_counted(tmp_path, description):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, GREY, description=description, metadata=None)
+    with pytest.raises(DataError, match="it promises more planes than it has bytes"):
+        list(read_pictures(path))
+
+
+def test_no_other_file_is_read_for_one(tmp_path):
+    """A pipe of the name that it gives would never open; of a missing file, zeros were read."""
+    path, other = tmp_path / "a.tif", '><UUID FileName="b.tif">urn:uuid:1</UUID></TiffData>'
+    second = f'<TiffData IFD="0" FirstC="1" PlaneCount="1"{other}'
+    description = OME.format("", 1, ' PlaneCount="1"/>' + second)
+    tifffile.imwrite(path, GREY, description=description, metadata=None)
+    (picture,) = read_pictures(path)
+    assert np.array_equal(picture.pixels, GREY[None] / np.float32(255))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jpg"])
+def test_postscript_is_not_run(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\n{} loop\n")
+    for read in (lambda file: list(read_pictures(file)), read_planes):
+        with pytest.raises(DataError, match="it is not an image, despite its name"):
+            read(path)
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_of_12_bits_is_named(tmp_path, progressive):
     path = tmp_path / "a.jpg"
