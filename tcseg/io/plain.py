@@ -29,15 +29,16 @@ __all__ = ["open_plain", "read_channels"]
 for _name in "PIL", "tifffile":
     logging.getLogger(_name).addHandler(logging.NullHandler())  # what they log is said here
 
-# Pillow opens more: PostScript, say, by a program that runs what the file tells it, perhaps for ever.
+# Pillow opens more, as PostScript: by a program that does what the file says, perhaps for ever.
 KINDS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
 
-# Series that tifffile would find in numbers of a file, or in files beside it, and we do not look for.
+# Series that tifffile makes of numbers in a file, or of files beside it; ours are ImageJ's, OME's
+# and its own.
 _OTHER_SERIES = (
     *("lsm", "mmstack", "ndtiff", "fluoview", "stk", "sis", "svs", "scn", "qpi", "ndpi", "bif"),
     *("avs", "eer", "philips", "scanimage", "nih", "mdgel"),
 )
-_NONE_BUT_OURS = {f"is_{kind}": False for kind in _OTHER_SERIES}
+_NONE_BUT_OURS: dict[str, Any] = {f"is_{kind}": False for kind in _OTHER_SERIES}
 
 NUMBERS = {1: "integers", 2: "integers with a sign", 3: "floating-point numbers"}
 
@@ -73,7 +74,7 @@ def read_channels(path: Path) -> tuple[NDArray[Any], dict[int, Any]] | None:
             raise DataError(f"{path}: cannot be read (it is damaged: its pages run in a circle)")
         with tifffile.TiffFile(path, _multifile=False, **_NONE_BUT_OURS) as file:
             if file.is_ome:
-                _check_ome(path, file.ome_metadata)
+                _check_ome(path, file.ome_metadata or "")
             series, page = file.series[0], file.series[0].keyframe
             samples, alpha = page.samplesperpixel, page.extrasamples[:1] in ((1,), (2,))
             grey = page.photometric in (0, 1) and not (samples == 2 and alpha)
