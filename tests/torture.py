@@ -56,7 +56,7 @@ from tcseg.use.segmenter import Segmenter
 
 # Parts, and how often each is tried in one process.
 PARTS = {"image": 1000, "data_set": 50, "run_folder": 30, "tree": 20, "operators": 1, "chain": 1}
-PATIENCE = 300  # seconds for one such process
+PATIENCE = 900  # seconds for one such process, on a machine that others keep busy
 EXAMPLES = 200  # of arguments, for each test of operators
 SECONDS = 20  # of the processor, for one file
 MEMORY = 4 * 2**30
