@@ -14,7 +14,7 @@ NATIVE := $(wildcard csrc/*.h csrc/*.cuh csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc
 EMULATION := $(wildcard tests/emulation/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help build dist demo test test-all torture bench lint format pictures docs sanitize cuda-compile cuda-check clean
+.PHONY: help build dist demo test test-all torture fuzz bench lint format pictures docs sanitize cuda-compile cuda-check clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -100,6 +100,11 @@ OUT ?= benchmarks/results/cuda-check.json
 MINUTES := 10
 torture: $(VENV)/stamp.test  ## damage files, and stop trainings by signals, for MINUTES; print the counts
 	PYTHONPATH=tests/helpers $(BIN)/python tests/torture.py $(MINUTES) $(SEED)
+
+# FILES: names of what `tests/fuzz_readers.py` makes, if not all. No extra: few need atheris, and not every system has it.
+fuzz: $(VENV)/stamp.test  ## change files so that they reach more of our readers, for MINUTES, with atheris; print the counts
+	$(PIP) install --quiet atheris
+	$(BIN)/python tests/fuzz_readers.py $(MINUTES) $(FILES)
 
 cuda-check:  ## on a machine with a GPU, with PYTHON as it is: build, benchmarks, CUDA tests, compute-sanitizer, one JSON
 	$(PYTHON) -m benchmarks.cuda_check --out "$(OUT)" $(REHEARSE)

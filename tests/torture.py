@@ -56,7 +56,7 @@ from tcseg.use.segmenter import Segmenter
 
 # Parts, and how often each is tried in one process.
 PARTS = {"image": 1000, "data_set": 50, "run_folder": 30, "tree": 20, "operators": 1, "chain": 1}
-PATIENCE = 300  # seconds for one such process
+PATIENCE = 900  # seconds for one such process, on a machine that others keep busy
 EXAMPLES = 200  # of arguments, for each test of operators
 SECONDS = 20  # of the processor, for one file
 MEMORY = 4 * 2**30
@@ -128,6 +128,15 @@ def mended(content: bytes) -> bytes:
     return bytes(result)
 
 
+class Hanging(BaseException):
+    """Raised in what takes too long; a reader that catches any Exception does not catch it."""
+
+
+def stop(*_: object) -> None:
+    """Stop what takes too long."""
+    raise Hanging
+
+
 class Bright(torch.nn.Module):
     """Finds what is bright."""
 
@@ -165,8 +174,13 @@ class Torture:
         """Call; note anything but a result, or an error of one line, in time."""
         self.tried[what] += 1
         begun = time.process_time()  # of this process: others may keep the machine busy
+        # What hangs in Python is stopped; what hangs in C ends the process, which says where.
+        signal.setitimer(signal.ITIMER_PROF, SECONDS + 1)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(begun) + 3 * SECONDS, -1))
         try:
             call(*arguments)
+        except Hanging:
+            pass  # as is told below
         except (DataError, RunError) as error:
             if "\n" in str(error).strip():
                 self.note(what, f"more than a line: {error}", arguments)
@@ -174,12 +188,13 @@ class Torture:
             if type(error) is ValueError and what == "config.toml":
                 return  # as documented: it is an option of the command as well
             self.note(what, f"{type(error).__name__}: {error}", arguments)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         if (took := time.process_time() - begun) > SECONDS:
             self.note(what, f"took {took:.0f} s", arguments)
 
     def note(self, what: str, why: str, arguments: tuple) -> None:
         """Note a failure; keep the file that made it."""
-        kept = Path(tempfile.gettempdir()) / f"tcseg-torture-{len(self.failures)}"
+        kept = Path(tempfile.gettempdir()) / f"tcseg-torture-{os.getpid()}-{len(self.failures)}"
         for argument in arguments[:1]:
             if Path(argument).is_file():
                 shutil.copy(argument, kept.with_suffix(Path(argument).suffix))
@@ -357,7 +372,9 @@ class Torture:
     ) -> None:
         """Try a part; send counts and failures."""
         torch.set_num_threads(1)
-        faulthandler.dump_traceback_later(PATIENCE - 10)  # where it hangs
+        faulthandler.dump_traceback_later(PATIENCE - 10)  # where it waits
+        faulthandler.register(signal.SIGXCPU, chain=True)
+        signal.signal(signal.SIGPROF, stop)
         self.chance, self.tried, self.failures = random.Random(seed), Counter(), []
         with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as folder:
             self.folder = Path(folder)

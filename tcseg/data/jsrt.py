@@ -19,6 +19,7 @@ from rich.progress import track
 from tcseg.data.dataset import CLASSES, Dataset, Original, lost_classes, pack_masks
 from tcseg.errors import DataError, Problems
 from tcseg.io.placement import resize_picture
+from tcseg.io.plain import KINDS
 
 FIELD_OF_VIEW_MM = 0.175 * 2048
 FOLDS = ("fold1", "fold2")
@@ -114,7 +115,7 @@ def _format(path: Path) -> str:
     if path.suffix.lower() == ".img":
         return "IMG (raw)"
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=KINDS) as file:
             depth = 16 if file.mode.startswith("I") else 8
             return f"{file.format}, {file.width} x {file.height}, {depth} bit"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
@@ -233,7 +234,7 @@ def _fit_mask(picture: Image.Image, size: int) -> NDArray[np.bool_]:
 def _decode(path: Path) -> Image.Image:
     """Decode an image file to one square grey channel, of 8 bits (mode L) or as many as it has."""
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=KINDS) as file:
             picture = file if file.mode[0] in "FI" else file.convert("L")
             picture.load()
     # Pillow's decoders raise all of these on damaged files.

@@ -1,8 +1,9 @@
-"""Masks of a folder of images, by the names of their images, in one of three forms.
+"""Masks of a folder of images, by the names of their images, in one of four forms.
 
 Files with one value for each class, ``NAME.png``; a folder for each class with files that are white
 where it is, ``CLASS/NAME.png``, where classes may overlap; DICOM segmentations, ``NAME.dcm``, whose
-segments are the classes, alone or beside either of the others.
+segments are the classes, alone or beside either of the others; annotation files, whose shapes are
+drawn (`tcseg.io.shapes`).
 """
 
 from __future__ import annotations

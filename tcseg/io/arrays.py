@@ -30,6 +30,9 @@ _ELSEWHERE = re.compile(rb"^(data ?file:|ElementDataFile\s*=\s*+(?!LOCAL\s))", r
 _LONGEST_PATH = 1000
 _OVERLONG = re.compile(rb"^(?!#)(?![^\n:]{1,250}:=)[^\n]{500}", re.M)
 
+# NRRD leaves out bytes one by one, however many there are in what was compressed.
+_SKIPPED = re.compile(rb"^byte ?skip:[\s+]*(\d+)", re.M | re.I)
+
 # MetaImage makes room for as many axes as are promised, also for fewer than none.
 _NO_AXES = re.compile(rb"NDims\s*+[=:]?+\s*+(?!\d\s)")
 
@@ -137,6 +140,10 @@ def _itk_reader(path: Path) -> Any:
     if path.suffix.lower() == ".nrrd":
         if _OVERLONG.search(fields):
             raise DataError(f"{path}: cannot be read (a line of its header is too long)")
+        if any(int(count) > path.stat().st_size for count in _SKIPPED.findall(fields)):
+            raise DataError(
+                f"{path}: cannot be read (its header leaves out more than the file has)"
+            )
         if len(os.fsencode(path)) > _LONGEST_PATH:
             raise DataError(f"{path}: cannot be read (its path is too long); move it")
     with needs("itk"):

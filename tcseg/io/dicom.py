@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tcseg.errors import DataError, reason
 from tcseg.extras import needs
 from tcseg.io.grey import tails
-from tcseg.io.limits import check_pixels
+from tcseg.io.limits import check_inflated, check_pixels
 from tcseg.io.windows import Limits
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "text_of",
 ]
 
+DEFLATED = b"1.2.840.10008.1.2.1.99"
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 
 # Functional groups of enhanced files with attributes that other files have at the top.
@@ -62,10 +63,17 @@ def read_dataset(path: Path, **options: Any) -> Any:
     """
     with needs("dicom"):
         import pydicom
+        from pydicom.filereader import data_element_generator
         from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     with open(path, "rb") as file:
-        bare = _is_bare(file.read(132))
+        head = file.read(132)
+        bare = _is_bare(head)
+        if head[128:] == b"DICM":
+            meta = data_element_generator(file, False, True, lambda tag, *_: tag.group != 2)
+            syntaxes = [element.value or b"" for element in meta if element.tag == 0x00020010]
+            if any(DEFLATED in syntax for syntax in syntaxes):
+                check_inflated(path, file.read())
     data = pydicom.dcmread(path, force=bare, **options)
     if not options.get("stop_before_pixels"):
         names = ("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames")
@@ -247,11 +255,8 @@ def _pair(value: Any) -> Spacing | None:
 
 def segment_labels(path: Path) -> list[str] | None:
     """Return the names of the segments of a DICOM segmentation, None for another file."""
-    with needs("dicom"):
-        import pydicom
-
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True)
+        header = read_dataset(path, stop_before_pixels=True)
         if header.get("SOPClassUID") != SEGMENTATION:
             return None
         return [str(segment.SegmentLabel) for segment in header.SegmentSequence]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from tcseg.errors import DataError
 
-__all__ = ["check_pixels", "most_pixels"]
+__all__ = ["check_inflated", "check_pixels", "most_pixels"]
 
 MOST_PIXELS = 2**28
 VARIABLE = "TCSEG_MAX_PIXELS"
@@ -31,3 +32,16 @@ def check_pixels(path: Path, shape: Iterable[int]) -> None:
             f"{path}: has {count / 1e6:.6g} million pixels, more than {most / 1e6:.6g} million; "
             f"make it smaller, or set {VARIABLE}={count} in the environment if memory allows"
         )
+
+
+def check_inflated(path: Path, deflated: bytes) -> None:
+    """Raise DataError if what was deflated is larger than a file of so many pixels could be."""
+    stream, size, most = zlib.decompressobj(-zlib.MAX_WBITS), 0, 4 * most_pixels()
+    while deflated and not stream.eof:
+        size += len(stream.decompress(deflated, 2**20))
+        deflated = stream.unconsumed_tail
+        if size > most:
+            raise DataError(
+                f"{path}: holds more than {most / 1e6:.6g} MB, deflated; if memory allows, set "
+                f"{VARIABLE} in the environment to more than {most_pixels()}"
+            )

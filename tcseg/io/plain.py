@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
@@ -28,6 +29,17 @@ __all__ = ["open_plain", "read_channels"]
 for _name in "PIL", "tifffile":
     logging.getLogger(_name).addHandler(logging.NullHandler())  # what they log is said here
 
+# Pillow opens more, as PostScript: by a program that does what the file says, perhaps for ever.
+KINDS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
+
+# Series that tifffile makes of numbers in a file, or of files beside it; ours are ImageJ's, OME's
+# and its own.
+_OTHER_SERIES = (
+    *("lsm", "mmstack", "ndtiff", "fluoview", "stk", "sis", "svs", "scn", "qpi", "ndpi", "bif"),
+    *("avs", "eer", "philips", "scanimage", "nih", "mdgel"),
+)
+_NONE_BUT_OURS: dict[str, Any] = {f"is_{kind}": False for kind in _OTHER_SERIES}
+
 NUMBERS = {1: "integers", 2: "integers with a sign", 3: "floating-point numbers"}
 
 
@@ -35,7 +47,7 @@ def open_plain(path: Path) -> Image.Image:
     """Open what Pillow reads; a file that is none, or would be misread, raises a DataError."""
     try:
         with _own_limit():
-            file = Image.open(path)
+            file = Image.open(path, formats=KINDS)
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: cannot be read (it {_what_it_is(path)})") from error
     check_pixels(path, [_pixels(file)])
@@ -60,7 +72,9 @@ def read_channels(path: Path) -> tuple[NDArray[Any], dict[int, Any]] | None:
     try:
         if _is_circular(path):
             raise DataError(f"{path}: cannot be read (it is damaged: its pages run in a circle)")
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(path, _multifile=False, **_NONE_BUT_OURS) as file:
+            if file.is_ome:
+                _check_ome(path, file.ome_metadata or "")
             series, page = file.series[0], file.series[0].keyframe
             samples, alpha = page.samplesperpixel, page.extrasamples[:1] in ((1,), (2,))
             grey = page.photometric in (0, 1) and not (samples == 2 and alpha)
@@ -77,6 +91,25 @@ def read_channels(path: Path) -> tuple[NDArray[Any], dict[int, Any]] | None:
     except Exception:  # no TIFF, or a damaged one, as Pillow says
         return None
     return values.reshape(-1, *values.shape[-3:]), tags
+
+
+def _check_ome(path: Path, text: str) -> None:
+    """Raise DataError if a file promises more planes than it can hold: tifffile lists them all."""
+    try:
+        elements = ElementTree.fromstring(text).iter()
+    except ElementTree.ParseError:  # then it lists none
+        return
+    counts = [0]
+    for found in (element.attrib for element in elements):
+        counts.append(math.prod(int(found.get(name, 1)) for name in ("SizeZ", "SizeC", "SizeT")))
+        counts += [int(found[name]) for name in ("NumPlanes", "PlaneCount") if name in found]
+        if "Start" in found:
+            start, end, step = (float(found.get(name, 1)) for name in ("Start", "End", "Step"))
+            counts.append(int((end - start) / step))
+    if max(counts) > path.stat().st_size:
+        raise DataError(
+            f"{path}: cannot be read (it is damaged: it promises more planes than it has bytes)"
+        )
 
 
 def _is_circular(path: Path) -> bool:

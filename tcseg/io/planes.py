@@ -119,13 +119,13 @@ def _plain_planes(
         for number in range(count):
             file.seek(number)
             page: Image.Image = ImageOps.exif_transpose(file)
-            palette = page.mode in ("P", "1")
-            values = np.asarray(page.convert("RGBA")) if page.mode[0] not in "IF" else None
-            if known and values is not None:
-                yield _values_of_colours(page, values, known, path)
-                continue
-            if (palette and not as_seen) or values is None or page.mode == "L":
+            palette, plain = page.mode in ("P", "1"), page.mode[0] in "IF"
+            if plain or (not known and (page.mode == "L" or (palette and not as_seen))):
                 yield np.asarray(page)
+                continue
+            values = np.asarray(page.convert("RGBA"))
+            if known:
+                yield _values_of_colours(page, values, known, path)
                 continue
             colours, alpha = values[..., :3].copy(), values[..., 3]
             if alpha.min() < 255 and (colours == colours[0, 0]).all():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror})") from error
     try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            # `torch.save` compresses nothing; what others compressed may be of any size.
+            if sum(part.file_size for part in archive.infolist()) > len(content):
+                raise ValueError
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # on foreign bytes torch.load raises almost anything
         message = (

@@ -1,5 +1,7 @@
 """Arrays of NumPy, NRRD and MetaImage, as images and as masks."""
 
+import gzip
+
 import numpy as np
 import pytest
 import SimpleITK
@@ -138,3 +140,15 @@ def test_axes_that_cannot_be_do_not_end_the_process(tmp_path, axes):
     result = python("-c", READ, tmp_path / "a.mha")
     assert result.returncode == 0, result.stderr
     assert "a.mha: cannot be read (its header says 'NDims" in result.stdout
+
+
+@pytest.mark.parametrize("skip", [b"byte skip", b"byteskip"])
+def test_what_a_header_leaves_out_has_a_limit(tmp_path, skip):
+    """It would be read byte by byte, of what a file of a thousandth of the size was made from."""
+    path, header = tmp_path / "a.nrrd", b"NRRD0004\ntype: uchar\ndimension: 2\nsizes: 40 30\n"
+    values = gzip.compress(b"\n" * 2**17)
+    path.write_bytes(header + skip + b": 1\nencoding: gzip\n\n" + values)
+    assert (read_planes(path) == 10).all()
+    path.write_bytes(header + skip + b": 100000\nencoding: gzip\n\n" + values)
+    with pytest.raises(DataError, match="its header leaves out more than the file has"):
+        read_planes(path)

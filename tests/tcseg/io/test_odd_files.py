@@ -10,9 +10,10 @@ import tifffile
 from made_up import write_dicom
 from PIL import Image
 from processes import python
-from pydicom.uid import ExplicitVRBigEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from tcseg.errors import DataError
+from tcseg.io.dicom import text_of
 from tcseg.io.images import read_pictures
 from tcseg.io.planes import read_planes
 
@@ -69,6 +70,42 @@ def test_pages_in_a_circle_have_an_end(tmp_path, order, big, back_to):
         list(read_pictures(path))
 
 
+OME = """<?xml version="1.0"?><OME>{}<Image><Pixels DimensionOrder="XYZTC" SizeX="40" SizeY="30"
+SizeC="2" SizeZ="{}" SizeT="1"><TiffData IFD="0"{}</Pixels></Image></OME>"""
+MODULO = """<StructuredAnnotations><A ID="a" Namespace="modulo"><V><M><ModuloAlongT Type="lifetime"
+Start="0" End="1e6"/></M></V></A></StructuredAnnotations>"""
+
+
+@pytest.mark.parametrize(
+    ("before", "planes", "data"),
+    [("", 10**6, "/>"), ("", 1, ' PlaneCount="1000000"/>'), (MODULO, 1, "/>")],
+)
+def test_more_planes_than_a_file_can_hold_are_not_counted(tmp_path, before, planes, data):
+    path, description = tmp_path / "a.tif", OME.format(before, planes, data)
+    tifffile.imwrite(path, GREY, description=description, metadata=None)
+    with pytest.raises(DataError, match="it promises more planes than it has bytes"):
+        list(read_pictures(path))
+
+
+def test_no_other_file_is_read_for_one(tmp_path):
+    """A pipe of the name that it gives would never open; of a missing file, zeros were read."""
+    path, other = tmp_path / "a.tif", '><UUID FileName="b.tif">urn:uuid:1</UUID></TiffData>'
+    second = f'<TiffData IFD="0" FirstC="1" PlaneCount="1"{other}'
+    description = OME.format("", 1, ' PlaneCount="1"/>' + second)
+    tifffile.imwrite(path, GREY, description=description, metadata=None)
+    (picture,) = read_pictures(path)
+    assert np.array_equal(picture.pixels, GREY[None] / np.float32(255))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jpg"])
+def test_postscript_is_not_run(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\n{} loop\n")
+    for read in (lambda file: list(read_pictures(file)), read_planes):
+        with pytest.raises(DataError, match="it is not an image, despite its name"):
+            read(path)
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_of_12_bits_is_named(tmp_path, progressive):
     path = tmp_path / "a.jpg"
@@ -95,6 +132,24 @@ def test_palettes_of_big_endian_dicom(tmp_path):
     data.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     (picture,) = read_pictures(tmp_path / "a.dcm")
     np.testing.assert_allclose(picture.pixels, (tables[:, GREY] >> 8) / 255, atol=1e-6)
+
+
+def test_what_is_deflated_has_a_limit(tmp_path, monkeypatch):
+    """A file may hold a thousandth of it, and its values are few."""
+    for megabytes, name in enumerate(("a.dcm", "b.dcm")):
+        write_dicom(tmp_path / name, GREY.astype(np.uint16))
+        data = pydicom.dcmread(tmp_path / name)
+        data.add_new(0x00091001, "OB", bytes(megabytes * 2**20))
+        data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        data.save_as(tmp_path / name)
+    monkeypatch.setenv("TCSEG_MAX_PIXELS", "10000")
+    assert np.array_equal(read_planes(tmp_path / "a.dcm")[0], GREY)
+    for read in (lambda file: list(read_pictures(file)), read_planes):
+        with pytest.raises(
+            DataError, match=r"b.dcm: holds more than 0.04 MB, deflated; .* set TCSEG"
+        ):
+            read(tmp_path / "b.dcm")
+    assert text_of(tmp_path / "b.dcm", "PatientID") == ""
 
 
 def test_a_name_that_is_not_utf8_is_named(tmp_path):

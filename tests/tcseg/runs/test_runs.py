@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -272,6 +273,20 @@ def test_a_checkpoint_runs_no_code(run, tmp_path):
     with pytest.raises(RunError, match="broken or not a checkpoint"):
         run.load_checkpoint()
     assert not (tmp_path / "hacked").exists()
+
+
+def test_a_checkpoint_that_was_compressed_is_refused(run):
+    """It could take any memory: `torch.save` compresses nothing."""
+    run.save_checkpoint({"step": 1, "weight": torch.zeros(10**5)})
+    path = run.path / "checkpoint.pt"
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    assert len(torch.load(path, weights_only=True)["weight"]) == 10**5
+    with pytest.raises(RunError, match="broken or not a checkpoint"):
+        run.load_checkpoint()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04" + bytes(100)])
