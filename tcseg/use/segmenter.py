@@ -303,7 +303,11 @@ def load(
 
 
 def load_with_data(
-    run: Path, device: str, root: str | None = None, network: str | None = None
+    run: Path,
+    device: str,
+    root: str | None = None,
+    network: str | None = None,
+    cache: str | None = None,
 ) -> tuple[Segmenter, Dataset, Split]:
     """Load the network of a run with its data, on one device, and the split it was trained on.
 
@@ -314,8 +318,8 @@ def load_with_data(
     ----------
     run, device, network
         As for `load`.
-    root
-        Folder of the data, where it is not the one trained with.
+    root, cache
+        Folders of the data and of decoded images, where they are not those trained with.
 
     Raises
     ------
@@ -329,16 +333,14 @@ def load_with_data(
     segmenter = load(run, device, network=network)
     model = segmenter.model
     volumes = config.data == "folder" and model.dimensions == 3
-    dataset = load_dataset(
-        config.data,
-        root=root or config.root,
-        size=config.size,
-        mask_pattern=config.mask_pattern,
-        window=model.window,
-        scale=model.scale,
-        dimensions=model.dimensions,
-        spacing=model.resampled_to if volumes else None,
-    )
+    reading = config.reading | {
+        "root": root or config.root,
+        "cache": cache or config.cache,
+        "window": model.window,
+        "dimensions": model.dimensions,
+        "spacing": model.resampled_to if volumes else None,
+    }
+    dataset = load_dataset(config.data, **reading, scale=model.scale)
     segmenter.check(dataset, run)
     folder.split_record()  # or a clear error
     (split,) = read_splits(run / "split.json", dataset)
