@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
-import operator
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from tcseg.io.sizes import ORIGINAL, pixels, suits
 from tcseg.io.windows import WINDOWS, window_limits
 from tcseg.method import names
 from tcseg.method.variants import METHODS
+from tcseg.runs.option import option, toml, within
 
 if TYPE_CHECKING:
     import torch
@@ -35,24 +34,6 @@ AFTER_PRETRAINING = (
     *("method", "steps", "teacher_decay"),
     *("consistency_weight", "consistency_loss", "consistency_rampup"),
 )
-
-
-def _option(
-    default: Any,
-    text: str,
-    choices: Iterable[str] = (),
-    kind: Callable[[Any], Any] | None = None,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-) -> Any:
-    # An option that is not set by default is a text, unless `kind` says otherwise.
-    kind = kind or (str if default is None else type(default))
-    limits = {"at least": at_least, "greater than": above, "less than": below}
-    bounds = {word: limit for word, limit in limits.items() if limit is not None}
-    metadata = {"help": text, "choices": tuple(choices), "kind": kind, "bounds": bounds}
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 _STRENGTH: dict[str, Any] = {"kind": float, "at_least": 0, "below": math.inf}
@@ -72,136 +53,136 @@ class Config:
     >>> config.validate()
     """
 
-    data: str = _option("phantom", "Data set.", DATA_SETS)
-    root: str | None = _option(None, "Folder of the data set (jsrt: if not set, $TCSEG_JSRT_ROOT).")
-    dimensions: int = _option(
+    data: str = option("phantom", "Data set.", DATA_SETS)
+    root: str | None = option(None, "Folder of the data set (jsrt: if not set, $TCSEG_JSRT_ROOT).")
+    dimensions: int = option(
         2,
         "2: images, and planes of volumes; 3: volumes.",
         at_least=2,
         below=4,
     )
-    size: int | str = _option(
+    size: int | str = option(
         512,
         "Size of images, 256 or 256x512 (height x width), multiples of 16; with --patch, original, "
         "as volumes of a folder have it if not set.",
         kind=pixels,
     )
-    spacing: str | None = _option(
+    spacing: str | None = option(
         None,
         "folder, volumes: size of voxels to resample to in mm, as 1.5 or 5x1.5x1.5 (depth x height "
         "x width), median or original; if not set the median, where files say theirs.",
     )
-    patch: int | str | None = _option(
+    patch: int | str | None = option(
         None,
         "Size of patches to train on, of volumes such as 16x96x96; prediction uses a sliding "
         "window.",
         kind=pixels,
     )
-    method: str = _option("semitc", "Training method.", METHODS)
-    labelled: int | None = _option(
+    method: str = option("semitc", "Training method.", METHODS)
+    labelled: int | None = option(
         None,
         "Number of labelled training images; if not set 5, or all with --data folder.",
         kind=int,
         at_least=1,
     )
-    split: int = _option(
+    split: int = option(
         0, "Number of the split into training, validation and test images.", at_least=0
     )
-    split_file: str | None = _option(
+    split_file: str | None = option(
         None, "File of splits, as `tcseg data splits` writes it, in place of the built-in ones."
     )
-    group: str | None = _option(
+    group: str | None = option(
         None,
         "folder: regular expression that finds the patient in names of images (its first group, "
         "if it has one). If not set, DICOM files name their patients.",
     )
-    mask_pattern: str | None = _option(
+    mask_pattern: str | None = option(
         None,
         "folder: how masks are named, such as {name}_mask, where that is not detected: "
         "{name} stands for the name of the image, {class} for a structure, * for anything.",
     )
-    window: str | None = _option(
+    window: str | None = option(
         None,
         "folder: values to be black and white, as centre and width in the units of the files, such "
         f"as -600,1500 for CT, or one of {', '.join(WINDOWS)}.",
     )
-    cache: str | None = _option(
+    cache: str | None = option(
         None,
         "folder: where to keep decoded images, in files that batches are read from: for data that "
         "exceed memory, and so that they are decoded once for several trainings.",
     )
-    validation_images: int | None = _option(
+    validation_images: int | None = option(
         None,
         "Number of validation images that the best network is chosen on; all if not set.",
         kind=int,
         at_least=1,
     )
-    seed: int = _option(0, "Seed of weights, batches and transforms.", at_least=0, below=2**63)
-    pretrain_steps: int = _option(1000, "Steps of supervised pre-training.", at_least=0)
-    steps: int = _option(1000, "Steps of the method itself, after pre-training.", at_least=0)
-    batch_size: int = _option(
+    seed: int = option(0, "Seed of weights, batches and transforms.", at_least=0, below=2**63)
+    pretrain_steps: int = option(1000, "Steps of supervised pre-training.", at_least=0)
+    steps: int = option(1000, "Steps of the method itself, after pre-training.", at_least=0)
+    batch_size: int = option(
         8,
         "Images per step, over all processes; half are labelled if the method uses others.",
         at_least=2,
     )
-    recipe: str = _option("strong", "Transforms of the training images.", names.RECIPES)
-    displacement_std: float | None = _option(
+    recipe: str = option("strong", "Transforms of the training images.", names.RECIPES)
+    displacement_std: float | None = option(
         None,
         "Root mean square displacement of the elastic field in pixels at 512 x 512, in place of "
         "the recipe's.",
         **_STRENGTH,
     )
-    pretrain_displacement_std: float | None = _option(
+    pretrain_displacement_std: float | None = option(
         None,
         "The same during pre-training, if it is to differ.",
         **_STRENGTH,
     )
-    device: str = _option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
-    network: str = _option("unet", "unet, or the dotted path of a function or class.")
-    head: str = _option(
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
+    network: str = option("unet", "unet, or the dotted path of a function or class.")
+    head: str = option(
         "auto",
         "sigmoid: a probability for each structure, so that they may overlap; softmax: one "
         "structure per pixel, for label maps; auto takes softmax for label maps of more than 8.",
         ("auto", "sigmoid", "softmax"),
     )
-    precision: str = _option(
+    precision: str = option(
         "float32",
         "Precision of the convolutions; bfloat16 is faster where the processor has it.",
         PRECISIONS,
     )
-    compile: bool = _option(
+    compile: bool = option(
         False, "Compile the network (torch.compile); the first step waits for it."
     )
-    loss: str = _option("soft-iou", "Supervised loss (S).", names.LOSSES)
-    consistency_loss: str = _option("soft-iou", "Loss of the consistency term (C).", names.LOSSES)
-    loss_over: str = _option(
+    loss: str = option("soft-iou", "Supervised loss (S).", names.LOSSES)
+    consistency_loss: str = option("soft-iou", "Loss of the consistency term (C).", names.LOSSES)
+    loss_over: str = option(
         "image",
         "What losses sum their areas over: each image, or the batch (of each process), so that "
         "images without a structure add no noise.",
         ("image", "batch"),
     )
-    consistency_weight: float = _option(
+    consistency_weight: float = option(
         1.0, "Weight of the consistency term (lambda).", at_least=0, below=math.inf
     )
-    consistency_rampup: int = _option(
+    consistency_rampup: int = option(
         0, "Steps over which the weight of the consistency term rises from 0.", at_least=0
     )
-    teacher_decay: float = _option(
+    teacher_decay: float = option(
         0.99,
         "Share of its weights that the moving average keeps at each step (methods with a teacher "
         "or semitc-average).",
         at_least=0,
         below=1,
     )
-    learning_rate: float = _option(
+    learning_rate: float = option(
         1.0,
         "Learning rate of Adadelta; it falls to 0 over the steps after pre-training.",
         above=0,
         below=math.inf,
     )
-    validate_every: int = _option(50, "Steps from one validation to the next.", at_least=1)
-    checkpoint_every: int = _option(100, "Steps from one checkpoint to the next.", at_least=1)
-    pretrained: str | None = _option(None, "Run folder whose pre-training is reused.")
+    validate_every: int = option(50, "Steps from one validation to the next.", at_least=1)
+    checkpoint_every: int = option(100, "Steps from one checkpoint to the next.", at_least=1)
+    pretrained: str | None = option(None, "Run folder whose pre-training is reused.")
 
     def validate(self) -> None:
         """Check every value; ValueError has a line for each wrong one."""
@@ -215,10 +196,8 @@ class Config:
             value, choices = getattr(self, field.name), field.metadata["choices"]
             if choices:
                 expect(value in choices, field.name, "one of " + ", ".join(choices))
-            bounds = field.metadata["bounds"]
-            if value is not None and bounds:
-                holds = all(_HOLDS[word](value, bound) for word, bound in bounds.items())
-                expect(holds, field.name, " and ".join(map(_limit, bounds, bounds.values())))
+            if value is not None:
+                expect(*within(field, value))
         flat = self.dimensions == 2
         sides = "a multiple of 16, at least " + (
             "32, or two: 256x512" if flat else "16, or three: 32x96x96"
@@ -318,7 +297,7 @@ class Config:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             line = (
-                f"# {field.name} is not set" if value is None else f"{field.name} = {_toml(value)}"
+                f"# {field.name} is not set" if value is None else f"{field.name} = {toml(value)}"
             )
             lines += ["", f"# {field.metadata['help']}", line]
         write_atomically(path, "\n".join(lines) + "\n")
@@ -368,23 +347,3 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{name} must be such as 256 or '256x512', got {value!r}")
             raise ValueError(f"{name} must be {words[expected]}, got {value!r}")
     return {name: fields[name].metadata["kind"](value) for name, value in values.items()}
-
-
-_HOLDS: dict[str, Callable[[Any, Any], bool]] = {
-    "at least": operator.ge,
-    "greater than": operator.gt,
-    "less than": operator.lt,
-}
-
-
-def _limit(word: str, bound: float) -> str:
-    if bound == math.inf:
-        return "finite"
-    return f"{word} {'2**63' if bound == 2**63 else f'{bound:g}'}"
-
-
-def _toml(value: str | int | float | bool) -> str:
-    """Write one value as TOML, whose strings escape as JSON's do, but for DEL."""
-    if isinstance(value, str | bool):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)

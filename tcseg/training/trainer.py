@@ -72,8 +72,8 @@ class Trainer:
         if dataset is None:
             dataset = load_dataset(config.data, **config.reading, scale=run.scale)
         self.split: Split = make_split(dataset, config.split, config.split_file)
-        default = None if config.data == "folder" else LABELLED
-        self.labelled = labelled_subset(self.split, config.labelled or default)
+        few = None if config.data == "folder" else LABELLED
+        self.labelled = labelled_subset(self.split, config.labelled or few)
         self.validation = validation_subset(self.split, config.validation_images)
         self.method = METHODS[config.method]
         self.unlabelled = self.method.unlabelled(self.split, self.labelled)
@@ -279,12 +279,9 @@ class Trainer:
 
     def _check_finite(self, loss: float) -> None:
         if loss != loss or abs(loss) == float("inf"):
-            kept = (self.run.path / "checkpoint.pt").exists()
-            way = (
-                f"the last checkpoint in {self.run.path} is from before"
-                if kept
-                else "nothing is kept"
-            )
+            way = "nothing is kept"
+            if (self.run.path / "checkpoint.pt").exists():
+                way = f"the last checkpoint in {self.run.path} is from before"
             raise RunError(
                 f"the loss became {loss} before step {self.state.step}; {way}. Try a lower "
                 "`learning_rate`"
