@@ -101,7 +101,7 @@ MINUTES := 10
 torture: $(VENV)/stamp.test  ## damage files, and stop trainings by signals, for MINUTES; print the counts
 	PYTHONPATH=tests/helpers $(BIN)/python tests/torture.py $(MINUTES) $(SEED)
 
-# FILES: names of what `tests/fuzz_readers.py` makes, if not all. No extra: few need atheris, and not every system has it.
+# FILES: names of what `tests/fuzz_readers.py` makes, if not all. No extra, as CI does without it.
 fuzz: $(VENV)/stamp.test  ## change files so that they reach more of our readers, for MINUTES, with atheris; print the counts
 	$(PIP) install --quiet atheris
 	$(BIN)/python tests/fuzz_readers.py $(MINUTES) $(FILES)
