@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tcseg.io.arrays import ITK, itk_affine, itk_orientation
 from tcseg.io.images import NIFTI, suffix
+from tcseg.io.nifti import load_nifti
 
 __all__ = ["affine_of", "orientation"]
 
@@ -23,7 +23,7 @@ def orientation(path: Path) -> str | None:
             return itk_orientation(path)
         import nibabel
 
-        affine: Any = nibabel.load(path).affine  # type: ignore[attr-defined]
+        affine = load_nifti(path).affine
     except Exception:  # what is wrong is told on reading it
         return None
     return "".join(code or "?" for code in nibabel.aff2axcodes(affine))
@@ -40,9 +40,7 @@ def affine_of(path: Path) -> NDArray[np.float64] | None:
         if suffix(path) in ITK:
             affine, nothing = itk_affine(path), np.diag([-1.0, -1, 1, 1])
         else:
-            import nibabel
-
-            image: Any = nibabel.load(path)
+            image = load_nifti(path)
             said = image.header["sform_code"] or image.header["qform_code"]
             affine, nothing = image.affine, np.eye(4) if said else image.affine
     except Exception:  # what is wrong is told on reading it

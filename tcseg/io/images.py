@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tcseg.errors import DataError, reason
-from tcseg.extras import needs
 from tcseg.io.arrays import ARRAYS, read_array
 from tcseg.io.dicom import has_dicom_content, read_frames
 from tcseg.io.grey import as_pixels, tails
 from tcseg.io.limits import check_pixels
+from tcseg.io.nifti import load_nifti
 from tcseg.io.placement import Pixels
 from tcseg.io.plain import open_plain, read_channels
 from tcseg.io.windows import Limits
@@ -272,10 +272,7 @@ def read_volume(
     With the height and width of a pixel and the distance of planes in mm, where it says them. Rows
     run along the second axis of the file, the first row at its end.
     """
-    with needs("nifti"):
-        import nibabel
-
-    image: Any = nibabel.load(path)
+    image = load_nifti(path)
     check_pixels(path, image.shape)
     volume = np.asarray(image.dataobj)
     while volume.ndim > 3 and volume.shape[-1] == 1:

@@ -1,8 +1,10 @@
 """Files that Pillow or pydicom would misread: read rightly, or refused in a line that says why."""
 
+import gzip
 import os
 import struct
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -53,6 +55,23 @@ def test_tiff_that_would_be_misread_is_named(tmp_path, values, words):
                 read(path)
             assert str(error.value).startswith(f"{path}: cannot be read (it has {words}")
             assert "save 1 or 3 channels" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("ending", ["nii", "nii.gz"])
+def test_a_nifti_file_of_nothing_but_extensions_is_named(tmp_path, kind, order, ending):
+    path = tmp_path / f"a.{ending}"
+    image = kind(GREY, np.eye(4))
+    header = image.header.as_byteswapped({"<": "little", ">": "big"}[order])
+    nibabel.save(kind(GREY, np.eye(4), header), path)
+    assert len(list(read_pictures(path))) == 1
+    content = bytearray((gzip.decompress if ending == "nii.gz" else bytes)(path.read_bytes()))
+    at = 108 if kind is nibabel.Nifti1Image else 168
+    struct.pack_into(order + ("f" if at == 108 else "q"), content, at, 2**31)
+    path.write_bytes((gzip.compress if ending == "nii.gz" else bytes)(bytes(content)))
+    with pytest.raises(DataError, match=r"its voxels begin after 2147\.48 MB of other data"):
+        list(read_pictures(path))
 
 
 @pytest.mark.parametrize("back_to", [0, 110])

@@ -1,0 +1,43 @@
+"""Opening NIfTI files by nibabel."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+from typing import Any
+
+from tcseg.errors import DataError
+from tcseg.extras import needs
+
+__all__ = ["load_nifti"]
+
+# Bytes of a header and its extensions, all of which nibabel reads: compressed, they may be few.
+MOST_BEFORE_VOXELS = 2**26
+
+
+def load_nifti(path: Path) -> Any:
+    """Return nibabel's image of a file, its voxels not read; DataError if that would take long."""
+    with needs("nifti"):
+        import nibabel
+
+    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+        header = file.read(540)
+    if (before := _before_voxels(header)) > MOST_BEFORE_VOXELS:
+        raise DataError(
+            f"{path}: cannot be read (its voxels begin after {before / 1e6:.6g} MB of other data)"
+        )
+    return nibabel.load(path)
+
+
+def _before_voxels(header: bytes) -> float:
+    """Return the number of bytes before the voxels, as a header of either version says it."""
+    if len(header) < 348:
+        return 0  # as nibabel will say
+    for order in "<>":
+        (size,) = struct.unpack(f"{order}i", header[:4])
+        if size == 540:
+            return float(struct.unpack(f"{order}q", header[168:176])[0])
+        if 1 <= struct.unpack(f"{order}h", header[40:42])[0] <= 7:  # dimensions tell the order
+            return float(struct.unpack(f"{order}f", header[108:112])[0])
+    return 0
