@@ -165,7 +165,7 @@ def read_config(
         if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
     # Absolute, so that the run can be continued from another folder.
-    for name in ("root", "pretrained", "split_file"):
+    for name in ("root", "cache", "pretrained", "split_file"):
         if name in given:
             given[name] = str(Path(given[name]).expanduser().absolute())
     if default is None:
@@ -200,6 +200,9 @@ postprocess_option = click.option(
 moved_root_option = click.option(
     "--root", help="Folder of the data set, if it is not the one trained with."
 )
+moved_cache_option = click.option(
+    "--cache", help="Folder of decoded images, if it is not the one trained with."
+)
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
@@ -214,7 +217,7 @@ def grid_options(command: Callable[..., None]) -> Callable[..., None]:
 def preview_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say what the network is shown."""
     used = (
-        *("data", "root", *OF_FOLDERS, "dimensions", "spacing", "size", "patch"),
+        *("data", "root", *OF_FOLDERS, "cache", "dimensions", "spacing", "size", "patch"),
         *("split", "split_file"),
         *("seed", "recipe", "displacement_std"),
     )

@@ -19,6 +19,7 @@ from tcseg.cli.options import (
     device_option,
     examples,
     grid_options,
+    moved_cache_option,
     moved_root_option,
     network_option,
     postprocess_option,
@@ -109,6 +110,7 @@ def train(
     "as they are in their files.",
 )
 @moved_root_option
+@moved_cache_option
 @device_option
 @network_option
 def evaluate(
@@ -117,6 +119,7 @@ def evaluate(
     postprocess: bool,
     original_size: bool,
     root: str | None,
+    cache: str | None,
     device: str,
     network: str | None,
 ) -> None:
@@ -130,7 +133,7 @@ def evaluate(
     from tcseg.evaluation import evaluate as evaluation
     from tcseg.use.segmenter import load_with_data
 
-    segmenter, dataset, split = load_with_data(run, config.device, config.root, network)
+    segmenter, dataset, split = load_with_data(run, config.device, config.root, network, cache)
     validation = validation_subset(split, config.validation_images)
     indices = split.test if on == "test" else validation
     how = {"postprocess": postprocess, "original_size": original_size}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from tcseg.data.dataset import CLASSES, Dataset, pack_masks, unpack_masks
 from tcseg.data.splits import (
@@ -50,6 +51,7 @@ def load_dataset(
     scale: str = "volume",
     dimensions: int = 2,
     spacing: str | None = None,
+    cache: str | Path | None = None,
 ) -> Dataset:
     """Read or make a whole data set.
 
@@ -88,6 +90,9 @@ def load_dataset(
         which they are resampled; ``"median"`` for that of all, or ``"original"``, each keeping its
         own. Of volumes that are fitted into a size it gives the proportions of voxels. If not
         given, the median, or in a size cubes, where all files say theirs, else original.
+    cache
+        Of a folder: where to keep what was decoded, in files that batches are read from, so that
+        data may exceed memory, and are decoded once. Not used where problems are collected.
 
     Returns
     -------
@@ -98,6 +103,8 @@ def load_dataset(
     ------
     DataError
         If the name or size is not known, or files are missing or damaged.
+    OSError
+        If the cache cannot be written.
 
     Examples
     --------
@@ -130,23 +137,23 @@ def load_dataset(
 
         return jsrt.load(jsrt_root(root), shape[0], problems)
     if name == "folder":
-        from tcseg.data import folder
+        from tcseg.data import decoded, folder
 
         if root is None:
             raise DataError(
                 "folder: no folder given; pass `root` DIR, with images/ and masks/ in it"
             )
-        return folder.load(
-            root,
-            size,
-            problems,
-            group,
-            mask_pattern,
+        how: dict[str, Any] = dict(
+            group=group,
+            mask_pattern=mask_pattern,
             window=window,
             scale=scale,
             dimensions=dimensions,
             spacing=spacing,
         )
+        if cache is None or (problems is not None and problems.collect):
+            return folder.load(root, size, problems, **how)
+        return decoded.load(cache, root, size if size == ORIGINAL else shape, **how)
     raise DataError(f"unknown data set {name!r}; expected phantom, jsrt or folder")
 
 

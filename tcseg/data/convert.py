@@ -104,7 +104,7 @@ def _facts(dataset: Dataset) -> dict[str, Any]:
     facts["annotated images"] = {dataset.ids[index] for index in dataset.annotated or ()}
     facts["values"], facts["classes"] = dataset.values, sorted(names)
     facts["masks"] = {name: masks[:, c].tobytes() for c, name in enumerate(names)}
-    return facts | {"images": dataset.images.numpy()[order].tobytes()}
+    return facts | {"images": dataset.images[:].numpy()[order].tobytes()}
 
 
 def _write_nnunet(images: dict[str, Path], masks: Masks, part: Path) -> None:

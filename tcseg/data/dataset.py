@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tcseg.data.stored import Stored
 from tcseg.io.sizes import Spacing, mm_written, written
 
 CLASSES = ("left lung", "right lung", "heart", "left clavicle", "right clavicle")
@@ -113,12 +114,23 @@ Pixel = float | Spacing | None  # its sides in mm, one number where all are alik
 Original = tuple[NDArray[np.bool_], Pixel]
 
 
+class Source(NamedTuple):
+    """Where a plane comes from, as a `Picture` without its pixels; the file within the folder."""
+
+    name: str
+    path: str
+    plane: int | None
+    shape: tuple[int, ...]
+    spacing: tuple[float, float] | None
+    slice_spacing: float | None
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Images and masks of one data set, decoded once.
 
     They lie on the device that works on them, or, where they would take more than half of its free
-    memory, on the CPU, and batches are sent to it one by one.
+    memory, on the CPU or in files, and batches are sent to it one by one.
 
     Attributes
     ----------
@@ -169,6 +181,10 @@ class Dataset:
         Whether pixels of some masks are to be ignored.
     vanished
         By index, classes that the masks of an image show in their file and no longer at this size.
+    marked
+        Numbers of the classes that each image shows, from 0 on; looked for in `masks` if not given.
+    sources
+        Where the planes of each image come from, if from files of a folder.
     originals
         Reads the masks of an image as they are in their files; see `original`.
     streams_to
@@ -178,8 +194,8 @@ class Dataset:
     name: str
     ids: list[str]
     classes: tuple[str, ...]
-    images: Tensor
-    masks: Tensor
+    images: Tensor | Stored
+    masks: Tensor | Stored
     spacing: float | None
     extents: Tensor | None = None
     spacings: list[Spacing | None] | None = None
@@ -194,6 +210,8 @@ class Dataset:
     values: tuple[int, ...] | None = None
     ignores: bool = False
     vanished: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    marked: list[list[int]] | None = None
+    sources: list[list[Source]] | None = None
     originals: Callable[[int], Original] | None = None
     streams_to: torch.device | None = None
 
@@ -244,6 +262,8 @@ class Dataset:
 
     def shown(self, index: int) -> list[int]:
         """Return the numbers of the classes that an image shows, from 0 on."""
+        if self.marked is not None:
+            return self.marked[index]
         packed = self.masks[index : index + 1].cpu()
         present: NDArray[Any]
         if self.exclusive:
@@ -318,7 +338,7 @@ class Dataset:
         return unpack_masks(packed, len(self.classes), self.exclusive)
 
     def _batch(
-        self, tensor: Tensor, indices: Sequence[int] | Tensor, window: Window | None = None
+        self, tensor: Tensor | Stored, indices: Sequence[int] | Tensor, window: Window | None = None
     ) -> Tensor:
         # Of indices on another device, as when streaming, this waits for their values.
         index = torch.as_tensor(indices, dtype=torch.int64, device=tensor.device)

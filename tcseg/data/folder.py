@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from tcseg.data.dataset import Dataset, Original, lost_classes, pack_masks
+from tcseg.data.dataset import Dataset, Original, Source, lost_classes, pack_masks
 from tcseg.data.layout import Layout, find_layout
 from tcseg.data.masks import Masks, mask_reader
 from tcseg.data.nnunet import is_nnunet, nnunet_layout
+from tcseg.data.stored import Rows
 from tcseg.data.volumes import Volumes, name_of, voxel_of
 from tcseg.errors import DataError, Problems
 from tcseg.io.grey import as_levels
@@ -47,6 +48,7 @@ def load(
     scale: str = "volume",
     dimensions: int = 2,
     spacing: str | None = None,
+    into: tuple[Rows, Rows] | None = None,
 ) -> Dataset:
     """Read every image, and the masks that there are.
 
@@ -67,6 +69,8 @@ def load(
     dimensions, spacing
         2 to read planes, 3 to join those of volumes, and how large voxels are to be; see
         `load_dataset`.
+    into
+        What takes images and masks; if not given they are kept in memory.
 
     Raises
     ------
@@ -82,7 +86,7 @@ def load(
         layout.images, group, problems, window=window, scale=scale, channels=layout.channels
     )
     volumes = Volumes(collection, spacing, size) if dimensions == 3 else None
-    read = _Read(masks, size, scale, volumes)
+    read = _Read(masks, size, scale, volumes, *(into or ()))
     parts: Iterable[Path] = collection.files if volumes is None else volumes.files
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     for path in track(list(parts), "Reading images", console=console, transient=True):
@@ -105,7 +109,7 @@ def load(
         scale=scale,
         values=tuple(filter(None, masks.structures.values())) or None,
         ignores=len(read.classes) < len(masks.classes),
-        **read.fields(),
+        **read.fields(root),
     )
 
 
@@ -123,13 +127,13 @@ class _Read:
     size: Size
     scale: str
     volumes: Volumes | None
+    pixels: Rows = field(default_factory=Rows)
+    packed: Rows = field(default_factory=Rows)
     planes: list[list[Picture]] = field(default_factory=list)
-    pixels: list[NDArray[np.unsignedinteger]] = field(default_factory=list)
-    packed: list[torch.Tensor] = field(default_factory=list)
     extents: list[tuple[int, ...]] = field(default_factory=list)
     spacings: list[Spacing | None] = field(default_factory=list)
     annotated: list[int] = field(default_factory=list)
-    marked: set[str] = field(default_factory=set)
+    marked: list[list[int]] = field(default_factory=list)
     vanished: dict[int, list[str]] = field(default_factory=dict)
 
     @property
@@ -146,11 +150,13 @@ class _Read:
         self.pixels.append(as_levels(place.fit(pixels), np.uint8 if bits == 8 else np.uint16))
         if whole is None:
             unmarked = np.zeros((len(self.masks.classes), *[1] * axes), bool)
-            self.packed.append(pack_masks(unmarked, exclusive, axes).expand(-1, *place.size))
+            packed = pack_masks(unmarked, exclusive, axes).expand(-1, *place.size)
+            self.packed.append(packed.numpy())
+            self.marked.append([])
         else:
             fitted = place.fit_masks(whole, exclusive)
-            self.packed.append(pack_masks(fitted, exclusive, axes))
-            self.marked |= {c for c, m in zip(self.classes, fitted, strict=False) if m.any()}
+            self.packed.append(pack_masks(fitted, exclusive, axes).numpy())
+            self.marked.append([c for c in range(len(self.classes)) if fitted[c].any()])
             if lost := lost_classes(whole, fitted, self.classes):
                 self.vanished[len(self.planes)] = lost
             self.annotated.append(len(self.planes))
@@ -165,23 +171,24 @@ class _Read:
             raise DataError(f"folder: no image in {root / 'images'} can be read")
         given = self.volumes is not None and self.size == ORIGINAL
         remedy = "a smaller `spacing`" if given else "a larger `size`"
-        for name in self.classes:
-            if name not in self.marked:
+        marked = set().union(*self.marked)
+        for number, name in enumerate(self.classes):
+            if number not in marked:
                 problems.add(
                     f"folder: {name!r} is marked in no image at "
                     f"{written(self.size, len(self.extents[0]))}; mark it in one at least, take it "
                     f"out of masks/ and classes.txt, or use {remedy}"
                 )
 
-    def fields(self) -> dict[str, Any]:
-        """Return what a `Dataset` holds of each image; the lists of pixels are emptied."""
+    def fields(self, root: Path) -> dict[str, Any]:
+        """Return what a `Dataset` holds of each image."""
         flat = self.volumes is None
         first = [planes[0] for planes in self.planes]
         names = [picture.name if flat else name_of(picture) for picture in first]
         return {
             "ids": names,
-            "images": torch.from_numpy(_stacked(self.pixels)),
-            "masks": torch.from_numpy(_stacked([part.numpy() for part in self.packed])),
+            "images": self.pixels.finish(),
+            "masks": self.packed.finish(),
             "extents": torch.tensor(self.extents) if self.size == ORIGINAL else None,
             "spacings": self.spacings,
             "groups": [p.group or name for p, name in zip(first, names, strict=True)],
@@ -190,16 +197,44 @@ class _Read:
             "slice_spacings": [picture.slice_spacing for picture in first] if flat else None,
             "annotated": self.annotated,
             "vanished": self.vanished,
-            "originals": partial(_original, self.masks, self.planes, self.volumes is not None),
+            "marked": self.marked,
+            "sources": [[_source(plane, root) for plane in planes] for planes in self.planes],
+            "originals": partial(_original, lambda: self.masks, self.planes, not flat),
         }
 
 
+def originals(
+    sources: Sequence[Sequence[Source]], root: Path, mask_pattern: str | None, joined: bool
+) -> Callable[[int], Original]:
+    """Return what reads the masks of images again, looking for the files only then."""
+
+    @cache
+    def masks() -> Masks:
+        problems = Problems()
+        return mask_reader(root, find(root, mask_pattern, problems), problems)
+
+    images = [[_picture(source, root) for source in planes] for planes in sources]
+    return partial(_original, masks, images, joined)
+
+
+def _source(plane: Picture, root: Path) -> Source:
+    path, shape = str(plane.path.relative_to(root)), plane.pixels.shape[1:]
+    return Source(plane.name, path, plane.plane, shape, plane.spacing, plane.slice_spacing)
+
+
+def _picture(source: Source, root: Path) -> Picture:
+    """Return a plane without its pixels."""
+    name, path, plane, shape, spacing, distance = source
+    nothing = np.empty((0, *shape), np.float32)
+    return Picture(name, nothing, spacing, root / path, plane, slice_spacing=distance)
+
+
 def _original(
-    masks: Masks, images: Sequence[Sequence[Picture]], joined: bool, index: int
+    masks: Callable[[], Masks], images: Sequence[Sequence[Picture]], joined: bool, index: int
 ) -> Original:
     """Read the masks of an image again, as they are in their files."""
     planes = images[index]
-    whole = _whole(masks, planes)
+    whole = _whole(masks(), planes)
     if whole is None:
         raise DataError(f"folder: {planes[0].name} has no masks")
     return whole, voxel_of(planes[0]) if joined else planes[0].spacing
@@ -229,34 +264,14 @@ def _whole(masks: Masks, planes: Sequence[Picture]) -> NDArray[np.bool_] | None:
 
 
 def _check_channels(
-    picture: Picture,
-    count: int,
-    pixels: Sequence[NDArray[Any]],
-    images: Sequence[Sequence[Picture]],
+    picture: Picture, count: int, pixels: Rows, images: Sequence[Sequence[Picture]]
 ) -> None:
-    for known, first in zip(map(len, pixels[:1]), images, strict=False):
+    for (known, *_), first in zip(pixels.shapes[:1], images, strict=False):
         if count != known and {count, known} != {1, 3}:
             raise DataError(
                 f"folder: {picture.path} has {count} channels, {first[0].path.name} has {known}; "
                 "all images must have the same, except grey beside colour"
             )
-
-
-def _stacked(pixels: list[NDArray[np.unsignedinteger]]) -> NDArray[np.unsignedinteger]:
-    """Join images in the most channels, bits and pixels along each axis that one has, 0 beyond.
-
-    The list is emptied on the way.
-    """
-    shape = [max(sides) for sides in zip(*(part.shape for part in pixels), strict=True)]
-    kind = max((part.dtype for part in pixels), key=lambda dtype: dtype.itemsize)
-    images = np.zeros((len(pixels), *shape), kind)
-    for index in reversed(range(len(pixels))):
-        image = pixels.pop()
-        own: tuple[slice, ...] = tuple(map(slice, image.shape[1:]))
-        images[index][:, *own] = image
-        if image.dtype != kind:
-            images[index] *= 257  # white stays white
-    return images
 
 
 def formats(root: str | Path, mask_pattern: str | None = None) -> dict[str, Counter[str]]:

@@ -109,7 +109,7 @@ class Results:
     def add(self, cell: Cell, summary: dict[str, Any]) -> None:
         """Keep the result of a training."""
         options = dataclasses.asdict(cell.config(self.base, self.folder))
-        options = {k: v for k, v in options.items() if k not in ("root", "pretrained")}
+        options = {k: v for k, v in options.items() if k not in ("root", "cache", "pretrained")}
         write_json(self._path(cell), {"options": options, "summary": summary})
         self.finished[cell] = self._read(self._path(cell))[1]["summary"]  # nan is null there
 

@@ -164,7 +164,7 @@ def _check_data(base: Config, cells: Sequence[Cell]) -> None:
     if base.data == "phantom":
         dataset = population.undrawn()
     else:
-        dataset = load_dataset(base.data, root=base.root, size=base.size)
+        dataset = load_dataset(base.data, **base.reading)
     for cell in cells:
         split = make_split(dataset, cell.split, base.split_file)
         labelled_subset(split, cell.labelled)

@@ -29,7 +29,7 @@ __all__ = ["Config", "resolve_device"]
 DATA_SETS = ("phantom", "jsrt", "folder")
 PRECISIONS = ("float32", "bfloat16")
 # What does not change the result, so that a run may be continued on another machine.
-MAY_DIFFER_ON_RESUME = ("device", "root", "checkpoint_every", "pretrained")
+MAY_DIFFER_ON_RESUME = ("device", "root", "cache", "checkpoint_every", "pretrained")
 # What pre-training does not depend on: runs that differ in it may share one.
 AFTER_PRETRAINING = (
     *("method", "steps", "teacher_decay"),
@@ -124,6 +124,11 @@ class Config:
         None,
         "folder: values to be black and white, as centre and width in the units of the files, such "
         f"as -600,1500 for CT, or one of {', '.join(WINDOWS)}.",
+    )
+    cache: str | None = _option(
+        None,
+        "folder: where to keep decoded images, in files that batches are read from: for data that "
+        "exceed memory, and so that they are decoded once for several trainings.",
     )
     validation_images: int | None = _option(
         None,
@@ -265,8 +270,8 @@ class Config:
     @property
     def reading(self) -> dict[str, Any]:
         """How the data set is read: what `tcseg.data.load_dataset` takes of these options."""
-        names = ("root", "size", "group", "mask_pattern", "window", "dimensions", "spacing")
-        return {name: getattr(self, name) for name in names}
+        how = ("size", "group", "mask_pattern", "window", "dimensions", "spacing")
+        return {name: getattr(self, name) for name in ("root", *how, "cache")}
 
     @classmethod
     def default(cls, data: str = "phantom", dimensions: int = 2) -> Config:

@@ -123,16 +123,19 @@ class Patches:
                     f"`patch` {written(self.shape)} is larger than the image {dataset.ids[index]}, "
                     f"{written(extents[index])}; use a smaller one"
                 )
-        marked = torch.full((len(dataset), MARKED, axes), -1, dtype=torch.int32)
+        marked = torch.full((len(labelled), MARKED, axes), -1, dtype=torch.int32)
+        rows = torch.zeros(len(dataset), dtype=torch.int64)  # of those, by image
         generator = torch.Generator().manual_seed(0)
-        for index in labelled:
+        for row, index in enumerate(labelled):
+            rows[index] = row
             masks = dataset.target_batch([index])[0, :-1].cpu()
             shown = [mask.nonzero() for mask in masks if mask.any()]
             for number, found in enumerate(shown):  # as many of each
-                part = marked[index, number :: len(shown)]
+                part = marked[row, number :: len(shown)]
                 part.copy_(found[torch.randint(len(found), (len(part),), generator=generator)])
-        self.size, self.extents, self.marked = (
-            torch.as_tensor(part, device=dataset.device) for part in (self.shape, extents, marked)
+        self.size, self.extents, self.marked, self.rows = (
+            torch.as_tensor(part, device=dataset.device)
+            for part in (self.shape, extents, marked, rows)
         )
 
     def draw(self, indices: Tensor, labelled: int, generator: Generator) -> tuple[Window, Tensor]:
@@ -145,7 +148,8 @@ class Patches:
         over = (self.size - extents).clamp(min=0) // 2  # of a patch beyond a smaller volume
         spare = (extents - self.size).clamp(min=0)
         corner = (torch.rand(len(indices), axes, **draw) * (spare + 1)).long().minimum(spare)
-        marked = self.marked[indices[:labelled], torch.randint(MARKED, (labelled,), **draw)]
+        rows = self.rows[indices[:labelled]]
+        marked = self.marked[rows, torch.randint(MARKED, (labelled,), **draw)]
         about = (marked - self.size // 2).clamp(min=0).minimum(spare[:labelled])
         chosen = (torch.rand(labelled, 1, **draw) < ABOUT_STRUCTURES) & (marked >= 0)
         corner[:labelled] = torch.where(chosen, about, corner[:labelled])

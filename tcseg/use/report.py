@@ -164,7 +164,7 @@ def _add_cases(run: _Run, segmenter: Segmenter, dataset: Dataset, split: Split) 
     rows = evaluate(segmenter.network, dataset, test)["images"]
     shown = [i for i, row in enumerate(rows) if math.isfinite(row["miou"])]
     order = sorted(shown, key=lambda i: -rows[i]["miou"])
-    run.volumes = dataset.images.dim() > 4
+    run.volumes = len(dataset.images.shape) > 4
     run.key = list(zip(dataset.classes, itertools.cycle(COLOURS), strict=False))
     count = min(CASES, len(order))
     worst = [i for i in order[::-1][:count] if i not in order[:count]]  # of few images

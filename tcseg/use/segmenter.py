@@ -303,7 +303,11 @@ def load(
 
 
 def load_with_data(
-    run: Path, device: str, root: str | None = None, network: str | None = None
+    run: Path,
+    device: str,
+    root: str | None = None,
+    network: str | None = None,
+    cache: str | None = None,
 ) -> tuple[Segmenter, Dataset, Split]:
     """Load the network of a run with its data, on one device, and the split it was trained on.
 
@@ -316,6 +320,8 @@ def load_with_data(
         As for `load`.
     root
         Folder of the data, where it is not the one trained with.
+    cache
+        The same of decoded images.
 
     Raises
     ------
@@ -333,11 +339,13 @@ def load_with_data(
         config.data,
         root=root or config.root,
         size=config.size,
+        group=config.group,
         mask_pattern=config.mask_pattern,
         window=model.window,
         scale=model.scale,
         dimensions=model.dimensions,
         spacing=model.resampled_to if volumes else None,
+        cache=cache or config.cache,
     )
     segmenter.check(dataset, run)
     folder.split_record()  # or a clear error
