@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tcseg.data.stored import Stored
+from tcseg.data.stored import Source, Stored
 from tcseg.io.sizes import Spacing, mm_written, written
 
 CLASSES = ("left lung", "right lung", "heart", "left clavicle", "right clavicle")
@@ -112,17 +112,6 @@ def _numbers(packed: Tensor) -> Tensor:
 Window = tuple[Tensor, ...]  # of each axis the places to read (b, n), as rows and columns
 Pixel = float | Spacing | None  # its sides in mm, one number where all are alike
 Original = tuple[NDArray[np.bool_], Pixel]
-
-
-class Source(NamedTuple):
-    """Where a plane comes from, as a `Picture` without its pixels; the file within the folder."""
-
-    name: str
-    path: str
-    plane: int | None
-    shape: tuple[int, ...]
-    spacing: tuple[float, float] | None
-    slice_spacing: float | None
 
 
 @dataclass(frozen=True)

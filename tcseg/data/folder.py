@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from tcseg.data.dataset import Dataset, Original, Source, lost_classes, pack_masks
+from tcseg.data.dataset import Dataset, Original, lost_classes, pack_masks
 from tcseg.data.layout import Layout, find_layout
 from tcseg.data.masks import Masks, mask_reader
 from tcseg.data.nnunet import is_nnunet, nnunet_layout
-from tcseg.data.stored import Rows
+from tcseg.data.stored import Rows, Source
 from tcseg.data.volumes import Volumes, name_of, voxel_of
 from tcseg.errors import DataError, Problems
 from tcseg.io.grey import as_levels

@@ -7,14 +7,14 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Rows", "Stored"]
+__all__ = ["Rows", "Source", "Stored"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,17 @@ class Stored:
         mapped = np.memmap(self.path, str(self.dtype)[len("torch.") :], "r", shape=self.shape)
         taken = np.asarray(mapped)[tuple(map(_of_numpy, parts))]
         return torch.from_numpy(np.require(taken, requirements="W"))
+
+
+class Source(NamedTuple):
+    """Where a plane comes from, as a `Picture` without its pixels; the file within the folder."""
+
+    name: str
+    path: str
+    plane: int | None
+    shape: tuple[int, ...]
+    spacing: tuple[float, float] | None
+    slice_spacing: float | None
 
 
 def _of_numpy(part: Any) -> Any:
