@@ -318,10 +318,8 @@ def load_with_data(
     ----------
     run, device, network
         As for `load`.
-    root
-        Folder of the data, where it is not the one trained with.
-    cache
-        The same of decoded images.
+    root, cache
+        Folders of the data and of decoded images, where they are not those trained with.
 
     Raises
     ------
@@ -335,18 +333,14 @@ def load_with_data(
     segmenter = load(run, device, network=network)
     model = segmenter.model
     volumes = config.data == "folder" and model.dimensions == 3
-    dataset = load_dataset(
-        config.data,
-        root=root or config.root,
-        size=config.size,
-        group=config.group,
-        mask_pattern=config.mask_pattern,
-        window=model.window,
-        scale=model.scale,
-        dimensions=model.dimensions,
-        spacing=model.resampled_to if volumes else None,
-        cache=cache or config.cache,
-    )
+    reading = config.reading | {
+        "root": root or config.root,
+        "cache": cache or config.cache,
+        "window": model.window,
+        "dimensions": model.dimensions,
+        "spacing": model.resampled_to if volumes else None,
+    }
+    dataset = load_dataset(config.data, **reading, scale=model.scale)
     segmenter.check(dataset, run)
     folder.split_record()  # or a clear error
     (split,) = read_splits(run / "split.json", dataset)
