@@ -227,7 +227,7 @@ def _describe(trainer: Trainer, console: Console) -> None:
         f"{len(trainer.validation)} for validation, {len(trainer.split.test)} for the test; "
         f"device {trainer.device}{f', {processes} processes' if processes > 1 else ''}"
     )
-    if trainer.dataset.extents is not None:
+    if trainer.dataset.extents is not None and isinstance(trainer.dataset.images, torch.Tensor):
         taken = (trainer.dataset.images.nbytes + trainer.dataset.masks.nbytes) / 2**20
         console.print(f"Each image takes the memory of the largest, all {taken:,.1f} MiB.")
     parts = {
