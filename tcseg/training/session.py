@@ -182,7 +182,7 @@ def rehearse(config: Config, out: Path, resume: bool) -> None:
     console.print(
         f"{left} steps, about {datetime.timedelta(seconds=round(total))} "
         f"with validation; memory {_peak_mib(trainer.device):.0f} MiB; files in {out} of up to "
-        f"{checkpoints:.0f} MiB. Nothing was written."
+        f"{checkpoints:.0f} MiB. Nothing was written{' but the cache' if config.cache else ''}."
     )
 
 
