@@ -1,4 +1,4 @@
-"""Procedural volumes of the upper abdomen with five structures, made from a seed.
+"""Procedural volumes of the upper abdomen with four structures, made from a seed.
 
 Axes are (z, y, x): towards the head, towards the back, towards the patient's left. Positions and
 lengths are in mm from the middle of the field of view, so nothing but noise and the softness of
@@ -22,8 +22,8 @@ from tcseg.data.phantom.radiograph import ramp
 
 Array = NDArray[Any]  # float32, one value per voxel
 
-CLASSES = ("liver", "left kidney", "right kidney", "spine", "aorta")
-"""Structures of the abdomen, in the order of their masks; left and right are the patient's."""
+CLASSES = ("liver", "kidneys", "spine", "aorta")
+"""Structures of the abdomen, in the order of their masks."""
 
 COUNT = 48
 FIELD_OF_VIEW_MM = 288.0
@@ -85,7 +85,7 @@ def make_volume(
     -------
     image : uint8 (size, size, size)
         Air dark; the grey level of each organ differs between patients.
-    masks : bool (5, size, size, size)
+    masks : bool (4, size, size, size)
         One mask per structure of ``CLASSES``; they overlap by little.
     """
     rng = np.random.default_rng([seed, index])
@@ -93,6 +93,8 @@ def make_volume(
     position = _position(rng, axis)
     trunk = _trunk(rng, axis, position)
     depths = trunk | _organs(rng, axis, position, trunk)
+    # One structure: from a patch near the middle, left and right look alike.
+    depths["kidneys"] = np.maximum(depths["left kidney"], depths["right kidney"])
     value = _scan(rng, axis, position, depths)
     noise = np.random.default_rng([seed, index, size])
     value += rng.uniform(0.02, 0.05) * noise.standard_normal(value.shape, dtype=np.float32)

@@ -178,7 +178,7 @@ def test_from_training_to_prediction(tmp_path):
     save_nifti(tmp_path / "a.nii.gz", volume)
     tcseg_command("predict", tmp_path / "one", tmp_path / "a.nii.gz", "--out", tmp_path / "out")
     found = tcseg.load(tmp_path / "one").predict(read_volume(tmp_path / "a.nii.gz")[0]).masks
-    assert found.shape == (5, 20, 36, 40)
+    assert found.shape == (4, 20, 36, 40)
     (row,) = rows(tmp_path / "out")
     assert int(row["spine voxels"]) == np.count_nonzero(found[model.classes.index("spine")])
 
