@@ -70,9 +70,9 @@ def segmented(monkeypatch):
     names = []
     segment = module._Segmentation._segment
 
-    def noted(self, path, name):
-        names.append(path.name)
-        return segment(self, path, name)
+    def noted(self, writer):
+        names.append(writer.path.name)
+        return segment(self, writer)
 
     monkeypatch.setattr(module._Segmentation, "_segment", noted)
     return names

@@ -205,7 +205,7 @@ def test_a_preview_of_volumes(tmp_path, drawn):
 def test_a_preview_of_patches_of_volumes(tmp_path, drawn, monkeypatch):
     """What is read is larger than the patch, which lies in its middle."""
     size = (6, 12, 16)
-    patches = types.SimpleNamespace(shape=size, draw=lambda *_: None)
+    patches = types.SimpleNamespace(shape=size, draw=lambda *_: (None, None))
     monkeypatch.setattr(previews, "Patches", lambda *_: patches)
     still = Elastic(displacement_std=0.0, identity_probability=1.0)
     assert previews.preview(tmp_path / "p.png", volumes(), [0, 1], still, 0, "", patch=32) == 1
