@@ -191,7 +191,13 @@ def test_from_training_to_prediction(tmp_path):
         (["--size", "32", "--patch", "48"], "--patch must be .* within --size"),
         (["--spacing", "2"], "--spacing must be left out, but for volumes of a folder"),
         (["--data", "jsrt"], "--dimensions must be 2 for radiographs"),
-        (["--data", "folder", "--root", "x"], "--size must be .*original: of a folder, with --pat"),
+        (["--size", "original"], "--size must be .*original: of a folder, with --patch"),
+        (
+            ["--data", "folder", "--root", "x"],
+            "^Error: --patch must be .* given where that is orig",
+        ),
+        (["--dimensions", "4"], "Error: --dimensions must be at least 2 and less than 4, got 4\n$"),
+        (["--dimensions", "1"], "Error: --dimensions must be at least 2 and less than 4, got 1\n$"),
     ],
 )
 def test_options_that_do_not_suit_volumes(tmp_path, words, message):
