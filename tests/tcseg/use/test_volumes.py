@@ -24,7 +24,7 @@ from tcseg.io.images import read_volume
 from tcseg.runs.config import Config
 from tcseg.runs.model import Model
 from tcseg.use.predict import predict
-from tcseg.use.segmenter import Segmenter
+from tcseg.use.segmenter import Segmenter, load_with_data
 
 QUIET = Console(quiet=True)
 TINY = ["--data", "phantom", "--dimensions", "3", "--size", "32", "--patch", "16", "--batch-size"]
@@ -181,6 +181,24 @@ def test_from_training_to_prediction(tmp_path):
     assert found.shape == (5, 20, 36, 40)
     (row,) = rows(tmp_path / "out")
     assert int(row["spine voxels"]) == np.count_nonzero(found[model.classes.index("spine")])
+
+
+def test_evaluation_reads_what_the_training_decoded(tmp_path):
+    """And keeps the voxels of the training when the median is another by then."""
+    root, run, cache = tmp_path / "data", tmp_path / "run", tmp_path / "cache"
+    volume, voxel = ball((16, 20, 20)), (2.0, 2.0, 2.0)
+    for part, values in (("images", volume), ("masks", (volume > 100).astype(np.uint8))):
+        (root / part).mkdir(parents=True)
+        for number in range(5):
+            save_nifti(root / part / f"{number}.nii", values, voxel)
+    options = ["--data", "folder", "--root", root, "--size", "original", "--cache", cache]
+    tcseg_command("train", *TINY, *options, "--method", "baseline", "--out", run)
+    tcseg_command("evaluate", run)
+    assert len(list(cache.iterdir())) == 1
+    for number in range(5, 11):
+        save_nifti(root / "images" / f"{number}.nii", volume, (4.0, 4.0, 4.0))
+    _, dataset, _ = load_with_data(run, "cpu")
+    assert dataset.resampled == Model.load(run).voxel == voxel
 
 
 @pytest.mark.parametrize(
