@@ -34,7 +34,7 @@ from tcseg.io.grids import orientation
 from tcseg.io.images import Picture, is_dicom, is_image, suffix
 from tcseg.io.placement import Pixels, Placement
 from tcseg.io.series import Collection
-from tcseg.io.sizes import ORIGINAL, Size, Spacing, written
+from tcseg.io.sizes import ORIGINAL, Size, Spacing, resolution
 
 
 def load(
@@ -170,14 +170,15 @@ class _Read:
         if not self.planes:
             raise DataError(f"folder: no image in {root / 'images'} can be read")
         given = self.volumes is not None and self.size == ORIGINAL
+        voxel = None if self.volumes is None else self.volumes.wanted
         remedy = "a smaller `spacing`" if given else "a larger `size`"
         marked = set().union(*self.marked)
         for number, name in enumerate(self.classes):
             if number not in marked:
                 problems.add(
-                    f"folder: {name!r} is marked in no image at "
-                    f"{written(self.size, len(self.extents[0]))}; mark it in one at least, take it "
-                    f"out of masks/ and classes.txt, or use {remedy}"
+                    f"folder: {name!r} is marked in no image "
+                    f"{resolution(self.size, len(self.extents[0]), voxel)}; mark it in one at "
+                    f"least, take it out of masks/ and classes.txt, or use {remedy}"
                 )
 
     def fields(self, root: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ __all__ = [
     "mm_of",
     "mm_written",
     "pixels",
+    "resolution",
     "shape_of",
     "suits",
     "written",
@@ -73,6 +74,19 @@ def written(size: Size, dimensions: int = 2) -> str:
         return "their own size"
     sides = _sides(size)
     return " x ".join(map(str, sides * dimensions if len(sides) == 1 else sides))
+
+
+def resolution(size: Size, dimensions: int, voxel: Sequence[float] | None = None) -> str:
+    """Return how images were brought to a size, or volumes to voxels, as messages write it.
+
+    Examples
+    --------
+    >>> resolution(64, 3), resolution("original", 3), resolution("original", 3, (3, 1.5, 1.5))
+    ('at 64 x 64 x 64', 'at their own size', 'in voxels of 3x1.5x1.5 mm')
+    """
+    if size != ORIGINAL or voxel is None:
+        return f"at {written(size, dimensions)}"
+    return f"in voxels of {mm_written(voxel)} mm"
 
 
 def mm_of(spacing: str, dimensions: int = 3) -> Spacing:

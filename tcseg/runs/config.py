@@ -198,15 +198,16 @@ class Config:
                 expect(value in choices, field.name, "one of " + ", ".join(choices))
             if value is not None:
                 expect(*within(field, value))
-        flat = self.dimensions == 2
+        dimensions = min(max(self.dimensions, 2), 3)  # of others it is told above
+        flat = dimensions == 2
         sides = "a multiple of 16, at least " + (
             "32, or two: 256x512" if flat else "16, or three: 32x96x96"
         )
-        own = self.size == ORIGINAL and self.data == "folder" and self.patch is not None
-        fits = own or suits(self.size, dimensions=self.dimensions)
+        own = self.size == ORIGINAL and self.data == "folder"
+        fits = own or suits(self.size, dimensions=dimensions)
         expect(fits, "size", f"{sides} (original: of a folder, with `patch`)")
-        inside = self.patch is None or suits(self.patch, self.size, self.dimensions)
-        expect(inside, "patch", f"{sides}, within `size`")
+        inside = not own if self.patch is None else suits(self.patch, self.size, dimensions)
+        expect(inside, "patch", f"{sides}, within `size`, and given where that is original")
         expect(flat or self.data != "jsrt", "dimensions", "2 for radiographs (jsrt)")
         of_volumes = self.spacing is None or (not flat and self.data == "folder")
         expect(of_volumes, "spacing", "left out, but for volumes of a folder (`dimensions` 3)")

@@ -31,7 +31,7 @@ from tcseg.data.phantom import abdomen, population
 from tcseg.evaluation.evaluate import evaluate, predict, results_table, validation_miou
 from tcseg.evaluation.pictures import save_panel
 from tcseg.extras import is_installed
-from tcseg.io.sizes import written
+from tcseg.io.sizes import resolution, written
 from tcseg.method.names import OWN_NETWORKS
 from tcseg.method.network import network_factory
 from tcseg.method.variants import Method
@@ -217,7 +217,8 @@ def _start(trainer: Trainer, resume: bool) -> None:
 def _describe(trainer: Trainer, console: Console) -> None:
     config, processes = trainer.config, distributed.world_size()
     console.print(
-        f"{config.method} on {config.data} at {written(config.size, config.dimensions)}"
+        f"{config.method} on {config.data} "
+        + resolution(config.size, config.dimensions, trainer.dataset.resampled)
         + (
             ""
             if config.patch is None

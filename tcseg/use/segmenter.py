@@ -338,9 +338,11 @@ def load_with_data(
         "cache": cache or config.cache,
         "window": model.window,
         "dimensions": model.dimensions,
-        "spacing": model.resampled_to if volumes else None,
     }
     dataset = load_dataset(config.data, **reading, scale=model.scale)
+    if volumes and dataset.resampled != model.voxel:  # the median is another by now
+        reading["spacing"] = model.resampled_to
+        dataset = load_dataset(config.data, **reading, scale=model.scale)
     segmenter.check(dataset, run)
     folder.split_record()  # or a clear error
     (split,) = read_splits(run / "split.json", dataset)

@@ -186,7 +186,12 @@ def test_structures_that_a_spacing_takes_are_noted(tmp_path):
     fine = load(tmp_path)
     assert fine.classes[-1] == "class 7"
     assert not fine.vanished
-    refused(tmp_path, "'class 7' is marked in no image", "a smaller `spacing`", spacing="4")
+    refused(
+        tmp_path,
+        "'class 7' is marked in no image in voxels of 4 mm;",
+        "a smaller `spacing`",
+        spacing="4",
+    )
     problems = Problems(collect=True)
     coarse = load(tmp_path, spacing="4", problems=problems)
     assert len(problems.found) == 1

@@ -24,7 +24,7 @@ from tcseg.io.images import read_volume
 from tcseg.runs.config import Config
 from tcseg.runs.model import Model
 from tcseg.use.predict import predict
-from tcseg.use.segmenter import Segmenter
+from tcseg.use.segmenter import Segmenter, load_with_data
 
 QUIET = Console(quiet=True)
 TINY = ["--data", "phantom", "--dimensions", "3", "--size", "32", "--patch", "16", "--batch-size"]
@@ -183,6 +183,24 @@ def test_from_training_to_prediction(tmp_path):
     assert int(row["spine voxels"]) == np.count_nonzero(found[model.classes.index("spine")])
 
 
+def test_evaluation_reads_what_the_training_decoded(tmp_path):
+    """And keeps the voxels of the training when the median is another by then."""
+    root, run, cache = tmp_path / "data", tmp_path / "run", tmp_path / "cache"
+    volume, voxel = ball((16, 20, 20)), (2.0, 2.0, 2.0)
+    for part, values in (("images", volume), ("masks", (volume > 100).astype(np.uint8))):
+        (root / part).mkdir(parents=True)
+        for number in range(5):
+            save_nifti(root / part / f"{number}.nii", values, voxel)
+    options = ["--data", "folder", "--root", root, "--size", "original", "--cache", cache]
+    tcseg_command("train", *TINY, *options, "--method", "baseline", "--out", run)
+    tcseg_command("evaluate", run)
+    assert len(list(cache.iterdir())) == 1
+    for number in range(5, 11):
+        save_nifti(root / "images" / f"{number}.nii", volume, (4.0, 4.0, 4.0))
+    _, dataset, _ = load_with_data(run, "cpu")
+    assert dataset.resampled == Model.load(run).voxel == voxel
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -191,7 +209,13 @@ def test_from_training_to_prediction(tmp_path):
         (["--size", "32", "--patch", "48"], "--patch must be .* within --size"),
         (["--spacing", "2"], "--spacing must be left out, but for volumes of a folder"),
         (["--data", "jsrt"], "--dimensions must be 2 for radiographs"),
-        (["--data", "folder", "--root", "x"], "--size must be .*original: of a folder, with --pat"),
+        (["--size", "original"], "--size must be .*original: of a folder, with --patch"),
+        (
+            ["--data", "folder", "--root", "x"],
+            "^Error: --patch must be .* given where that is orig",
+        ),
+        (["--dimensions", "4"], "Error: --dimensions must be at least 2 and less than 4, got 4\n$"),
+        (["--dimensions", "1"], "Error: --dimensions must be at least 2 and less than 4, got 1\n$"),
     ],
 )
 def test_options_that_do_not_suit_volumes(tmp_path, words, message):
