@@ -80,10 +80,17 @@ def predict(
     ------
     RunError
         If there is nothing to segment, or `out` cannot be written.
+    ValueError
+        If `spacing` is given for volumes.
     """
     problems: list[str] = []
-    files = find_inputs(inputs, out, problems)
     model = segmenter.model
+    if spacing is not None and model.dimensions == 3:
+        raise ValueError(
+            "`spacing` is for images: the network is one of volumes, whose files must say how "
+            "large their voxels are; leave it out"
+        )
+    files = find_inputs(inputs, out, problems)
     names, channels = {name: path for path, name in files.items()}, {}
     if model.files > 1:
         cases = channels_by_case(names)

@@ -148,6 +148,12 @@ def test_a_series_of_dicom_files_is_one_volume(tmp_path):
     assert len(list((out / "segmentations").iterdir())) == 1
 
 
+def test_a_spacing_of_pixels_is_none_of_voxels(tmp_path):
+    save_nifti(tmp_path / "a.nii", ball())
+    with pytest.raises(ValueError, match="`spacing` is for images: the network is one of volumes"):
+        predict(segmenter(), [tmp_path], tmp_path / "out", spacing=2.0, console=QUIET)
+
+
 def test_a_plane_is_no_volume(tmp_path):
     save_nifti(tmp_path / "a.nii", ball()[:1])
     save_nifti(tmp_path / "b.nii", ball())
