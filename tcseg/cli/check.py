@@ -104,8 +104,7 @@ def tell_problems(problems: Problems, console: Console) -> None:
 
 
 def _spacing(dataset: Dataset) -> str:
-    known = [dataset.spacing_of(index) for index in range(len(dataset))]
-    sides = np.array([np.broadcast_to(part, len(dataset.spatial)) for part in known if part])
+    sides = dataset.known_pixels
     if not len(sides):
         return " of unknown size in mm"
     if sides.shape[1] == 3:

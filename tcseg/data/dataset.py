@@ -216,9 +216,15 @@ class Dataset:
     @property
     def pixel(self) -> Spacing | None:
         """Lengths of the sides of a pixel in mm, the medians; None if no file says them."""
-        spacings = [self.spacing_of(index) for index in range(len(self))]
-        sides = [np.broadcast_to(side, len(self.spatial)) for side in spacings if side is not None]
-        return tuple(np.median(sides, axis=0).tolist()) if sides else None
+        sides = self.known_pixels
+        return tuple(np.median(sides, axis=0).tolist()) if len(sides) else None
+
+    @property
+    def known_pixels(self) -> NDArray[np.float64]:
+        """Lengths of the sides of a pixel in mm (images, axes), of images whose files say them."""
+        axes, spacings = len(self.spatial), map(self.spacing_of, range(len(self)))
+        known = [np.broadcast_to(sides, axes) for sides in spacings if sides is not None]
+        return np.array(known).reshape(-1, axes)
 
     def spacing_of(self, index: int) -> Pixel:
         """Return the size of a pixel of one image in mm, None if it is not known."""

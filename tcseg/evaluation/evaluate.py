@@ -304,8 +304,7 @@ def _cases(
                 true = true[: len(dataset.classes)]
                 extent, shape = dataset.extent_of(index), true.shape[1:]
                 if dataset.extents is None:
-                    voxel = spacing if isinstance(spacing, tuple) else None
-                    place = Placement.of(shape, extent, voxel, dataset.resampled)
+                    place = Placement.of(shape, extent, spacing, dataset.resampled)
                 else:
                     place = Placement(shape, extent, (0,) * len(extent), extent)
                 framed = framed[:, *map(slice, extent)]

@@ -13,9 +13,10 @@ from rich.progress import track
 from scipy import ndimage
 
 from tcseg.data import Dataset
+from tcseg.data.dataset import Pixel
 from tcseg.evaluation.metrics import iou
 from tcseg.io.placement import Placement
-from tcseg.io.sizes import LEAST, ORIGINAL, Spacing, mm_of, mm_written, pixels, shape_of
+from tcseg.io.sizes import LEAST, ORIGINAL, mm_of, mm_written, pixels, shape_of
 
 __all__ = ["ENOUGH", "Kept", "candidates", "kept_by_resizing", "suggested", "suggested_patch"]
 
@@ -85,7 +86,7 @@ def kept_by_resizing(dataset: Dataset, sizes: Sequence[Named]) -> dict[Named, di
         names = [dataset.classes[c] for c in shown if c < len(dataset.classes)]  # not the ignored
         labelled = [ndimage.label(mask, np.ones([3] * axes)) for mask in whole[: len(names)]]
         for size in sizes:
-            place = _placed(dataset, whole.shape[1:], _voxel(spacing), size)
+            place = _placed(dataset, whole.shape[1:], spacing, size)
             fitted = place.fit_masks(whole, dataset.exclusive)
             found = np.concatenate([fitted, ~fitted.any(axis=0, keepdims=True)])
             back = place.restore_masks(found.astype(np.float32), dataset.exclusive)
@@ -106,12 +107,12 @@ def candidates(dataset: Dataset) -> list[Named]:
     longer sides stay as they are until the others have reached them.
     """
     axes, read = len(dataset.spatial), map(dataset.original, _images(dataset))
-    known = [(whole.shape[1:], _voxel(spacing)) for whole, spacing in read]
+    known = [(whole.shape[1:], spacing) for whole, spacing in read]
     if dataset.extents is not None:
-        own = np.median([voxel for _, voxel in known if voxel], axis=0)
+        own = np.median([spacing for _, spacing in known if spacing], axis=0)
         return [mm_written(np.maximum(own, times * own.min()).tolist()) for times in COARSER]
     wanted = dataset.resampled
-    placed = [Placement.of(shape, ORIGINAL, voxel, wanted) for shape, voxel in known]
+    placed = [Placement.of(shape, ORIGINAL, spacing, wanted) for shape, spacing in known]
     shapes = np.array([place.size for place in placed])
     sizes = SIZES[axes]
     longer = [side for n, side in enumerate(sizes) if n == 0 or sizes[n - 1] < shapes.max()]
@@ -158,13 +159,7 @@ def _images(dataset: Dataset) -> list[int]:
     return sorted({i for part in shown.values() for i in part[:: -(-len(part) // most) or 1]})
 
 
-def _placed(
-    dataset: Dataset, shape: tuple[int, ...], voxel: Spacing | None, size: Named
-) -> Placement:
+def _placed(dataset: Dataset, shape: tuple[int, ...], spacing: Pixel, size: Named) -> Placement:
     if dataset.extents is None:
-        return Placement.of(shape, size, voxel, dataset.resampled)
-    return Placement.of(shape, ORIGINAL, voxel, mm_of(str(size)))
-
-
-def _voxel(spacing: float | Spacing | None) -> Spacing | None:
-    return spacing if isinstance(spacing, tuple) else None
+        return Placement.of(shape, size, spacing, dataset.resampled)
+    return Placement.of(shape, ORIGINAL, spacing, mm_of(str(size)))

@@ -72,8 +72,8 @@ class Trainer:
         if dataset is None:
             dataset = load_dataset(config.data, **config.reading, scale=run.scale)
         self.split: Split = make_split(dataset, config.split, config.split_file)
-        few = None if config.data == "folder" else LABELLED
-        self.labelled = labelled_subset(self.split, config.labelled or few)
+        default = None if config.data == "folder" else LABELLED
+        self.labelled = labelled_subset(self.split, config.labelled or default)
         self.validation = validation_subset(self.split, config.validation_images)
         self.method = METHODS[config.method]
         self.unlabelled = self.method.unlabelled(self.split, self.labelled)

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -180,20 +181,12 @@ class _Segmentation:
 
         OSError is of a disk that is full or cannot be written.
         """
-        model, problems = self.segmenter.model, list[str]()
-        writers = {
-            path: LabelWriter(path, name, self.out, model.classes, model.values)
-            for path, name in files
-        }
-        rows = ""
-        if self.volumes is not None:
-            with _noted(files[0][0], problems):
-                rows = self._segment_volume(self.volumes, writers)
-        for path in () if self.volumes else list(writers):
-            with _noted(path, problems):
-                rows += self._segment(writers[path])
-        for path in [path for path in writers if not writers[path].planes]:
-            del writers[path]
+        rows, problems, writers = "", list[str](), dict[Path, LabelWriter]()
+        # All files of a volume are read or none, of images each by itself.
+        for part in [files] if self.volumes is not None else [[file] for file in files]:
+            with _noted(part[0][0], problems):
+                text, written = self._segment(part)
+                rows, writers = rows + text, writers | written
         series = self.collection.series(files[0][0])
         if ordered := [writers[path] for path in series if path in writers]:
             with _noted(ordered[0].path, problems):
@@ -202,25 +195,33 @@ class _Segmentation:
                 return rows, problems
         return "", problems
 
-    def _segment(self, writer: LabelWriter) -> str:
-        """Segment the planes of one file; return the rows of the table."""
-        model, pictures = self.segmenter.model, self.collection.read(writer.path)
-        writer.planes, measured = [], []
-        try:
-            for picture, prediction in _pairs(self.segmenter, pictures, self.consistency):
-                if picture.spacing is None and self.spacing is not None:
-                    picture = replace(picture, spacing=(self.spacing, self.spacing))
-                masks = self._processed(prediction.masks)
-                self._write(writer, picture, masks)
-                measured.append(measure_plane(picture, masks, prediction, model.classes))
-                self.scales.append((scale_of(model, picture), writer.path))
-        except BaseException:
-            writer.planes = []  # nothing of a file that cannot be read to its end
-            raise
-        return self.rows.text(measured)
+    def _segment(self, files: Sequence[tuple[Path, str]]) -> tuple[str, dict[Path, LabelWriter]]:
+        """Segment an image file, or all of a volume; return rows of the table, and the masks."""
+        model = self.segmenter.model
+        writers = {
+            path: LabelWriter(path, name, self.out, model.classes, model.values)
+            for path, name in files
+        }
+        if self.volumes is not None:
+            return self.rows.text([self._of_volume(self.volumes, writers)]), writers
+        ((_, writer),) = writers.items()
+        return self.rows.text(self._of_planes(writer)), writers
 
-    def _segment_volume(self, volumes: Volumes, writers: Mapping[Path, LabelWriter]) -> str:
-        """Segment the volume of these files; return its row of the table."""
+    def _of_planes(self, writer: LabelWriter) -> list[dict[str, Any]]:
+        """Segment the planes of one file."""
+        model, pictures = self.segmenter.model, self.collection.read(writer.path)
+        measured = []
+        for picture, prediction in _pairs(self.segmenter, pictures, self.consistency):
+            if picture.spacing is None and self.spacing is not None:
+                picture = replace(picture, spacing=(self.spacing, self.spacing))
+            masks = self._processed(prediction.masks)
+            self._write(writer, picture, masks)
+            measured.append(measure_plane(picture, masks, prediction, model.classes))
+            self.scales.append((scale_of(model, picture), writer.path))
+        return measured
+
+    def _of_volume(self, volumes: Volumes, writers: Mapping[Path, LabelWriter]) -> dict[str, Any]:
+        """Segment the volume of these files."""
         first = next(iter(writers))
         planes, pixels, voxel = volumes.read(first)
         (prediction,) = self.segmenter.predict_all(
@@ -229,8 +230,7 @@ class _Segmentation:
         masks = self._processed(prediction.masks)
         for number, plane in enumerate(planes):
             self._write(writers[plane.path], plane, masks[:, number])
-        row = measure_volume(first, masks, prediction, voxel, self.segmenter.classes)
-        return self.rows.text([row])
+        return measure_volume(first, masks, prediction, voxel, self.segmenter.classes)
 
     def _processed(self, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
         if not self.postprocess:

@@ -332,7 +332,6 @@ def load_with_data(
     config = folder.config()
     segmenter = load(run, device, network=network)
     model = segmenter.model
-    volumes = config.data == "folder" and model.dimensions == 3
     reading = config.reading | {
         "root": root or config.root,
         "cache": cache or config.cache,
@@ -340,7 +339,7 @@ def load_with_data(
         "dimensions": model.dimensions,
     }
     dataset = load_dataset(config.data, **reading, scale=model.scale)
-    if volumes and dataset.resampled != model.voxel:  # the median is another by now
+    if dataset.resampled != model.voxel:  # the median is another by now
         reading["spacing"] = model.resampled_to
         dataset = load_dataset(config.data, **reading, scale=model.scale)
     segmenter.check(dataset, run)

@@ -70,9 +70,9 @@ def segmented(monkeypatch):
     names = []
     segment = module._Segmentation._segment
 
-    def noted(self, writer):
-        names.append(writer.path.name)
-        return segment(self, writer)
+    def noted(self, files):
+        names.append(files[0][0].name)
+        return segment(self, files)
 
     monkeypatch.setattr(module._Segmentation, "_segment", noted)
     return names
