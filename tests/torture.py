@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 sys.path.insert(0, str(Path(__file__).parent / "tcwarp"))
 import test_fuzz
 from made_up import write_dicom
-from tiny import TINY
+from tiny import TINY, TINY_VOLUMES
 
 from tcseg.data import load_dataset
 from tcseg.errors import DataError, RunError
@@ -156,17 +156,15 @@ class Torture:
         self.images = folder / "images"
         self.images.mkdir()
         make_images(self.images)
-        TINY.save(folder / "tiny.toml")
-        self.run = folder / "run"
-        self.train(self.run)
+        self.runs = [folder / "run", folder / "run of volumes"]  # never stopped
+        self.run = self.runs[0]
+        for run, config in zip(self.runs, (TINY, TINY_VOLUMES), strict=True):
+            config.save(run.with_suffix(".toml"))
+            subprocess.run(self.command(run, run), capture_output=True, check=True)
 
-    def train(self, out: Path, *, resume: bool = False) -> subprocess.CompletedProcess[str]:
-        """Train the tiny configuration to its end."""
-        return subprocess.run(self.command(out, resume), capture_output=True, text=True)
-
-    def command(self, out: Path, resume: bool) -> list[str]:
-        """Return the command of a training."""
-        begin = ["--config", str(self.folder / "tiny.toml")]
+    def command(self, like: Path, out: Path, resume: bool = False) -> list[str]:
+        """Return the command of a training like one of the runs."""
+        begin = ["--config", str(like.with_suffix(".toml"))]
         words = ["train", *(["--resume"] if resume else begin), "--out", str(out)]
         return [sys.executable, "-m", "tcseg", *words]
 
@@ -316,14 +314,14 @@ class Torture:
 
     def chain(self) -> None:
         """Stop a training by signals until it is finished; compare it with the one that was not."""
-        out = self.folder / "stopped"
+        like, out = self.chance.choice(self.runs), self.folder / "stopped"
         kills = 0
         while not (out / "summary.json").exists():
             resume = (out / "checkpoint.pt").exists()
             if not resume:
                 shutil.rmtree(out, ignore_errors=True)
             with subprocess.Popen(
-                self.command(out, resume),
+                self.command(like, out, resume),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -340,7 +338,7 @@ class Torture:
                 self.note("chain", said[-300:], ())
         self.tried["signal"] += kills
         self.tried["chain of resumes"] += 1
-        one, two = (load_file(path / "model.safetensors") for path in (self.run, out))
+        one, two = (load_file(path / "model.safetensors") for path in (like, out))
         if any(not np.array_equal(one[name], two[name]) for name in one):
             self.note("chain", f"other weights after {kills} signals", ())
         if left := [path.name for path in out.iterdir() if path.name.startswith(".")]:
@@ -378,7 +376,6 @@ class Torture:
         self.chance, self.tried, self.failures = random.Random(seed), Counter(), []
         with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as folder:
             self.folder = Path(folder)
-            shutil.copy(self.run.parent / "tiny.toml", folder)
             for number in range(PARTS[part]):
                 if not number or time.monotonic() < end:  # each once, however short the time
                     getattr(self, part)()
@@ -390,10 +387,10 @@ def main() -> int:
     minutes, seed = float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else os.getpid()
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")  # of the libraries that read, one for almost every file
-    end = time.monotonic() + 60 * minutes
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         torture = Torture(seed, Path(folder))
+        end = time.monotonic() + 60 * minutes
         while time.monotonic() < end:
             for part in PARTS:
                 torture.apart(part, torture.chance.getrandbits(32), end)

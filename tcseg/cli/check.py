@@ -62,7 +62,7 @@ def check(
     channels, flat = dataset.images.shape[1], len(dataset.spatial) == 2
     size = "" if dataset.extents is None else "their own size, up to "
     without = 0 if dataset.annotated is None else len(dataset) - len(dataset.annotated)
-    noun, parts = ("images", "pixels") if flat else ("volumes", "voxels")
+    noun, parts = f"{dataset.noun}s", "pixels" if flat else "voxels"
     kinds = {1: f"grey {noun}", 3: f"colour {noun}"}
     images = kinds.get(channels * dataset.files, f"{noun} of {channels} channels")
     console.print(
@@ -134,7 +134,7 @@ def _tell_volumes(dataset: Dataset, console: Console) -> None:
 
 def _structures(dataset: Dataset) -> Sheet:
     flat = len(dataset.spatial) == 2
-    kinds = ("images", "area %") if flat else ("volumes", "volume %")
+    kinds = (f"{dataset.noun}s", "area %" if flat else "volume %")
     columns = ["structure", *kinds, "smallest", "largest", "shared with others %"]
     rows = []
     annotated = range(len(dataset)) if dataset.annotated is None else dataset.annotated
@@ -157,11 +157,13 @@ def _structures(dataset: Dataset) -> Sheet:
     sheet = Sheet("Structures", columns, [("", rows)])
     if dataset.ignores:
         count, mean = sum(map(bool, ignored)), sum(ignored) / len(ignored)
-        sheet.notes.append(f"Marked as ignored: {mean:.2f} % of all pixels, in {count} images.")
+        sheet.notes.append(
+            f"Marked as ignored: {mean:.2f} % of all pixels, in {count} {dataset.noun}s."
+        )
     if dataset.originals is not None and dataset.extents is None:
         what, parts = ("Areas", "pixels") if flat else ("Volumes", "voxels")
         size = written(dataset.spatial)
-        sheet.notes.append(f"{what} are of {size} {parts}, margins of images included.")
+        sheet.notes.append(f"{what} are of {size} {parts}, margins included.")
     return sheet
 
 
@@ -221,12 +223,12 @@ def _tell_splits(
         [str(number), *(str(len(part)) for part in (split.train, split.validation, split.test))]
         for number, split in enumerate(splits)
     ]
-    sheet = Sheet("Splits: images", ["split", "training", "validation", "test"])
+    sheet = Sheet(f"Splits: {dataset.noun}s", ["split", "training", "validation", "test"])
     sheet.sections.append(("", rows))
     console.print(sheet)
     for number, split in enumerate(splits):
         first = ", ".join(dataset.ids[i] for i in split.train[:5])
-        console.print(f"Split {number}, first labelled images: {first}", markup=False)
+        console.print(f"Split {number}, first labelled {dataset.noun}s: {first}", markup=False)
 
 
 def file_formats(

@@ -142,7 +142,7 @@ def evaluate(
     console = plain_console()
     size = " at their own size" if original_size else ""
     processed = ", post-processed" if postprocess else ""
-    console.print(f"{run}: {len(indices)} {on} images{size}{processed}")
+    console.print(f"{run}: {len(indices)} {on} {dataset.noun}s{size}{processed}")
     remark = dataset.size_remark(indices, on)
     if remark is not None and not original_size:
         console.print(remark)
@@ -150,7 +150,7 @@ def evaluate(
     kind = ("-original" if original_size else "") + ("-postprocessed" if postprocess else "")
     name = f"evaluation-{on}{kind}.json"
     write_json(run / name, {"on": on, **how, **results})
-    console.print(f"Details by image: {run / name}")
+    console.print(f"Details by {dataset.noun}: {run / name}")
 
 
 @click.command(

@@ -209,6 +209,11 @@ class Dataset:
         return len(self.ids)
 
     @property
+    def noun(self) -> str:
+        """What messages call one of them."""
+        return "image" if len(self.spatial) == 2 else "volume"
+
+    @property
     def spatial(self) -> tuple[int, ...]:
         """Height and width, or depth, height and width, of the tensors."""
         return tuple(self.images.shape[2:])
@@ -277,7 +282,8 @@ class Dataset:
         at = f"{written(self.spatial)} pixels"
         if self.extents is not None and self.resampled is not None:
             at = f"voxels of {mm_written(self.resampled)} mm"
-        return f"Too small for {at}: nothing is left of {listed} of {len(indices)} {part} images."
+        of = f"{len(indices)} {part} {self.noun}s"
+        return f"Too small for {at}: nothing is left of {listed} of {of}."
 
     def original(self, index: int) -> Original:
         """Return the masks of an image in its own size, and the size of a pixel there in mm.

@@ -43,18 +43,21 @@ def shape_of(size: Size, dimensions: int = 2) -> tuple[int, ...]:
 
 
 def pixels(size: Size) -> int | str:
-    """Return a size in its one form, an integer where all sides are alike; other words as they are.
+    """Return a size in its one form, other words as they are.
+
+    That is an integer where all sides are alike, but for text of two, which makes no cube.
 
     Examples
     --------
-    >>> pixels("256"), pixels("256x256"), pixels("256x512"), pixels("large")
-    (256, 256, '256x512', 'large')
+    >>> pixels("256"), pixels((256, 256)), pixels("256x256"), pixels("256x512"), pixels("large")
+    (256, 256, '256x256', '256x512', 'large')
     """
     try:
         sides = _sides(size)
     except ValueError:
         return str(size)
-    return sides[0] if len(set(sides)) == 1 else "x".join(map(str, sides))
+    alike = len(set(sides)) == 1 and not (isinstance(size, str) and len(sides) == 2)
+    return sides[0] if alike else "x".join(map(str, sides))
 
 
 def suits(size: Size, within: Size = ORIGINAL, dimensions: int = 2) -> bool:

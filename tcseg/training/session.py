@@ -216,6 +216,7 @@ def _start(trainer: Trainer, resume: bool) -> None:
 
 def _describe(trainer: Trainer, console: Console) -> None:
     config, processes = trainer.config, distributed.world_size()
+    noun = trainer.dataset.noun
     console.print(
         f"{config.method} on {config.data} "
         + resolution(config.size, config.dimensions, trainer.dataset.resampled)
@@ -224,13 +225,13 @@ def _describe(trainer: Trainer, console: Console) -> None:
             if config.patch is None
             else f", patches of {written(config.patch, config.dimensions)}"
         )
-        + f": {len(trainer.labelled)} labelled and {len(trainer.unlabelled)} unlabelled images, "
+        + f": {len(trainer.labelled)} labelled and {len(trainer.unlabelled)} unlabelled {noun}s, "
         f"{len(trainer.validation)} for validation, {len(trainer.split.test)} for the test; "
         f"device {trainer.device}{f', {processes} processes' if processes > 1 else ''}"
     )
     if trainer.dataset.extents is not None and isinstance(trainer.dataset.images, torch.Tensor):
         taken = (trainer.dataset.images.nbytes + trainer.dataset.masks.nbytes) / 2**20
-        console.print(f"Each image takes the memory of the largest, all {taken:,.1f} MiB.")
+        console.print(f"Each {noun} takes the memory of the largest, all {taken:,.1f} MiB.")
     parts = {
         "labelled": trainer.labelled,
         "validation": trainer.validation,
@@ -238,7 +239,7 @@ def _describe(trainer: Trainer, console: Console) -> None:
     }
     for part, indices in parts.items():
         if absent := trainer.dataset.absent_from(indices):
-            console.print(f"No {part} image shows {', '.join(absent)}.")
+            console.print(f"No {part} {noun} shows {', '.join(absent)}.")
         if remark := trainer.dataset.size_remark(indices, part):
             console.print(remark)
     for remark in split_remarks(trainer.dataset, trainer.split):
@@ -260,7 +261,7 @@ def _finish(trainer: Trainer, console: Console, show_results: bool) -> dict[str,
     processed = evaluate(network, dataset, split.test, postprocess=True)
     validation = evaluate(network, dataset, trainer.validation)
     cases = picture_cases(split.test)
-    title = f"{config.method}, {len(trainer.labelled)} labelled images, {config.data}"
+    title = f"{config.method}, {len(trainer.labelled)} labelled {dataset.noun}s, {config.data}"
     prediction = {"prediction": predict(network, dataset, cases)}
     save_panel(run.path / "test.png", dataset, cases, prediction, title)
     summary = {
@@ -279,7 +280,7 @@ def _finish(trainer: Trainer, console: Console, show_results: bool) -> dict[str,
     }
     run.save_summary(summary)
     if show_results:
-        title = f"{len(split.test)} test images, {state.seconds:.0f} s of training"
+        title = f"{len(split.test)} test {dataset.noun}s, {state.seconds:.0f} s of training"
         console.print(results_table({"pre-trained": pretrained, config.method: test}, title))
         console.print(f"Weights, figures and pictures: {run.path}")
     return summary

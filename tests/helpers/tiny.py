@@ -1,4 +1,6 @@
-"""The one tiny configuration of trainings in tests, and its folder of files."""
+"""The one tiny configuration of trainings in tests, and the same of volumes."""
+
+import dataclasses
 
 from tcseg.runs.config import Config
 
@@ -13,3 +15,4 @@ TINY = Config(
     checkpoint_every=2,
     device="cpu",
 )
+TINY_VOLUMES = dataclasses.replace(TINY, dimensions=3, patch="16x32x32", batch_size=2)

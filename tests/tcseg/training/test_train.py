@@ -16,7 +16,7 @@ import torch
 from checkout import inductor
 from preloaded import run_command
 from processes import started, wait_until
-from tiny import TINY
+from tiny import TINY, TINY_VOLUMES
 
 from tcseg.data import Split, labelled_subset, load_dataset, make_split, save_splits
 from tcseg.errors import DataError, RunError, RunFinished, RunStopped
@@ -303,8 +303,11 @@ def test_an_interrupted_run_leaves_the_same_figures(finished, tmp_path, monkeypa
     assert logged[0] == logged[1]
 
 
-def test_a_network_with_dropout_goes_on_bit_for_bit(tmp_path, monkeypatch):
-    config = dataclasses.replace(TINY, network=f"{__name__}.Dropout")
+DROPOUT = dataclasses.replace(TINY, network=f"{__name__}.Dropout")
+
+
+@pytest.mark.parametrize("config", [DROPOUT, TINY_VOLUMES], ids=["dropout", "volumes"])
+def test_others_go_on_bit_for_bit(config, tmp_path, monkeypatch):
     train(config, tmp_path / "whole", False)
     interrupted(config, tmp_path / "run", 10, monkeypatch)
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
