@@ -156,9 +156,9 @@ def config_option(field: dataclasses.Field[Any]) -> Callable[..., Any]:
 
 
 def read_config(
-    ctx: click.Context, file: Path | None, options: dict[str, Any], default: Config | None = None
+    ctx: click.Context, file: Path | None, options: dict[str, Any], **default: Any
 ) -> Config:
-    """Options of a file, if one is given, overridden by those of the command line; checked."""
+    """Options of a file, else of default, overridden by those of the command line; checked."""
     given = {
         name: value
         for name, value in options.items()
@@ -168,10 +168,7 @@ def read_config(
     for name in ("root", "cache", "pretrained", "split_file"):
         if name in given:
             given[name] = str(Path(given[name]).expanduser().absolute())
-    if default is None:
-        kind = {name: given[name] for name in ("data", "dimensions") if name in given}
-        default = Config.default(**kind)
-    config = dataclasses.replace(default if file is None else Config.load(file), **given)
+    config = Config.of(**{**default, **given}) if file is None else Config.load(file, **given)
     config.validate()
     check_root(config.data, given.get("root"))
     of_file = "network" in options and "network" not in given

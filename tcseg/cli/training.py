@@ -29,7 +29,6 @@ from tcseg.cli.options import (
 from tcseg.errors import RunStopped
 from tcseg.io.files import write_json
 from tcseg.method.variants import METHODS
-from tcseg.runs.config import Config
 from tcseg.runs.folder import RunFolder
 from tcseg.sheet import plain_console
 
@@ -245,7 +244,7 @@ def reproduce(
 
     complete = run_reproduce(
         table,
-        read_config(ctx, config_file, options, Config(data="jsrt")),
+        read_config(ctx, config_file, options, data="jsrt"),
         out,
         labelled=labelled,
         methods=methods,

@@ -254,27 +254,29 @@ class Config:
         return {name: getattr(self, name) for name in ("root", *how, "cache")}
 
     @classmethod
-    def default(cls, data: str = "phantom", dimensions: int = 2) -> Config:
-        """Return the options that are not given, of images or of volumes.
+    def of(cls, **given: Any) -> Config:
+        """Return these options, the others with their defaults of images, or of volumes.
 
         Examples
         --------
-        >>> Config.default().size, Config.default(dimensions=3).patch
+        >>> Config.of().size, Config.of(dimensions=3).patch
         (512, 32)
         """
-        if dimensions != 3:
-            return cls()
-        size, patch = (ORIGINAL, None) if data == "folder" else (48, 32)
-        return cls(data=data, dimensions=3, size=size, patch=patch, batch_size=4)
+        if given.get("dimensions", 2) == 2:
+            return cls(**given)
+        size, patch = (ORIGINAL, None) if given.get("data") == "folder" else (48, 32)
+        return cls(**{"size": size, "patch": patch, "batch_size": 4, **given})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Config:
+    def load(cls, path: str | os.PathLike[str], **given: Any) -> Config:
         """Read a TOML file; options it leaves out have their default.
 
         Parameters
         ----------
         path
             A file as written by `save`, or a part of one.
+        **given
+            Options that take the place of those in the file.
 
         Raises
         ------
@@ -288,7 +290,7 @@ class Config:
         except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError
             raise ValueError(f"{path}: not a TOML file: {error}") from error
         try:
-            return cls(**_checked(values))
+            return cls.of(**{**_checked(values), **given})
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 

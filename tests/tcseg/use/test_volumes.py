@@ -252,12 +252,24 @@ def test_a_broken_description_is_refused(tmp_path, change):
         Model.load(tmp_path)
 
 
-def test_what_differs_for_volumes_where_it_is_not_given():
-    assert Config.default() == Config()
-    volumes = Config.default("phantom", 3)
+def test_what_differs_for_volumes_where_it_is_not_given(tmp_path, monkeypatch):
+    assert Config.of() == Config()
+    volumes = Config.of(data="phantom", dimensions=3)
     volumes.validate()
     assert (volumes.size, volumes.patch) == (48, 32)
-    assert Config.default("folder", 3).size == "original"
+    assert Config.of(data="folder", dimensions=3).size == "original"
+    part = tmp_path / "part.toml"
+    part.write_text("dimensions = 3\n")
+    assert Config.load(part) == volumes
+    read = []
+    monkeypatch.setattr(
+        "tcseg.paper.reproduce.reproduce", lambda _, base, *a, **b: read.append(base)
+    )
+    for data in (["phantom"], ["folder", "--root", tmp_path]):
+        words = ["--data", *data, "--patch", 16, "--config", part]
+        command = ["reproduce", "table1", *words, "--out", tmp_path / "out"]
+        CliRunner().invoke(main, list(map(str, command)))
+    assert [base.size for base in read] == [48, "original"]
 
 
 def test_hd95_against_monai():
