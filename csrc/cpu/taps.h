@@ -111,8 +111,9 @@ struct TileTaps {
   TCWARP_HOST_DEVICE W corner_slope(int corner, int64_t i, int along) const {
     W product = 1;
     for (int k = D - 1; k >= 0; --k, corner /= kTaps) {
-      product *=
-          (k == along ? axis[k].slope : axis[k].weight)[corner % kTaps][i];
+      // Named: GCC's UndefinedBehaviorSanitizer spoils an index of `?:`.
+      const auto& factor = k == along ? axis[k].slope : axis[k].weight;
+      product *= factor[corner % kTaps][i];
     }
     return product;
   }

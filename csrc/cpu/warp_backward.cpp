@@ -314,7 +314,8 @@ TCWARP_MULTIVERSION void add_slopes(
         flat += axis.index[r % kTaps][i];
         weight *= axis.weight[r % kTaps][i];
         for (int j = 0; j < D - 1; ++j) {
-          tilted[j] *= (j == k ? axis.slope : axis.weight)[r % kTaps][i];
+          const auto& factor = j == k ? axis.slope : axis.weight;
+          tilted[j] *= factor[r % kTaps][i];
         }
       }
       W level = 0, along = 0;

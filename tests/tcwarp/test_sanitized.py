@@ -21,7 +21,7 @@ def test_an_error_would_be_found():
     """A displacement of fewer samples than its image, past the checks: reads beyond its end."""
     script = (
         "import torch, tcwarp\n"
-        "image, field = torch.zeros(64, 1, 64, 64), torch.zeros(1, 2, 64, 64)\n"
+        "image, field = torch.zeros(64, 1, 64, 64), torch.zeros(2, 2, 64, 64)\n"
         "torch.ops.tcwarp.warp(image, field, 0, 0)\n"
     )
     result = python("-c", script)

@@ -101,7 +101,7 @@ def test_a_saved_config_is_read_back_the_same(tmp_path_factory, root, network, s
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("64", 64), ("'64'", 64), ("'64x64'", 64), ("'32x64'", "32x64")]
+    ("text", "size"), [("64", 64), ("'64'", 64), ("'64x64'", "64x64"), ("'32x64'", "32x64")]
 )
 def test_a_size_is_one_number_or_height_and_width(tmp_path, text, size):
     path = tmp_path / "some.toml"
