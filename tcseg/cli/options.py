@@ -78,7 +78,10 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and re.search("of memory|allocate memory", str(error))
     ):
-        way = "use a smaller `size`, `patch` or `batch_size`, or a machine with more memory"
+        way = (
+            "use a smaller `size`, `patch` or `batch_size`, a larger `spacing`, or a machine with "
+            "more memory"
+        )
         return f"out of memory ({reason(error)[:200]}); {way}", 1
     if isinstance(error, ImportError):
         return f"{error}; `tcseg doctor` says what is missing", 1
