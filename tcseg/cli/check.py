@@ -61,14 +61,14 @@ def check(
         console.print(f"{kind}: {listed}", markup=False)
     channels, flat = dataset.images.shape[1], len(dataset.spatial) == 2
     size = "" if dataset.extents is None else "their own size, up to "
-    without = 0 if dataset.annotated is None else len(dataset) - len(dataset.annotated)
+    annotated = len(dataset.with_masks)
     noun, parts = ("images", "pixels") if flat else ("volumes", "voxels")
     kinds = {1: f"grey {noun}", 3: f"colour {noun}"}
     images = kinds.get(channels * dataset.files, f"{noun} of {channels} channels")
     console.print(
         f"{len(dataset)} {images} read at "
         f"{size}{written(dataset.spatial)} {parts}{_spacing(dataset)}: "
-        f"{len(dataset) - without} with masks, {without} without",
+        f"{annotated} with masks, {len(dataset) - annotated} without",
         markup=False,
     )
     if not flat and dataset.extents is not None:
@@ -137,11 +137,10 @@ def _structures(dataset: Dataset) -> Sheet:
     kinds = ("images", "area %") if flat else ("volumes", "volume %")
     columns = ["structure", *kinds, "smallest", "largest", "shared with others %"]
     rows = []
-    annotated = range(len(dataset)) if dataset.annotated is None else dataset.annotated
-    areas = torch.zeros(len(annotated), len(dataset.classes))
+    areas = torch.zeros(len(dataset.with_masks), len(dataset.classes))
     shared = torch.zeros(2, len(dataset.classes))
     ignored = []
-    for row, index in enumerate(annotated):  # few in memory at a time
+    for row, index in enumerate(dataset.with_masks):  # few in memory at a time
         own: tuple[slice, ...] = tuple(map(slice, dataset.extent_of(index)))
         target = dataset.target_batch([index])[0][:, *own].bool()
         masks, together = target[:-1].flatten(1), (target[:-1].sum(dim=0) > 1).flatten()
@@ -187,8 +186,7 @@ def _tell_resizing(dataset: Dataset, problems: Problems, console: Console) -> No
     sheet.sections.append(("", rows))
     sheet.notes.append("IOU with the original masks. Parts: connected components.")
     console.print(sheet)
-    annotated = range(len(dataset)) if dataset.annotated is None else dataset.annotated
-    if remark := dataset.size_remark(annotated, "annotated"):
+    if remark := dataset.size_remark(dataset.with_masks, "annotated"):
         console.print(remark, markup=False)
     best, name, value = suggested({tried: kept[tried] for tried in sizes})
     among = ", ".join(map(str, sizes))

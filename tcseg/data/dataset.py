@@ -226,6 +226,11 @@ class Dataset:
         known = [np.broadcast_to(sides, axes) for sides in spacings if sides is not None]
         return np.array(known).reshape(-1, axes)
 
+    @property
+    def with_masks(self) -> Sequence[int]:
+        """Indices of the images that have masks."""
+        return range(len(self)) if self.annotated is None else self.annotated
+
     def spacing_of(self, index: int) -> Pixel:
         """Return the size of a pixel of one image in mm, None if it is not known."""
         return self.spacing if self.spacings is None else self.spacings[index]

@@ -8,7 +8,6 @@ or DICOM segmentations; then classes may overlap. Images without a mask are unla
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,8 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from tcseg.data.dataset import Dataset, Original, lost_classes, pack_masks
 from tcseg.data.layout import Layout, find_layout
@@ -35,6 +32,7 @@ from tcseg.io.images import Picture, is_dicom, is_image, suffix
 from tcseg.io.placement import Pixels, Placement
 from tcseg.io.series import Collection
 from tcseg.io.sizes import ORIGINAL, Size, Spacing, resolution
+from tcseg.sheet import track
 
 
 def load(
@@ -87,9 +85,8 @@ def load(
     )
     volumes = Volumes(collection, spacing, size) if dimensions == 3 else None
     read = _Read(masks, size, scale, volumes, *(into or ()))
-    parts: Iterable[Path] = collection.files if volumes is None else volumes.files
-    console = Console(stderr=True, quiet=not sys.stderr.isatty())
-    for path in track(list(parts), "Reading images", console=console, transient=True):
+    parts = collection.files if volumes is None else volumes.files
+    for path in track(parts, "Reading images"):
         try:
             if volumes is None:
                 for picture in collection.read(path):

@@ -103,7 +103,7 @@ def _jsrt_split(dataset: Dataset, split: int) -> Split:
 def _folder_split(dataset: Dataset, split: int) -> Split:
     # Images of one patient stay together: they are too alike to be tested on each other.
     groups: dict[str, list[int]] = {}
-    for index in _annotated(dataset):
+    for index in dataset.with_masks:
         groups.setdefault(dataset.group_of(index), []).append(index)
     if len(groups) < 2:
         by = dataset.grouped_by
@@ -120,14 +120,10 @@ def _folder_split(dataset: Dataset, split: int) -> Split:
     return Split(train, validation, test or validation, _unlabelled(dataset, validation + test))
 
 
-def _annotated(dataset: Dataset) -> list[int]:
-    return list(range(len(dataset))) if dataset.annotated is None else dataset.annotated
-
-
 def _unlabelled(dataset: Dataset, held_out: Sequence[int] = ()) -> list[int]:
     """Return the images without masks, but for those of the patients that are held out."""
     groups = set(map(dataset.group_of, held_out))
-    without = sorted(set(range(len(dataset))) - set(_annotated(dataset)))
+    without = sorted(set(range(len(dataset))) - set(dataset.with_masks))
     return [index for index in without if dataset.group_of(index) not in groups]
 
 
