@@ -129,9 +129,9 @@ def load_dataset(
     if name != "folder" and len(set(shape)) > 1:
         raise DataError(f"`size` {pixels(size)}: images of {name} are square; give one number")
     if name == "phantom":
-        from tcseg.data.phantom import abdomen, population
+        from tcseg.data.phantom import population
 
-        return population.load(shape[0]) if dimensions == 2 else abdomen.load(shape[0])
+        return population.load(shape[0], dimensions)
     if name == "jsrt":
         from tcseg.data import jsrt
 

@@ -162,7 +162,7 @@ def grid(
 def _check_data(base: Config, cells: Sequence[Cell]) -> None:
     """Find out before any training whether the data set has all that is asked for."""
     if base.data == "phantom":
-        dataset = population.undrawn()
+        dataset = population.undrawn(base.dimensions)
     else:
         dataset = load_dataset(base.data, **base.reading)
     for cell in cells:

@@ -27,7 +27,7 @@ from tcseg.data import (
     split_remarks,
     validation_subset,
 )
-from tcseg.data.phantom import abdomen, population
+from tcseg.data.phantom import population
 from tcseg.evaluation.evaluate import evaluate, predict, results_table, validation_miou
 from tcseg.evaluation.pictures import save_panel
 from tcseg.extras import is_installed
@@ -114,7 +114,7 @@ def _check_before_data(config: Config, resume: bool) -> None:
     if config.network not in OWN_NETWORKS:
         network_factory(config.network)
     if config.data == "phantom":
-        phantoms = (population if config.dimensions == 2 else abdomen).undrawn()
+        phantoms = population.undrawn(config.dimensions)
         split = make_split(phantoms, config.split, config.split_file)
         labelled_subset(split, config.labelled or LABELLED)
         validation_subset(split, config.validation_images)
