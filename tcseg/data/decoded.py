@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import sys
@@ -21,7 +22,7 @@ from tcseg.data.dataset import Dataset
 from tcseg.data.nnunet import is_nnunet
 from tcseg.data.stored import Rows, Stored
 from tcseg.errors import DataError
-from tcseg.io.files import decode_json, read_whole, walk, write_atomically
+from tcseg.io.files import decode_json, open_lock, read_whole, walk, write_atomically
 from tcseg.io.shapes import DRAWN
 from tcseg.io.sizes import Size
 
@@ -170,13 +171,7 @@ def _make(folder: Path, read: Callable[[tuple[Rows, Rows]], Dataset]) -> None:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other processes out: they wait until it is done, or this process has ended."""
-    try:
-        import fcntl
-    except ImportError:  # not on every system; then nothing is locked
-        yield
-        return
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    with os.fdopen(os.open(folder / ".lock", flags, 0o666), "r+") as file:
+    with os.fdopen(open_lock(folder / ".lock"), "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
