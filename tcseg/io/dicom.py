@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcseg.errors import DataError, reason
+from tcseg.errors import DataError, mask_file
 from tcseg.extras import needs
 from tcseg.io.grey import tails
 from tcseg.io.limits import check_inflated, check_pixels
@@ -302,7 +302,7 @@ def read_segments(path: Path) -> dict[str, dict[str, NDArray[np.bool_]]]:
     DataError
         If it cannot be read, or does not say what its frames are of.
     """
-    try:
+    with mask_file(path):
         data = read_dataset(path)
         frames = data.pixel_array.reshape(-1, data.Rows, data.Columns)
         half = int(data.get("MaximumFractionalValue", 1)) / 2
@@ -311,8 +311,6 @@ def read_segments(path: Path) -> dict[str, dict[str, NDArray[np.bool_]]]:
         placed = [_place_of(group, shared) for group in groups]
         labels = {int(s.SegmentNumber): str(s.SegmentLabel) for s in data.SegmentSequence}
         images = _sources(data)
-    except Exception as error:  # decoders of damaged files raise almost anything
-        raise DataError(f"folder: {path} cannot be read ({reason(error)})") from error
     if len(images) == 1:  # frames need not name it
         placed = [(number, images[0], plane) for number, _, plane in placed]
     nameless = len(images) > 1 and "" in {source for _, source, _ in placed}

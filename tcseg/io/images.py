@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,20 @@ def png(values: NDArray[np.uint8]) -> bytes:
 # ---- formats --------------------------------------------------------------------------------
 
 
+def _picture(
+    path: Path,
+    plane: int,
+    count: int,
+    pixels: Pixels,
+    spacing: tuple[float, float] | None,
+    bits: int,
+    slice_spacing: float | None = None,
+) -> Picture:
+    """Return a plane of a file that has so many."""
+    name, number = (stem(path), None) if count == 1 else (f"{stem(path)}/{plane:03d}", plane)
+    return Picture(name, pixels, spacing, path, number, bits=bits, slice_spacing=slice_spacing)
+
+
 def _read_plain(path: Path, limits: Limits | None, scale: str) -> Iterator[Picture]:
     given = limits is not None
     with open_plain(path) as file:
@@ -201,9 +215,7 @@ def _read_plain(path: Path, limits: Limits | None, scale: str) -> Iterator[Pictu
             pixels = as_pixels(page, limits if bits > 8 else None)
             if len(pixels) == 3 and (pixels == pixels[:1]).all():
                 pixels = pixels[:1]  # grey, saved as colour
-            name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
-            number = None if count == 1 else plane
-            yield Picture(name, pixels, spacing, path, number, bits=bits)
+            yield _picture(path, plane, count, pixels, spacing, bits)
 
 
 def _page(file: Image.Image, number: int) -> NDArray[Any]:
@@ -248,18 +260,8 @@ def _read_dicom(path: Path, limits: Limits | None, scale: str) -> Iterator[Pictu
     for plane, (values, spacing) in enumerate(zip(frames.values, frames.spacings, strict=True)):
         pixels = as_pixels(values, levels[plane] if values.ndim == 2 else None)
         pixels = 1 - pixels if frames.inverted else pixels
-        name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
-        number = None if count == 1 else plane
-        yield Picture(
-            name,
-            pixels,
-            spacing,
-            path,
-            number,
-            frames.at_detector,
-            bits=frames.bits,
-            slice_spacing=frames.slice_spacing,
-        )
+        picture = _picture(path, plane, count, pixels, spacing, frames.bits, frames.slice_spacing)
+        yield replace(picture, at_detector=frames.at_detector)
 
 
 def read_volume(
@@ -324,6 +326,4 @@ def _read_stack(
         limits = each[0] if together else each
     for plane, values in enumerate(planes):
         pixels = as_pixels(values, limits)
-        name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
-        number = None if count == 1 else plane
-        yield Picture(name, pixels, spacing, path, number, bits=bits, slice_spacing=slice_spacing)
+        yield _picture(path, plane, count, pixels, spacing, bits, slice_spacing)
