@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from tcseg.cli.options import with_options
-from tcseg.data import folder, jsrt
 from tcseg.data.dataset import Dataset
 from tcseg.data.splits import JSRT_SPLITS, make_split, read_splits, split_remarks
 from tcseg.errors import DataError, Problems
@@ -225,12 +224,3 @@ def _tell_splits(
     for number, split in enumerate(splits):
         first = ", ".join(dataset.ids[i] for i in split.train[:5])
         console.print(f"Split {number}, first labelled images: {first}", markup=False)
-
-
-def file_formats(
-    dataset: str, root: str | Path, mask_pattern: str | None
-) -> dict[str, Mapping[str, int]]:
-    """Return the formats of the files of a data set; none if it has no files."""
-    if dataset == "jsrt":
-        return dict(jsrt.formats(root))
-    return dict(folder.formats(root, mask_pattern)) if dataset == "folder" else {}

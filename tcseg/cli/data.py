@@ -63,13 +63,12 @@ def check(
     root = reading["root"]
     check_root(data, root)
 
-    from tcseg.cli.check import SHEET_IMAGES, file_formats, tell_problems
+    from tcseg.cli.check import SHEET_IMAGES, tell_problems
     from tcseg.cli.check import check as check_dataset
-    from tcseg.data import jsrt_root, load_dataset
+    from tcseg.data import folder, jsrt, jsrt_root, load_dataset
     from tcseg.errors import DataError, Problems
 
     problems = Problems(collect=True)
-    folder = jsrt_root(root) if data == "jsrt" else root or ""
     console = plain_console()
     if size is None and reading["dimensions"] == 2:
         size = 256
@@ -78,12 +77,16 @@ def check(
     except DataError:
         tell_problems(problems, console)
         raise
-    formats = file_formats(data, folder, reading["mask_pattern"])
+    formats = {}
+    if data == "jsrt":
+        formats = jsrt.formats(jsrt_root(root))
+    elif data == "folder":
+        formats = folder.formats(root, reading["mask_pattern"])
     fine = check_dataset(dataset, problems, formats, split_file, console)
     if sheet is not None and len(dataset):
-        from tcseg.evaluation.pictures import save_contact_sheet
+        from tcseg.evaluation.pictures import save_contact_sheet, spread
 
-        shown = list(range(0, len(dataset), max(1, len(dataset) // SHEET_IMAGES)))[:SHEET_IMAGES]
+        shown = spread(range(len(dataset)), SHEET_IMAGES)
         save_contact_sheet(sheet, dataset, shown, f"{data}: {len(shown)} of {len(dataset)} images")
         console.print(f"Contact sheet: {sheet}")
     if not fine:

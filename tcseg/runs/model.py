@@ -166,6 +166,10 @@ class Model:
         """
         if self.network not in OWN_NETWORKS:
             self._check_trusted(run, trusted)
+        return self.new_network()
+
+    def new_network(self) -> nn.Module:
+        """Return such a network, its weights at random."""
         return build_network(
             self.network,
             len(self.classes),

@@ -29,7 +29,7 @@ from tcseg.data import (
 )
 from tcseg.data.phantom import population
 from tcseg.evaluation.evaluate import evaluate, predict, results_table, validation_miou
-from tcseg.evaluation.pictures import save_panel
+from tcseg.evaluation.pictures import save_panel, spread
 from tcseg.extras import is_installed
 from tcseg.io.sizes import resolution, written
 from tcseg.method.names import OWN_NETWORKS
@@ -37,11 +37,11 @@ from tcseg.method.network import network_factory
 from tcseg.method.variants import Method
 from tcseg.runs.config import Config, resolve_device
 from tcseg.runs.folder import RunFolder
-from tcseg.runs.model import Model, load_weights
+from tcseg.runs.model import load_weights
 from tcseg.sheet import plain_console
 from tcseg.training import distributed
 from tcseg.training.state import pretrained_weights
-from tcseg.training.trainer import LABELLED, SUPERVISED, Trainer, picture_cases
+from tcseg.training.trainer import LABELLED, SUPERVISED, Trainer
 
 REHEARSED_STEPS = 5
 LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal to draw a bar in
@@ -255,11 +255,11 @@ def _finish(trainer: Trainer, console: Console, show_results: bool) -> dict[str,
     pretrained = evaluate(network, dataset, split.test)
     load_weights(network, state.best, run.path, config.network)
     run.save_weights(network.state_dict())
-    Model.of(config, dataset).save(run.path)
+    trainer.description.save(run.path)
     test = evaluate(network, dataset, split.test)
     processed = evaluate(network, dataset, split.test, postprocess=True)
     validation = evaluate(network, dataset, trainer.validation)
-    cases = picture_cases(split.test)
+    cases = spread(split.test)
     title = f"{config.method}, {len(trainer.labelled)} labelled images, {config.data}"
     prediction = {"prediction": predict(network, dataset, cases)}
     save_panel(run.path / "test.png", dataset, cases, prediction, title)
