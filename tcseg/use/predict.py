@@ -26,7 +26,7 @@ from tcseg.io.images import Picture, png
 from tcseg.io.label_maps import LabelWriter, write_into
 from tcseg.io.series import Collection, channels_by_case
 from tcseg.use.inputs import find_inputs
-from tcseg.use.measurements import Rows, measure_plane, measure_volume, scale_of, tell_scales
+from tcseg.use.measurements import Rows, measure, scale_of, tell_scales
 from tcseg.use.segmenter import Prediction, Segmenter
 from tcseg.use.sharing import Ledger
 
@@ -35,6 +35,7 @@ __all__ = ["predict"]
 BATCH = 8
 LARGE = 2**23  # pixels that wait for a batch to be full
 OVERLAY = 2048  # pixels, at most
+_WHERE = {True: "detector", False: "patient"}  # a pixel has its size
 Work = dict[str, list[tuple[Path, str]]]  # by key: paths and names of what is written together
 
 
@@ -216,7 +217,10 @@ class _Segmentation:
                 picture = replace(picture, spacing=(self.spacing, self.spacing))
             masks = self._processed(prediction.masks)
             self._write(writer, picture, masks)
-            measured.append(measure_plane(picture, masks, prediction, model.classes))
+            where = None if picture.spacing is None else _WHERE[picture.at_detector]
+            more = {"plane": picture.plane, "mm at": where}
+            row = measure(writer.path, masks, prediction, picture.spacing, model.classes, **more)
+            measured.append(row)
             self.scales.append((scale_of(model, picture), writer.path))
         return measured
 
@@ -230,7 +234,7 @@ class _Segmentation:
         masks = self._processed(prediction.masks)
         for number, plane in enumerate(planes):
             self._write(writers[plane.path], plane, masks[:, number])
-        return measure_volume(first, masks, prediction, voxel, self.segmenter.classes)
+        return measure(first, masks, prediction, voxel, self.segmenter.classes)
 
     def _processed(self, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
         if not self.postprocess:
