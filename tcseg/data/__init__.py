@@ -18,7 +18,7 @@ from tcseg.data.splits import (
     validation_subset,
 )
 from tcseg.errors import DataError, Problems
-from tcseg.io.sizes import LEAST, ORIGINAL, Size, pixels, shape_of
+from tcseg.io.sizes import LEAST, ORIGINAL, Size, default_size, pixels, shape_of
 
 __all__ = [
     "CLASSES",
@@ -113,7 +113,7 @@ def load_dataset(
     (160, torch.Size([160, 1, 32, 32]))
     """
     if size is None:
-        size = 512 if dimensions == 2 else ORIGINAL if name == "folder" else 48
+        size = default_size(name, dimensions)
     if dimensions not in LEAST:
         raise DataError(f"`dimensions` must be 2 or 3, got {dimensions}")
     if dimensions == 3 and name == "jsrt":

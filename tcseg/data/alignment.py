@@ -11,6 +11,7 @@ import numpy as np
 from tcseg.errors import DataError
 from tcseg.io.grids import affine_of, orientation
 from tcseg.io.images import exif_orientation
+from tcseg.io.sizes import mm_written
 
 __all__ = ["check_grid", "check_orientation"]
 
@@ -26,7 +27,7 @@ def check_grid(mask: Path, image: Path, counts: Sequence[int]) -> None:
     apart = float(np.abs(np.linalg.inv(its) @ ours @ corners - corners).max())
     if apart > NEAR:
         sides, others = (
-            " x ".join(f"{side:.4g}" for side in np.linalg.norm(affine[:3, :3], axis=0)[::-1])
+            mm_written(np.linalg.norm(affine[:3, :3], axis=0)[::-1].tolist())
             for affine in (ours, its)
         )
         raise DataError(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcseg.io.files import write_atomically
-from tcseg.io.sizes import ORIGINAL, pixels, suits
+from tcseg.io.sizes import ORIGINAL, default_size, pixels, suits
 from tcseg.io.windows import WINDOWS, window_limits
 from tcseg.method import names
 from tcseg.method.variants import METHODS
@@ -62,7 +62,7 @@ class Config:
         below=4,
     )
     size: int | str = option(
-        512,
+        default_size("phantom", 2),
         "Size of images, 256 or 256x512 (height x width), multiples of 16; with --patch, original, "
         "as volumes of a folder have it if not set.",
         kind=pixels,
@@ -264,7 +264,8 @@ class Config:
         """
         if dimensions != 3:
             return cls()
-        size, patch = (ORIGINAL, None) if data == "folder" else (48, 32)
+        size = default_size(data, dimensions)
+        patch = None if size == ORIGINAL else 32
         return cls(data=data, dimensions=3, size=size, patch=patch, batch_size=4)
 
     @classmethod
