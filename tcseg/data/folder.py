@@ -50,25 +50,8 @@ def load(
 ) -> Dataset:
     """Read every image, and the masks that there are.
 
-    Parameters
-    ----------
-    root
-        The folder.
-    size
-        Sides to fit images into, in pixels, their proportions kept; or ``"original"``.
-    problems
-        Where to collect what is wrong; images that it concerns are left out.
-    group
-        Regular expression that finds the patient in the names of images; see `Collection`.
-    mask_pattern
-        How masks are named; see `find_layout`.
-    window, scale
-        What is black and white; see `Collection`. Images of scale ``"image"`` have 8 bits.
-    dimensions, spacing
-        2 to read planes, 3 to join those of volumes, and how large voxels are to be; see
-        `load_dataset`.
-    into
-        What takes images and masks; if not given they are kept in memory.
+    Parameters are those of `tcseg.data.load_dataset`, and `into`: what takes images and masks; if
+    not given they are kept in memory.
 
     Raises
     ------

@@ -157,29 +157,17 @@ def labelled_subset(split: Split, count: int | None) -> list[int]:
     DataError
         If `count` is below 1 or exceeds the training images.
     """
-    if count is None:
-        return split.train
-    if not 1 <= count <= len(split.train):
-        raise DataError(
-            f"`labelled` must be 1 to {len(split.train)}, as many as there are training images, "
-            f"got {count}"
-        )
-    return split.train[:count]
+    return _first(split.train, count, "`labelled`", "there are training images")
 
 
 def validation_subset(split: Split, count: int | None) -> list[int]:
-    """Return the first `count` validation images, all if it is None.
+    """Return the first validation images, as `labelled_subset` does of the training images."""
+    return _first(split.validation, count, "`validation_images`", "the split has")
 
-    Raises
-    ------
-    DataError
-        If `count` is below 1 or exceeds the validation images.
-    """
-    images = split.validation
+
+def _first(images: list[int], count: int | None, option: str, most: str) -> list[int]:
     if count is not None and not 1 <= count <= len(images):
-        raise DataError(
-            f"`validation_images` must be 1 to {len(images)}, as many as the split has, got {count}"
-        )
+        raise DataError(f"{option} must be 1 to {len(images)}, as many as {most}, got {count}")
     return images[:count]
 
 
