@@ -20,7 +20,6 @@ from rich.progress import (
 )
 
 from tcseg.data import (
-    Dataset,
     labelled_subset,
     make_split,
     split_record,
@@ -53,8 +52,6 @@ def train(
     resume: bool,
     *,
     show_results: bool = True,
-    dataset: Dataset | None = None,
-    show: Callable[[int, float, float], None] | None = None,
     stop: Callable[[], int] = lambda: 0,
 ) -> dict[str, Any]:
     """Train a network into a run folder.
@@ -69,10 +66,6 @@ def train(
         Continue the unfinished run in `out`.
     show_results : bool
         Print the table of results at the end.
-    dataset : Dataset, optional
-        The data set of the options, if it was read already.
-    show : callable, optional
-        Told of the progress as `Trainer.fit` does; nothing is printed then.
     stop : callable
         Asked after each step whether to stop here: the number of a signal, or 0.
 
@@ -92,20 +85,17 @@ def train(
     with distributed.process_group(resolve_device(config.device)) as device:
         # One process writes, and says how it goes; the others compute.
         writes = distributed.rank() == 0
-        console = plain_console(quiet=show is not None or not writes)
+        console = plain_console(quiet=not writes)
         with distributed.first_of_all(lambda: RunFolder.create(out, config, resume=resume)) as run:
             _check_before_data(config, resume)
-            trainer = Trainer(config, run, device, dataset)
+            trainer = Trainer(config, run, device)
             _start(trainer, resume)
             if writes:
                 run.record_split(split_record(trainer.dataset, trainer.split), resume)
                 if resume:
                     run.rewind(trainer.state.step)
             _describe(trainer, console)
-            if show is None:
-                _fit(trainer, console, stop)
-            else:
-                trainer.fit(show, stop)
+            _fit(trainer, console, stop)
             return _finish(trainer, console, show_results) if writes else {}
 
 

@@ -54,21 +54,12 @@ class Trainer:
         Where figures and checkpoints go.
     device : torch.device, optional
         In place of the one in the options: the GPU of this process.
-    dataset : Dataset, optional
-        The data set of the options, if it was read already.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        run: RunFolder,
-        device: torch.device | None = None,
-        dataset: Dataset | None = None,
-    ) -> None:
+    def __init__(self, config: Config, run: RunFolder, device: torch.device | None = None) -> None:
         self.config, self.run = config, run
         self.device = resolve_device(config.device) if device is None else device
-        if dataset is None:
-            dataset = load_dataset(config.data, **config.reading, scale=run.scale)
+        dataset = load_dataset(config.data, **config.reading, scale=run.scale)
         self.split: Split = make_split(dataset, config.split, config.split_file)
         default = None if config.data == "folder" else LABELLED
         self.labelled = labelled_subset(self.split, config.labelled or default)
