@@ -83,7 +83,6 @@ def load(
     return Dataset(
         name="folder",
         classes=read.classes,
-        spacing=None,
         grouped_by=collection.grouped_by,
         files=max([1, *map(len, layout.channels.values())]),
         scale=scale,

@@ -78,7 +78,7 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
         classes=CLASSES,
         images=torch.from_numpy(pixels[: len(ids)]),
         masks=bits[: len(ids)],
-        spacing=FIELD_OF_VIEW_MM / size,
+        spacings=[(FIELD_OF_VIEW_MM / size,) * 2] * len(ids),
         vanished=vanished,
         originals=partial(_original, ids, masks),
     )
@@ -90,7 +90,7 @@ def _original(ids: Sequence[str], masks: Mapping[str, Sequence[Path]], index: in
     if len({mask.shape for mask in decoded}) > 1:
         raise DataError(f"jsrt: the masks of {ids[index]} differ in size; copy them again")
     whole = np.stack(decoded)
-    return whole, FIELD_OF_VIEW_MM / whole.shape[-1]
+    return whole, (FIELD_OF_VIEW_MM / whole.shape[-1],) * 2
 
 
 # ---- finding --------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tcseg.data import Dataset
 from tcseg.evaluation import metrics
+from tcseg.io.sizes import Spacing
 
 __all__ = [
     "Case",
@@ -41,7 +42,7 @@ class Case:
     index: int
     predicted: Any
     true: Any
-    spacing: float | tuple[float, ...] | None
+    spacing: Spacing | None
     vanished: Collection[str] = ()
     ignored: Masks | None = None
     shape: tuple[int, ...] = ()  # of each of packed masks
@@ -86,7 +87,7 @@ def _measure(
     structures: Mapping[str, Sequence[str]],
     predicted: Callable[[str], Masks],
     true: Callable[[str], Masks],
-    spacing: float | Sequence[float] | None,
+    spacing: Spacing | None,
     vanished: Collection[str],
 ) -> dict[str, Any]:
     unit = "px" if spacing is None else "mm"
@@ -137,7 +138,7 @@ def measure_volume(
     between = dataset.slice_spacing_of(first.index)
     spacing = None
     if between is not None and first.spacing is not None:
-        spacing = (between, *np.broadcast_to(first.spacing, 2).tolist())
+        spacing = (between, *first.spacing)
     vanished = {name for plane in planes for name in plane.vanished}
     row = _measure(structures, predicted, true, spacing, vanished)
     if last.index - first.index >= len(planes):  # what lies between has no known surface

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tcseg.io.placement import resize
+from tcseg.io.sizes import Spacing
 
 __all__ = ["Planes"]
 
@@ -34,7 +35,7 @@ class Planes:
     sides: tuple[int, ...]
 
     @classmethod
-    def of(cls, masks: np.ndarray, spacing: float | Sequence[float] | None) -> Planes:
+    def of(cls, masks: np.ndarray, spacing: Spacing | None) -> Planes:
         """Choose planes through the middle of the largest structure.
 
         Parameters

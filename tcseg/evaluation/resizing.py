@@ -10,10 +10,9 @@ import numpy as np
 from scipy import ndimage
 
 from tcseg.data import Dataset
-from tcseg.data.dataset import Pixel
 from tcseg.evaluation.metrics import iou
 from tcseg.io.placement import Placement
-from tcseg.io.sizes import LEAST, ORIGINAL, mm_of, mm_written, pixels, shape_of
+from tcseg.io.sizes import LEAST, ORIGINAL, Spacing, mm_of, mm_written, pixels, shape_of
 from tcseg.sheet import track
 
 __all__ = ["ENOUGH", "Kept", "candidates", "kept_by_resizing", "suggested", "suggested_patch"]
@@ -154,7 +153,9 @@ def _images(dataset: Dataset) -> list[int]:
     return sorted({i for part in shown.values() for i in part[:: -(-len(part) // most) or 1]})
 
 
-def _placed(dataset: Dataset, shape: tuple[int, ...], spacing: Pixel, size: Named) -> Placement:
+def _placed(
+    dataset: Dataset, shape: tuple[int, ...], spacing: Spacing | None, size: Named
+) -> Placement:
     if dataset.extents is None:
         return Placement.of(shape, size, spacing, dataset.resampled)
     return Placement.of(shape, ORIGINAL, spacing, mm_of(str(size)))

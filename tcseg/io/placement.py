@@ -45,7 +45,7 @@ class Placement:
         cls,
         shape: Shape,
         size: Size,
-        spacing: float | Spacing | None = None,
+        spacing: Spacing | None = None,
         wanted: Spacing | None = None,
     ) -> Placement:
         """Place an image in the middle, as large as it fits, its proportions kept.
@@ -63,7 +63,7 @@ class Placement:
         """
         sides: list[float] = [*shape]
         if spacing is not None and wanted is not None:
-            parts = zip(shape, np.broadcast_to(spacing, len(shape)), wanted, strict=True)
+            parts = zip(shape, spacing, wanted, strict=True)
             sides = [count * own / new for count, own, new in parts]
         if size == ORIGINAL:
             inner = frame = tuple(max(1, round(side)) for side in sides)

@@ -34,7 +34,7 @@ def load(size: int, dimensions: int = 2, *, count: int | None = None, seed: int 
         dataset,
         images=torch.from_numpy(np.stack([image for image, _ in pairs])[:, None]),
         masks=torch.stack([pack_masks(masks, dimensions=dimensions) for _, masks in pairs]),
-        spacing=width / size,
+        spacings=[(width / size,) * dimensions] * len(pairs),
     )
 
 
@@ -43,7 +43,7 @@ def undrawn(dimensions: int = 2, count: int | None = None) -> Dataset:
     classes, usual = (CLASSES, COUNT) if dimensions == 2 else (abdomen.CLASSES, abdomen.COUNT)
     ids = [f"phantom{index:03d}" for index in range(usual if count is None else count)]
     empty = torch.empty(len(ids), 1, *[0] * dimensions, dtype=torch.uint8)
-    return Dataset("phantom", ids, classes, images=empty, masks=empty, spacing=None)
+    return Dataset("phantom", ids, classes, images=empty, masks=empty)
 
 
 def make_phantom(

@@ -47,10 +47,10 @@ def test_load_packs_the_masks_of_each_volume():
     assert data.ids == undrawn(3, 3).ids == [f"phantom00{number}" for number in range(3)]
     assert data.classes == undrawn(3).classes == abdomen.CLASSES
     assert len(undrawn(3)) == abdomen.COUNT
-    assert undrawn(3).spacing is None
+    assert undrawn(3).spacings is None
     assert data.images.shape == data.masks.shape == (3, 1, 32, 32, 32)
     assert data.images.dtype == data.masks.dtype == torch.uint8
-    assert data.spacing == FIELD_OF_VIEW_MM / 32
+    assert data.spacings == [(FIELD_OF_VIEW_MM / 32,) * 3] * 3
     bits = data.masks[:, 0].numpy()[:, None] >> np.arange(4)[:, None, None, None] & 1
     for index in range(3):
         assert np.array_equal(bits[index] > 0, make_volume(index, 32)[1])

@@ -40,7 +40,6 @@ def dataset(kind=torch.uint16):
         images=images.to(kind),
         masks=masks,
         extents=torch.tensor(SIZES),
-        spacing=None,
     )
 
 
