@@ -218,9 +218,8 @@ def _tell_splits(
         [str(number), *(str(len(part)) for part in (split.train, split.validation, split.test))]
         for number, split in enumerate(splits)
     ]
-    sheet = Sheet("Splits: images", ["split", "training", "validation", "test"])
-    sheet.sections.append(("", rows))
-    console.print(sheet)
+    columns = ["split", "training", "validation", "test"]
+    console.print(Sheet("Splits: images", columns, [("", rows)]))
     for number, split in enumerate(splits):
         first = ", ".join(dataset.ids[i] for i in split.train[:5])
         console.print(f"Split {number}, first labelled images: {first}", markup=False)

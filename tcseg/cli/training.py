@@ -251,11 +251,11 @@ def reproduce(
 @click.option("--size", default=64, show_default=True, help="Height and width of the phantoms.")
 @click.option("--pretrain-steps", default=300, show_default=True, help="Steps of pre-training.")
 @click.option("--steps", default=400, show_default=True, help="Steps of each method.")
-def demo(out: Path, size: int, pretrain_steps: int, steps: int) -> None:
+def demo(out: Path, **options: int) -> None:
     """Show in minutes, without data, what unlabelled images add to 5 labelled ones."""
     from tcseg.cli.demo import demo as run_demo
 
-    run_demo(out, size=size, pretrain_steps=pretrain_steps, steps=steps)
+    run_demo(out, **options)
 
 
 @click.command()

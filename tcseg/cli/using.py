@@ -94,12 +94,9 @@ def predict(
     run: Path,
     inputs: tuple[Path, ...],
     out: Path,
-    postprocess: bool,
-    consistency: bool,
-    overlays: bool,
-    spacing: float | None,
     device: str,
     network: str | None,
+    **options: Any,
 ) -> None:
     """Segment INPUTS, files or folders, with the network of the folder RUN.
 
@@ -118,16 +115,8 @@ def predict(
     from tcseg.use.segmenter import load
 
     console = plain_console()
-    problems = predict_files(
-        load(run, device, network=network),
-        inputs,
-        out,
-        postprocess=postprocess,
-        consistency=consistency,
-        overlays=overlays,
-        spacing=spacing,
-        console=console,
-    )
+    segmenter = load(run, device, network=network)
+    problems = predict_files(segmenter, inputs, out, console=console, **options)
     console.print(f"Masks, overlays and measurements.csv: {out}")
     for problem in problems:
         click.echo(f"Error: {with_options(problem)}", err=True)

@@ -116,11 +116,6 @@ class Frames:
     at_detector: bool
     slice_spacing: float | None
 
-    @property
-    def limits(self) -> Limits | None:
-        """What is black and white in all frames; None if 8 bits are to stay as they are."""
-        return limits_of([self])
-
 
 def limits_of(files: Sequence[Frames]) -> Limits | None:
     """Return what is black and white in all frames of some files, as one volume.

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from tcseg.errors import DataError, reason
 from tcseg.io.arrays import ARRAYS, read_array
-from tcseg.io.dicom import has_dicom_content, read_frames
+from tcseg.io.dicom import has_dicom_content, limits_of, read_frames
 from tcseg.io.grey import as_pixels, tails
 from tcseg.io.limits import check_pixels
 from tcseg.io.nifti import load_nifti
@@ -256,7 +256,9 @@ def _read_dicom(path: Path, limits: Limits | None, scale: str) -> Iterator[Pictu
     frames = read_frames(path)
     count = len(frames.values)
     by_frame = limits is None and scale == "image" and None not in frames.windows
-    levels = frames.windows if by_frame else [frames.limits if limits is None else limits] * count
+    levels = (
+        frames.windows if by_frame else [limits_of([frames]) if limits is None else limits] * count
+    )
     for plane, (values, spacing) in enumerate(zip(frames.values, frames.spacings, strict=True)):
         pixels = as_pixels(values, levels[plane] if values.ndim == 2 else None)
         pixels = 1 - pixels if frames.inverted else pixels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tcseg.io.label_maps import LabelWriter, write_into
 from tcseg.io.series import Collection, channels_by_case
 from tcseg.use.inputs import find_inputs
 from tcseg.use.measurements import Rows, measure, scale_of, tell_scales
-from tcseg.use.segmenter import Prediction, Segmenter
+from tcseg.use.segmenter import Segmenter
 from tcseg.use.sharing import Ledger
 
 __all__ = ["predict"]
@@ -210,18 +210,23 @@ class _Segmentation:
 
     def _of_planes(self, writer: LabelWriter) -> list[dict[str, Any]]:
         """Segment the planes of one file."""
-        model, pictures = self.segmenter.model, self.collection.read(writer.path)
-        measured = []
-        for picture, prediction in _pairs(self.segmenter, pictures, self.consistency):
-            if picture.spacing is None and self.spacing is not None:
-                picture = replace(picture, spacing=(self.spacing, self.spacing))
-            masks = self._processed(prediction.masks)
-            self._write(writer, picture, masks)
-            where = None if picture.spacing is None else _WHERE[picture.at_detector]
-            more = {"plane": picture.plane, "mm at": where}
-            row = measure(writer.path, masks, prediction, picture.spacing, model.classes, **more)
-            measured.append(row)
-            self.scales.append((scale_of(model, picture), writer.path))
+        model, measured = self.segmenter.model, []
+        for chunk in _chunks(self.collection.read(writer.path)):
+            predictions = self.segmenter.predict_all(
+                [picture.pixels for picture in chunk],
+                consistency=self.consistency,
+                batch_size=BATCH,
+            )
+            for picture, prediction in zip(chunk, predictions, strict=True):
+                if picture.spacing is None and self.spacing is not None:
+                    picture = replace(picture, spacing=(self.spacing, self.spacing))
+                masks, spacing = self._processed(prediction.masks), picture.spacing
+                self._write(writer, picture, masks)
+                where = None if spacing is None else _WHERE[picture.at_detector]
+                more = {"plane": picture.plane, "mm at": where}
+                row = measure(writer.path, masks, prediction, spacing, model.classes, **more)
+                measured.append(row)
+                self.scales.append((scale_of(model, picture), writer.path))
         return measured
 
     def _of_volume(self, volumes: Volumes, writers: Mapping[Path, LabelWriter]) -> dict[str, Any]:
@@ -265,17 +270,8 @@ def _noted(path: Path, problems: list[str]) -> Iterator[None]:
         problems.append(f"{path}: its name is too long for files made from it; shorten it")
 
 
-def _pairs(
-    segmenter: Segmenter, pictures: Iterator[Picture], consistency: bool
-) -> Iterator[tuple[Picture, Prediction]]:
-    """Segment the planes of a file, few in memory at a time."""
-    for chunk in _chunks(pictures):
-        pixels: Iterable[NDArray[np.float32]] = [picture.pixels for picture in chunk]
-        predictions = segmenter.predict_all(pixels, consistency=consistency, batch_size=BATCH)
-        yield from zip(chunk, predictions, strict=True)
-
-
 def _chunks(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
+    """Yield the planes of a file, few in memory at a time."""
     chunk: list[Picture] = []
     for picture in pictures:
         chunk.append(picture)
