@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,14 +60,6 @@ def pack_masks(
     places = range(1 if len(by_class) < 256 else 2)
     parts = [(numbers >> 8 * k).astype(np.uint8) for k in places]
     return torch.from_numpy(np.stack(parts, axis=axis))
-
-
-def lost_classes(
-    whole: Iterable[NDArray[Any]], fitted: NDArray[np.bool_], classes: Sequence[str]
-) -> list[str]:
-    """Return the classes of which resizing, from `whole` to `fitted`, has left nothing."""
-    pairs = zip(classes, whole, fitted, strict=False)  # what is ignored may be the last one
-    return [name for name, before, after in pairs if before.any() and not after.any()]
 
 
 def unpack_masks(packed: Tensor, classes: int, exclusive: bool = False) -> Tensor:

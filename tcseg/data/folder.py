@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tcseg.data.dataset import Dataset, Original, lost_classes, pack_masks
+from tcseg.data.dataset import Dataset, Original, pack_masks
 from tcseg.data.layout import Layout, find_layout
 from tcseg.data.masks import Masks, mask_reader
 from tcseg.data.nnunet import is_nnunet, nnunet_layout
@@ -29,7 +29,7 @@ from tcseg.errors import DataError, Problems
 from tcseg.io.grey import as_levels
 from tcseg.io.grids import orientation
 from tcseg.io.images import Picture, is_dicom, is_image, suffix
-from tcseg.io.placement import Pixels, Placement
+from tcseg.io.placement import Pixels, Placement, lost_classes
 from tcseg.io.series import Collection
 from tcseg.io.sizes import ORIGINAL, Size, Spacing, resolution
 from tcseg.sheet import track
