@@ -161,6 +161,12 @@ def test_sliding_covers_images_of_any_shape(shape):
         torch.testing.assert_close(found[:, :1], expected, rtol=0, atol=2e-3)
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_image_of_one_pixel_has_no_deviation():
+    found = Segmentation(torch.nn.Conv2d(1, 2, 1))(torch.ones(2, 1, 1, 1))
+    assert found.isfinite().all()
+
+
 def test_figures_are_those_of_the_images_without_what_lies_beyond():
     data = dataset()
     for index, (height, width) in enumerate(SIZES):
