@@ -6,18 +6,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = [
-    "DataError",
-    "Problems",
-    "RunError",
-    "RunFinished",
-    "RunStopped",
-    "RunUnfinished",
-    "mask_file",
-    "printable",
-    "reason",
-]
-
 
 class DataError(Exception):
     """Data that are missing, damaged or unfit for the request; the message is one clear line."""

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table
 
-__all__ = ["Sheet", "plain_console", "plus_minus", "track"]
-
 T = TypeVar("T")
 
 

@@ -26,8 +26,6 @@ from tcseg.io.files import decode_json, open_lock, read_whole, walk, write_atomi
 from tcseg.io.shapes import DRAWN
 from tcseg.io.sizes import Size
 
-__all__ = ["load"]
-
 PARTS = ("images", "masks")
 
 

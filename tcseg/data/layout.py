@@ -16,8 +16,6 @@ from tcseg.io.files import walk
 from tcseg.io.images import NIFTI, NO_TEXT, PLAIN, is_dicom, is_image, is_text
 from tcseg.io.shapes import DRAWN, STRUCTURE_SET
 
-__all__ = ["OBJECT", "Layout", "find_layout"]
-
 OBJECT = "object"
 """The class of files that mark one object each, which have no other name."""
 

@@ -28,8 +28,6 @@ from tcseg.io.images import Picture, is_dicom
 from tcseg.io.planes import Planes, greys_of_palette, is_smoothed, read_planes
 from tcseg.io.shapes import read_drawing
 
-__all__ = ["UNNAMED", "Masks", "mask_reader"]
-
 UNNAMED = 8
 """So many values may be classes without a line of classes.txt; more are no masks perhaps."""
 

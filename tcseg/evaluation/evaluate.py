@@ -42,8 +42,6 @@ EXPLANATIONS = {
     "says nothing.",
 }
 
-__all__ = ["evaluate", "predict", "results_table", "validation_miou"]
-
 
 def predict(
     network: nn.Module, dataset: Dataset, indices: Sequence[int], *, batch_size: int = 8

@@ -16,16 +16,6 @@ from tcseg.data import Dataset
 from tcseg.evaluation import metrics
 from tcseg.io.sizes import Spacing
 
-__all__ = [
-    "Case",
-    "mean",
-    "measure_image",
-    "measure_volume",
-    "over_images",
-    "structures_of",
-    "summary",
-]
-
 # Structures that count as one as well, as in the paper's second table.
 JOINED = {
     "lungs": ("left lung", "right lung"),

@@ -31,18 +31,6 @@ from tcseg.io.images import png
 from tcseg.io.label_maps import COLOURS
 from tcseg.io.placement import Placement, resize
 
-__all__ = [
-    "Panel",
-    "images_and_truths",
-    "outlined",
-    "save_contact_sheet",
-    "save_grid",
-    "save_panel",
-    "save_progress",
-    "side_by_side",
-    "spread",
-]
-
 BACKGROUND, TEXT = "#14161a", "#e8e8e8"
 DPI = 110
 CASES = 4

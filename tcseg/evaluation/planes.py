@@ -10,8 +10,6 @@ import numpy as np
 from tcseg.io.placement import resize
 from tcseg.io.sizes import Spacing
 
-__all__ = ["Planes"]
-
 LONGEST = 1024  # pixels of a side of a volume, at most
 
 

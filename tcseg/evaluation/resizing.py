@@ -15,8 +15,6 @@ from tcseg.io.placement import Placement
 from tcseg.io.sizes import LEAST, ORIGINAL, Spacing, mm_of, mm_written, pixels, shape_of
 from tcseg.sheet import track
 
-__all__ = ["ENOUGH", "Kept", "candidates", "kept_by_resizing", "suggested", "suggested_patch"]
-
 SIZES = {2: (64, 128, 256, 512, 1024, 2048), 3: (32, 64, 96, 128, 192, 256)}
 COARSER = (1, 1.5, 2, 3, 4)  # times the finest side of a voxel
 ENOUGH = 0.95

@@ -16,8 +16,6 @@ from tcseg.errors import DataError
 from tcseg.extras import needs
 from tcseg.io.limits import check_pixels
 
-__all__ = ["ARRAYS", "ITK", "encode_array", "itk_affine", "itk_orientation", "read_array"]
-
 ITK = (".nrrd", ".mha")
 ARRAYS = (".npy", *ITK)
 

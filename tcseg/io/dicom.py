@@ -17,17 +17,6 @@ from tcseg.io.grey import tails
 from tcseg.io.limits import check_inflated, check_pixels
 from tcseg.io.windows import Limits
 
-__all__ = [
-    "has_dicom_content",
-    "limits_of",
-    "read_dataset",
-    "read_frames",
-    "read_segments",
-    "segment_labels",
-    "segmented_files",
-    "text_of",
-]
-
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 

@@ -13,16 +13,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-__all__ = [
-    "decode_json",
-    "open_lock",
-    "read_json",
-    "read_whole",
-    "walk",
-    "write_atomically",
-    "write_json",
-]
-
 T = TypeVar("T")
 LARGEST = 2**28
 """Bytes; files of a run hold some thousand numbers and names."""

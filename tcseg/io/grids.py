@@ -15,8 +15,6 @@ from tcseg.io.images import NIFTI, exif_orientation, suffix
 from tcseg.io.nifti import load_nifti
 from tcseg.io.sizes import mm_written
 
-__all__ = ["check_grid", "check_orientation", "orientation"]
-
 NEAR = 0.5  # voxels that a mask may be off its image
 
 

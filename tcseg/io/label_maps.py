@@ -24,8 +24,6 @@ from tcseg.io.dicom import read_dataset
 from tcseg.io.files import write_atomically
 from tcseg.io.images import NIFTI, is_dicom, suffix
 
-__all__ = ["COLOURS", "LARGEST_LABEL", "LabelWriter", "folder_names", "label_map", "write_into"]
-
 LARGEST_LABEL = 2**16 - 1
 """Largest value in a label map: PNG holds no larger ones."""
 

@@ -13,8 +13,6 @@ from PIL import Image
 
 from tcseg.io.sizes import ORIGINAL, Size, Spacing, shape_of
 
-__all__ = ["Placement", "as_masks", "lost_classes", "resize", "resize_picture"]
-
 Pixels = NDArray[np.float32]
 Shape = tuple[int, ...]
 BAND = 2**22  # pixels that are brought to the size of a large image at a time, of few classes

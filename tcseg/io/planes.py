@@ -17,8 +17,6 @@ from tcseg.io.images import NIFTI, PLAIN, is_dicom, read_volume, suffix
 from tcseg.io.limits import check_pixels
 from tcseg.io.plain import open_plain
 
-__all__ = ["greys_of_palette", "is_smoothed", "read_planes"]
-
 FEW_COLOURS = 9  # so many are listed
 WHOLE_TO = 1e-3
 

@@ -28,8 +28,6 @@ from tcseg.io.files import decode_json, read_whole
 from tcseg.io.images import Picture, is_dicom
 from tcseg.io.outlines import add_inside, add_runs, on_slice
 
-__all__ = ["DRAWN", "STRUCTURE_SET", "Drawing", "read_drawing"]
-
 DRAWN = (".json", ".xml")
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 

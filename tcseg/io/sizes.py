@@ -5,20 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = [
-    "ORIGINAL",
-    "Size",
-    "Spacing",
-    "default_size",
-    "mm_of",
-    "mm_written",
-    "pixels",
-    "resolution",
-    "shape_of",
-    "suits",
-    "written",
-]
-
 Size = int | str | tuple[int, ...]
 Spacing = tuple[float, ...]  # the sides of a pixel or voxel in mm
 ORIGINAL = "original"  # of images that keep their own

@@ -24,8 +24,6 @@ from tcseg.runs.config import Config
 from tcseg.sheet import plain_console
 from tcseg.training.interrupts import stop_requests
 
-__all__ = ["grid", "reproduce"]
-
 TABLE_METHODS = {
     "table1": ("baseline", "suptc", "semitc", "semitc+"),
     "table2": ("baseline", "semitc+"),

@@ -12,8 +12,6 @@ from typing import Any
 from tcseg.errors import RunError
 from tcseg.io.files import write_atomically
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
-
 
 def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write a checkpoint in one step.

@@ -23,8 +23,6 @@ from tcseg.runs.option import option, toml, within
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Config", "resolve_device"]
-
 DATA_SETS = ("phantom", "jsrt", "folder")
 PRECISIONS = ("float32", "bfloat16")
 # What does not change the result, so that a run may be continued on another machine.

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import torch
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["RunFolder"]
-
 # The way out of a broken summary: the checkpoint has all that it was made from.
 _AGAIN = "delete it and continue the run with `resume` to write it again"
 

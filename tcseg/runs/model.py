@@ -29,8 +29,6 @@ Side = Annotated[int, Meta(ge=16, le=16384, multiple_of=16)]
 Sides = Annotated[str, Meta(pattern="^([0-9]{2,5}(x[0-9]{2,5}){1,2}|original)$")]
 Positive = Annotated[float, Meta(gt=0, lt=1e9)]
 
-__all__ = ["Model", "head_of", "load_weights"]
-
 
 @dataclass(frozen=True)
 class Model:

@@ -9,8 +9,6 @@ from tcseg.errors import RunError, reason
 from tcseg.io.files import walk
 from tcseg.io.images import FORMATS, is_image, is_text, stem, suffix
 
-__all__ = ["find_inputs"]
-
 
 def find_inputs(inputs: Sequence[Path], out: Path, problems: list[str]) -> dict[Path, str]:
     """Return the files to segment, and for each the name of what is made from it, without suffix.

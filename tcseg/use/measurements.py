@@ -20,8 +20,6 @@ from tcseg.io.sizes import Spacing
 from tcseg.runs.model import Model
 from tcseg.use.segmenter import Prediction
 
-__all__ = ["Rows", "measure", "scale_of", "tell_scales"]
-
 # From this ratio on, a note is printed: augmentation does not go that far.
 OTHER_SCALE = 1.5
 RATIO = "cardiothoracic ratio"

@@ -30,8 +30,6 @@ from tcseg.use.measurements import Rows, measure, scale_of, tell_scales
 from tcseg.use.segmenter import Segmenter
 from tcseg.use.sharing import Ledger
 
-__all__ = ["predict"]
-
 BATCH = 8
 LARGE = 2**23  # pixels that wait for a batch to be full
 OVERLAY = 2048  # pixels, at most

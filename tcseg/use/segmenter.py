@@ -28,8 +28,6 @@ from tcseg.runs.config import resolve_device
 from tcseg.runs.folder import RunFolder
 from tcseg.runs.model import Model, load_weights
 
-__all__ = ["Prediction", "Segmenter", "load", "load_with_data"]
-
 # Pairs of deformed views of an image that its consistency is measured on, and their deformation.
 PAIRS = 4
 DEFORMATION = Elastic(displacement_std=16.0, identity_probability=0.0)

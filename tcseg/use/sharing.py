@@ -17,8 +17,6 @@ import msgspec
 from tcseg.errors import RunError
 from tcseg.io.files import open_lock
 
-__all__ = ["Ledger"]
-
 T = TypeVar("T")
 Record = tuple[str, list[str]]
 LOOK_EVERY = 0.2  # seconds between looks at what others still have in hand
