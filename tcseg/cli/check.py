@@ -26,6 +26,7 @@ from tcseg.io.sizes import mm_written, pixels, written
 from tcseg.sheet import Sheet, plus_minus
 
 SHEET_IMAGES = 24
+WORDS = {2: ("images", "pixels", "area"), 3: ("volumes", "voxels", "volume")}  # by dimensions
 
 
 def check(
@@ -59,9 +60,9 @@ def check(
         listed = "; ".join(f"{n} of {name}" for name, n in sorted(counts.items()))
         console.print(f"{kind}: {listed}", markup=False)
     channels, flat = dataset.images.shape[1], len(dataset.spatial) == 2
+    noun, parts, _ = WORDS[len(dataset.spatial)]
     size = "" if dataset.extents is None else "their own size, up to "
     annotated = len(dataset.with_masks)
-    noun, parts = ("images", "pixels") if flat else ("volumes", "voxels")
     kinds = {1: f"grey {noun}", 3: f"colour {noun}"}
     images = kinds.get(channels * dataset.files, f"{noun} of {channels} channels")
     console.print(
@@ -132,9 +133,8 @@ def _tell_volumes(dataset: Dataset, console: Console) -> None:
 
 
 def _structures(dataset: Dataset) -> Sheet:
-    flat = len(dataset.spatial) == 2
-    kinds = ("images", "area %") if flat else ("volumes", "volume %")
-    columns = ["structure", *kinds, "smallest", "largest", "shared with others %"]
+    noun, parts, extent = WORDS[len(dataset.spatial)]
+    columns = ["structure", noun, f"{extent} %", "smallest", "largest", "shared with others %"]
     rows = []
     areas = torch.zeros(len(dataset.with_masks), len(dataset.classes))
     shared = torch.zeros(2, len(dataset.classes))
@@ -157,9 +157,8 @@ def _structures(dataset: Dataset) -> Sheet:
         count, mean = sum(map(bool, ignored)), sum(ignored) / len(ignored)
         sheet.notes.append(f"Marked as ignored: {mean:.2f} % of all pixels, in {count} images.")
     if dataset.originals is not None and dataset.extents is None:
-        what, parts = ("Areas", "pixels") if flat else ("Volumes", "voxels")
-        size = written(dataset.spatial)
-        sheet.notes.append(f"{what} are of {size} {parts}, margins of images included.")
+        size = f"{written(dataset.spatial)} {parts}"
+        sheet.notes.append(f"{extent.capitalize()}s are of {size}, margins of images included.")
     return sheet
 
 

@@ -109,9 +109,8 @@ def is_image(path: Path) -> bool:
     """Whether a file looks like one that `read_pictures` takes: by its name, DICOM by content."""
     if path.name.startswith(".") or not path.is_file():
         return False
-    if suffix(path) in FORMATS:
-        return True
-    return has_dicom_content(path)  # archives name them by number, or give them no suffix
+    # Archives name DICOM files by number, or give them no suffix.
+    return suffix(path) in FORMATS or has_dicom_content(path)
 
 
 def is_dicom(path: Path) -> bool:
