@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-__all__ = [
-    "DataError",
-    "Problems",
-    "RunError",
-    "RunFinished",
-    "RunStopped",
-    "RunUnfinished",
-    "printable",
-    "reason",
-]
 
 
 class DataError(Exception):
@@ -25,6 +15,17 @@ def reason(error: Exception) -> str:
     """Return what an error says, on one line; its kind where it says nothing."""
     # Between backquotes the messages of tcseg have names of options.
     return " ".join(str(error).replace("`", "'").split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def mask_file(path: Path) -> Iterator[None]:
+    """Name a file of masks in errors of its decoder: those of damaged files are almost any."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"folder: {path} cannot be read ({reason(error)})") from error
 
 
 def printable(text: str) -> str:

@@ -7,8 +7,6 @@ import importlib.util
 from collections.abc import Iterator
 from importlib import metadata
 
-__all__ = ["MissingPackageError", "is_installed", "needs"]
-
 
 class MissingPackageError(ImportError):
     """A package is not installed; the message is one line that says how to get it."""

@@ -1,17 +1,18 @@
-"""Tables of text: for a terminal of any width, and as Markdown."""
+"""What is printed: tables of text, for a terminal of any width and as Markdown, and progress."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table
 
-__all__ = ["Sheet", "plain_console", "plus_minus"]
+T = TypeVar("T")
 
 
 def plain_console(*, quiet: bool = False) -> Console:
@@ -19,6 +20,15 @@ def plain_console(*, quiet: bool = False) -> Console:
     from rich.console import Console
 
     return Console(highlight=False, markup=False, soft_wrap=True, quiet=quiet)
+
+
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+    """Yield items, on a terminal with a bar that says how far it is."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True, quiet=not sys.stderr.isatty())
+    return track(items, what, total, console=console, transient=True)
 
 
 @dataclass

@@ -10,8 +10,6 @@ from tcseg.cli.options import Commands, examples
 from tcseg.cli.training import demo, doctor, evaluate, reproduce, train
 from tcseg.cli.using import export, predict, preview, report
 
-__all__ = ["main"]
-
 
 @click.group(
     cls=Commands,

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from tcseg.cli.options import with_options
-from tcseg.data import folder, jsrt
 from tcseg.data.dataset import Dataset
 from tcseg.data.splits import JSRT_SPLITS, make_split, read_splits, split_remarks
 from tcseg.errors import DataError, Problems
@@ -27,6 +26,7 @@ from tcseg.io.sizes import mm_written, pixels, written
 from tcseg.sheet import Sheet, plus_minus
 
 SHEET_IMAGES = 24
+WORDS = {2: ("pixels", "area"), 3: ("voxels", "volume")}  # by dimensions
 
 
 def check(
@@ -60,15 +60,15 @@ def check(
         listed = "; ".join(f"{n} of {name}" for name, n in sorted(counts.items()))
         console.print(f"{kind}: {listed}", markup=False)
     channels, flat = dataset.images.shape[1], len(dataset.spatial) == 2
+    noun, parts = f"{dataset.noun}s", WORDS[len(dataset.spatial)][0]
     size = "" if dataset.extents is None else "their own size, up to "
-    without = 0 if dataset.annotated is None else len(dataset) - len(dataset.annotated)
-    noun, parts = f"{dataset.noun}s", "pixels" if flat else "voxels"
+    annotated = len(dataset.with_masks)
     kinds = {1: f"grey {noun}", 3: f"colour {noun}"}
     images = kinds.get(channels * dataset.files, f"{noun} of {channels} channels")
     console.print(
         f"{len(dataset)} {images} read at "
         f"{size}{written(dataset.spatial)} {parts}{_spacing(dataset)}: "
-        f"{len(dataset) - without} with masks, {without} without",
+        f"{annotated} with masks, {len(dataset) - annotated} without",
         markup=False,
     )
     if not flat and dataset.extents is not None:
@@ -133,15 +133,14 @@ def _tell_volumes(dataset: Dataset, console: Console) -> None:
 
 
 def _structures(dataset: Dataset) -> Sheet:
-    flat = len(dataset.spatial) == 2
-    kinds = (f"{dataset.noun}s", "area %" if flat else "volume %")
-    columns = ["structure", *kinds, "smallest", "largest", "shared with others %"]
+    parts, extent = WORDS[len(dataset.spatial)]
+    noun = f"{dataset.noun}s"
+    columns = ["structure", noun, f"{extent} %", "smallest", "largest", "shared with others %"]
     rows = []
-    annotated = range(len(dataset)) if dataset.annotated is None else dataset.annotated
-    areas = torch.zeros(len(annotated), len(dataset.classes))
+    areas = torch.zeros(len(dataset.with_masks), len(dataset.classes))
     shared = torch.zeros(2, len(dataset.classes))
     ignored = []
-    for row, index in enumerate(annotated):  # few in memory at a time
+    for row, index in enumerate(dataset.with_masks):  # few in memory at a time
         own: tuple[slice, ...] = tuple(map(slice, dataset.extent_of(index)))
         target = dataset.target_batch([index])[0][:, *own].bool()
         masks, together = target[:-1].flatten(1), (target[:-1].sum(dim=0) > 1).flatten()
@@ -157,13 +156,10 @@ def _structures(dataset: Dataset) -> Sheet:
     sheet = Sheet("Structures", columns, [("", rows)])
     if dataset.ignores:
         count, mean = sum(map(bool, ignored)), sum(ignored) / len(ignored)
-        sheet.notes.append(
-            f"Marked as ignored: {mean:.2f} % of all pixels, in {count} {dataset.noun}s."
-        )
+        sheet.notes.append(f"Marked as ignored: {mean:.2f} % of all {parts}, in {count} {noun}.")
     if dataset.originals is not None and dataset.extents is None:
-        what, parts = ("Areas", "pixels") if flat else ("Volumes", "voxels")
-        size = written(dataset.spatial)
-        sheet.notes.append(f"{what} are of {size} {parts}, margins included.")
+        size = f"{written(dataset.spatial)} {parts}"
+        sheet.notes.append(f"{extent.capitalize()}s are of {size}, margins included.")
     return sheet
 
 
@@ -189,8 +185,7 @@ def _tell_resizing(dataset: Dataset, problems: Problems, console: Console) -> No
     sheet.sections.append(("", rows))
     sheet.notes.append("IOU with the original masks. Parts: connected components.")
     console.print(sheet)
-    annotated = range(len(dataset)) if dataset.annotated is None else dataset.annotated
-    if remark := dataset.size_remark(annotated, "annotated"):
+    if remark := dataset.size_remark(dataset.with_masks, "annotated"):
         console.print(remark, markup=False)
     best, name, value = suggested({tried: kept[tried] for tried in sizes})
     among = ", ".join(map(str, sizes))
@@ -223,18 +218,8 @@ def _tell_splits(
         [str(number), *(str(len(part)) for part in (split.train, split.validation, split.test))]
         for number, split in enumerate(splits)
     ]
-    sheet = Sheet(f"Splits: {dataset.noun}s", ["split", "training", "validation", "test"])
-    sheet.sections.append(("", rows))
-    console.print(sheet)
+    columns = ["split", "training", "validation", "test"]
+    console.print(Sheet(f"Splits: {dataset.noun}s", columns, [("", rows)]))
     for number, split in enumerate(splits):
         first = ", ".join(dataset.ids[i] for i in split.train[:5])
         console.print(f"Split {number}, first labelled {dataset.noun}s: {first}", markup=False)
-
-
-def file_formats(
-    dataset: str, root: str | Path, mask_pattern: str | None
-) -> dict[str, Mapping[str, int]]:
-    """Return the formats of the files of a data set; none if it has no files."""
-    if dataset == "jsrt":
-        return dict(jsrt.formats(root))
-    return dict(folder.formats(root, mask_pattern)) if dataset == "folder" else {}

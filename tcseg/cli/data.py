@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tcseg.cli.options import OF_FOLDERS, FileToWrite, check_root, config_option, examples
+from tcseg.cli.options import (
+    OF_FOLDERS,
+    FileToWrite,
+    check_root,
+    config_options,
+    examples,
+    out_option,
+)
 from tcseg.errors import RunError
 from tcseg.io.sizes import pixels
-from tcseg.runs.config import DATA_SETS, Config
 from tcseg.sheet import plain_console
 
 
@@ -20,31 +25,7 @@ def data() -> None:
     """Look at a data set before training with it."""
 
 
-_data_options = (
-    click.option(
-        "--data",
-        type=click.Choice(DATA_SETS),
-        default="phantom",
-        show_default=True,
-        help="Data set.",
-    ),
-    click.option("--root", help="Folder of the data set (jsrt: else TCSEG_JSRT_ROOT)."),
-)
-
-
-def _options_of_folders(command: Callable[..., None]) -> Callable[..., None]:
-    for name in reversed(OF_FOLDERS):
-        command = config_option(Config.__dataclass_fields__[name])(command)
-    return command
-
-
-def _data_option(command: Callable[..., None]) -> Callable[..., None]:
-    for name in ("spacing", "dimensions"):
-        command = config_option(Config.__dataclass_fields__[name])(command)
-    command = _options_of_folders(command)
-    for option in reversed(_data_options):
-        command = option(command)
-    return command
+_data_options = config_options("data", "root", *OF_FOLDERS, "dimensions", "spacing")
 
 
 @data.command(
@@ -53,7 +34,7 @@ def _data_option(command: Callable[..., None]) -> Callable[..., None]:
         "tcseg data check --data jsrt --root JSRT --sheet sheet.png",
     )
 )
-@_data_option
+@_data_options
 @click.option(
     "--size",
     type=pixels,
@@ -82,13 +63,12 @@ def check(
     root = reading["root"]
     check_root(data, root)
 
-    from tcseg.cli.check import SHEET_IMAGES, file_formats, tell_problems
+    from tcseg.cli.check import SHEET_IMAGES, tell_problems
     from tcseg.cli.check import check as check_dataset
-    from tcseg.data import jsrt_root, load_dataset
+    from tcseg.data import folder, jsrt, jsrt_root, load_dataset
     from tcseg.errors import DataError, Problems
 
     problems = Problems(collect=True)
-    folder = jsrt_root(root) if data == "jsrt" else root or ""
     console = plain_console()
     if size is None and reading["dimensions"] == 2:
         size = 256
@@ -97,12 +77,16 @@ def check(
     except DataError:
         tell_problems(problems, console)
         raise
-    formats = file_formats(data, folder, reading["mask_pattern"])
+    formats = {}
+    if data == "jsrt":
+        formats = jsrt.formats(jsrt_root(root))
+    elif data == "folder":
+        formats = folder.formats(root, reading["mask_pattern"])
     fine = check_dataset(dataset, problems, formats, split_file, console)
     if sheet is not None and len(dataset):
-        from tcseg.evaluation.pictures import save_contact_sheet
+        from tcseg.evaluation.pictures import save_contact_sheet, spread
 
-        shown = list(range(0, len(dataset), max(1, len(dataset) // SHEET_IMAGES)))[:SHEET_IMAGES]
+        shown = spread(range(len(dataset)), SHEET_IMAGES)
         save_contact_sheet(sheet, dataset, shown, f"{data}: {len(shown)} of {len(dataset)} images")
         console.print(f"Contact sheet: {sheet}")
     if not fine:
@@ -110,12 +94,9 @@ def check(
 
 
 @data.command(epilog=examples("tcseg data splits --data jsrt --root JSRT --out splits.json"))
-@_data_option
-@click.option(
-    "--out",
-    required=True,
-    type=FileToWrite(".json"),
-    help="JSON file to write, to be used with --split-file, edited or as it is.",
+@_data_options
+@out_option(
+    "JSON file to write, to be used with --split-file, edited or as it is.", FileToWrite(".json")
 )
 def splits(data: str, out: Path, **reading: Any) -> None:
     """Write the five splits, images by their ids.
@@ -143,10 +124,8 @@ def splits(data: str, out: Path, **reading: Any) -> None:
     )
 )
 @click.option("--root", required=True, type=click.Path(path_type=Path), help="Folder to read.")
-@_options_of_folders
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder to make, or an empty one."
-)
+@config_options(*OF_FOLDERS)
+@out_option("Folder to make, or an empty one.", click.Path(path_type=Path))
 @click.option(
     "--layout",
     type=click.Choice(("plain", "nnunet")),

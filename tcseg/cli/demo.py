@@ -5,12 +5,11 @@ from pathlib import Path
 
 from tcseg.errors import RunFinished
 from tcseg.evaluation.evaluate import predict, results_table
-from tcseg.evaluation.pictures import save_panel
+from tcseg.evaluation.pictures import save_panel, spread
 from tcseg.runs.config import Config
 from tcseg.runs.folder import RunFolder
 from tcseg.sheet import plain_console
 from tcseg.training.session import train
-from tcseg.training.trainer import picture_cases
 from tcseg.use.segmenter import load_with_data
 
 METHODS = ("baseline", "semitc")
@@ -45,7 +44,7 @@ def demo(out: Path, *, size: int, pretrain_steps: int, steps: int) -> None:
             train(config, run.path, run.begun, show_results=False)
         summaries[method] = run.summary()
         segmenter, dataset, split = load_with_data(run.path, config.device)
-        cases = picture_cases(split.test)
+        cases = spread(split.test)
         predictions[method] = predict(segmenter.network, dataset, cases)
 
     picture = out / "comparison.png"

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.markup import escape
 
-__all__ = ["Finding", "examine", "findings"]
-
 PACKAGES = (
     *("torch", "numpy", "scipy", "monai", "pillow", "matplotlib", "safetensors", "jinja2"),
     *("msgspec", "click", "rich"),

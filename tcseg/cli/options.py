@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
 import re
 import shlex
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from tcseg.errors import (
+    DataError,
     RunError,
     RunFinished,
     RunStopped,
@@ -29,6 +29,7 @@ from tcseg.method.names import OWN_NETWORKS
 from tcseg.runs.config import Config
 from tcseg.runs.folder import RunFolder
 
+FIELDS = Config.__dataclass_fields__
 FOLDS = (
     "Note: some of the random deformations fold, so labels cannot be carried from one view to the "
     "other everywhere; a smaller --displacement-std avoids that"
@@ -71,7 +72,7 @@ def _explain(error: Exception) -> tuple[str, int]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         way = "; make room and try again" if full else ""
         return f"{where}{error.strerror}{way}", 1
-    if isinstance(error, RunError | OSError | MissingPackageError):
+    if isinstance(error, DataError | RunError | OSError | MissingPackageError):
         return str(error), 1
     if isinstance(error, ValueError):
         return str(error), 2
@@ -85,10 +86,7 @@ def _explain(error: Exception) -> tuple[str, int]:
         return f"out of memory ({reason(error)[:200]}); {way}", 1
     if isinstance(error, ImportError):
         return f"{error}; `tcseg doctor` says what is missing", 1
-    # Only now: the import takes seconds, unless the error is of this kind.
-    from tcseg.errors import DataError
-
-    return (str(error), 1) if isinstance(error, DataError) else ("", 1)
+    return "", 1
 
 
 @contextlib.contextmanager
@@ -136,26 +134,25 @@ def with_options(message: str) -> str:
 
 
 def config_options(
-    command: Callable[..., None], without: tuple[str, ...] = ()
-) -> Callable[..., None]:
-    """Add an option for each field of `Config`, but for some."""
-    for field in reversed(dataclasses.fields(Config)):
-        if field.name not in without:
-            command = config_option(field)(command)
-    return command
+    *names: str, without: Collection[str] = (), **defaults: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return what adds options for fields of `Config`: for these, or for all but some."""
 
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for name in reversed(names or [name for name in FIELDS if name not in without]):
+            field = FIELDS[name]
+            choices, kind = field.metadata["choices"], field.metadata["kind"]
+            typed = name.replace("_", "-")
+            command = click.option(
+                f"--{typed}/--no-{typed}" if kind is bool else f"--{typed}",
+                type=click.Choice(choices) if choices else kind,
+                default=defaults.get(name, field.default),
+                show_default=field.default is not None,
+                help=field.metadata["help"],
+            )(command)
+        return command
 
-def config_option(field: dataclasses.Field[Any]) -> Callable[..., Any]:
-    """Return the option for a field of `Config`."""
-    choices, kind = field.metadata["choices"], field.metadata["kind"]
-    name = field.name.replace("_", "-")
-    return click.option(
-        f"--{name}/--no-{name}" if kind is bool else f"--{name}",
-        type=click.Choice(choices) if choices else kind,
-        default=field.default,
-        show_default=field.default is not None,
-        help=field.metadata["help"],
-    )
+    return add
 
 
 def read_config(
@@ -190,8 +187,6 @@ network_option = click.option(
     metavar="NAME",
     help="Dotted path of the run's network, if it is not tcseg's own and you trust its code.",
 )
-
-
 postprocess_option = click.option(
     "--postprocess",
     is_flag=True,
@@ -203,34 +198,21 @@ moved_root_option = click.option(
 moved_cache_option = click.option(
     "--cache", help="Folder of decoded images, if it is not the one trained with."
 )
-device_option = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
-)
-
-
-def grid_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add an option for each field of `Config` that a grid does not vary."""
-    varied = ("data", "method", "labelled", "validation_images", "split", "pretrained", *OF_FOLDERS)
-    return config_options(command, without=varied)
-
-
-def preview_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say what the network is shown."""
-    used = (
-        *("data", "root", *OF_FOLDERS, "cache", "dimensions", "spacing", "size", "patch"),
-        *("split", "split_file"),
-        *("seed", "recipe", "displacement_std"),
-    )
-    others = [f.name for f in dataclasses.fields(Config) if f.name not in used]
-    return config_options(command, without=tuple(others))
-
-
+device_option = config_options("device")
 config_file_option = click.option(
     "--config",
     "config_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="TOML file of options, such as the config.toml of a run; options given here override it.",
 )
+
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+def out_option(text: str, kind: click.Path = FOLDER) -> Callable[..., Any]:
+    """Return the option that says where to write."""
+    return click.option("--out", required=True, type=kind, help=text)
 
 
 class FileToWrite(click.Path):

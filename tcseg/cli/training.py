@@ -12,16 +12,17 @@ from typing import Any
 import click
 
 from tcseg.cli.options import (
+    OF_FOLDERS,
     ListOf,
     check_root,
     config_file_option,
     config_options,
     device_option,
     examples,
-    grid_options,
     moved_cache_option,
     moved_root_option,
     network_option,
+    out_option,
     postprocess_option,
     read_config,
     resume_command,
@@ -31,6 +32,9 @@ from tcseg.io.files import write_json
 from tcseg.method.variants import METHODS
 from tcseg.runs.folder import RunFolder
 from tcseg.sheet import plain_console
+
+# What a grid varies, or takes as numbers of its own.
+VARIED = ("method", "labelled", "validation_images", "split", "pretrained", *OF_FOLDERS)
 
 
 @click.command(
@@ -42,14 +46,9 @@ from tcseg.sheet import plain_console
         "tcseg train --config jsrt/config.toml --seed 1 --out jsrt-1",
     )
 )
-@config_options
+@config_options()
 @config_file_option
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the run, made if it is missing.",
-)
+@out_option("Folder of the run, made if it is missing.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out, with its own options.")
 @click.option(
     "--dry-run", is_flag=True, help="Report what would be done, and how long it would take."
@@ -201,21 +200,9 @@ def evaluate(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Another such folder, whose results are taken over; may be given more than once.",
 )
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the runs and tables, made if it is missing; finished runs are not repeated.",
-)
+@out_option("Folder of the runs and tables, made if it is missing; finished runs are not repeated.")
 @config_file_option
-@grid_options
-@click.option(
-    "--data",
-    type=click.Choice(["jsrt", "phantom", "folder"]),
-    default="jsrt",
-    show_default=True,
-    help="Data set.",
-)
+@config_options(without=VARIED, data="jsrt")
 @click.pass_context
 def reproduce(
     ctx: click.Context,
@@ -259,20 +246,15 @@ def reproduce(
 
 
 @click.command(epilog=examples("tcseg demo --out demo"))
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the runs, made if it is missing; finished ones in it are shown again.",
-)
+@out_option("Folder of the runs, made if it is missing; finished ones in it are shown again.")
 @click.option("--size", default=64, show_default=True, help="Height and width of the phantoms.")
 @click.option("--pretrain-steps", default=300, show_default=True, help="Steps of pre-training.")
 @click.option("--steps", default=400, show_default=True, help="Steps of each method.")
-def demo(out: Path, size: int, pretrain_steps: int, steps: int) -> None:
+def demo(out: Path, **options: int) -> None:
     """Show in minutes, without data, what unlabelled images add to 5 labelled ones."""
     from tcseg.cli.demo import demo as run_demo
 
-    run_demo(out, size=size, pretrain_steps=pretrain_steps, steps=steps)
+    run_demo(out, **options)
 
 
 @click.command()

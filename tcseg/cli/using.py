@@ -8,21 +8,29 @@ from typing import Any
 import click
 
 from tcseg.cli.options import (
+    OF_FOLDERS,
     FileToWrite,
     check_root,
     config_file_option,
+    config_options,
     device_option,
     examples,
     moved_root_option,
     network_option,
+    out_option,
     postprocess_option,
-    preview_options,
     read_config,
     with_options,
 )
 from tcseg.io.sizes import shape_of
 from tcseg.runs.folder import RunFolder
 from tcseg.sheet import plain_console
+
+# Options that say what the network is shown.
+SHOWN = (
+    *("data", "root", "dimensions", "size", "spacing", "patch", "split", "split_file"),
+    *(*OF_FOLDERS, "cache", "seed", "recipe", "displacement_std"),
+)
 
 
 @click.command(
@@ -31,14 +39,9 @@ from tcseg.sheet import plain_console
         "tcseg preview --data folder --root mine --recipe paper --out preview.png",
     )
 )
-@preview_options
+@config_options(*SHOWN)
 @click.option("--images", default=4, show_default=True, type=click.IntRange(1, 20), help="Rows.")
-@click.option(
-    "--out",
-    required=True,
-    type=FileToWrite(".png"),
-    help="PNG file to write.",
-)
+@out_option("PNG file to write.", FileToWrite(".png"))
 @config_file_option
 @click.pass_context
 def preview(
@@ -68,12 +71,7 @@ def preview(
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write to, made if it is missing.",
-)
+@out_option("Folder to write to, made if it is missing.")
 @postprocess_option
 @click.option(
     "--consistency/--no-consistency",
@@ -96,12 +94,9 @@ def predict(
     run: Path,
     inputs: tuple[Path, ...],
     out: Path,
-    postprocess: bool,
-    consistency: bool,
-    overlays: bool,
-    spacing: float | None,
     device: str,
     network: str | None,
+    **options: Any,
 ) -> None:
     """Segment INPUTS, files or folders, with the network of the folder RUN.
 
@@ -120,16 +115,8 @@ def predict(
     from tcseg.use.segmenter import load
 
     console = plain_console()
-    problems = predict_files(
-        load(run, device, network=network),
-        inputs,
-        out,
-        postprocess=postprocess,
-        consistency=consistency,
-        overlays=overlays,
-        spacing=spacing,
-        console=console,
-    )
+    segmenter = load(run, device, network=network)
+    problems = predict_files(segmenter, inputs, out, console=console, **options)
     console.print(f"Masks, overlays and measurements.csv: {out}")
     for problem in problems:
         click.echo(f"Error: {with_options(problem)}", err=True)
@@ -152,7 +139,7 @@ def predict(
     show_default=True,
     help="Form of the file: ONNX, or that of torch.export.",
 )
-@click.option("--out", required=True, type=FileToWrite(".onnx", ".pt2"), help="File to write.")
+@out_option("File to write.", FileToWrite(".onnx", ".pt2"))
 @network_option
 def export(run: Path, form: Any, out: Path, network: str | None) -> None:
     """Write the network of the folder RUN for other programs; run it there and compare.
@@ -185,7 +172,7 @@ def export(run: Path, form: Any, out: Path, network: str | None) -> None:
     )
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=FileToWrite(".html", ".htm"), help="HTML file.")
+@out_option("HTML file.", FileToWrite(".html", ".htm"))
 @moved_root_option
 @device_option
 @network_option

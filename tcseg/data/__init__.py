@@ -18,7 +18,7 @@ from tcseg.data.splits import (
     validation_subset,
 )
 from tcseg.errors import DataError, Problems
-from tcseg.io.sizes import LEAST, ORIGINAL, Size, pixels, shape_of
+from tcseg.io.sizes import LEAST, ORIGINAL, Size, default_size, pixels, shape_of
 
 __all__ = [
     "CLASSES",
@@ -113,7 +113,7 @@ def load_dataset(
     (160, torch.Size([160, 1, 32, 32]))
     """
     if size is None:
-        size = 512 if dimensions == 2 else ORIGINAL if name == "folder" else 48
+        size = default_size(name, dimensions)
     if dimensions not in LEAST:
         raise DataError(f"`dimensions` must be 2 or 3, got {dimensions}")
     if dimensions == 3 and name == "jsrt":
@@ -129,9 +129,9 @@ def load_dataset(
     if name != "folder" and len(set(shape)) > 1:
         raise DataError(f"`size` {pixels(size)}: images of {name} are square; give one number")
     if name == "phantom":
-        from tcseg.data.phantom import abdomen, population
+        from tcseg.data.phantom import population
 
-        return population.load(shape[0]) if dimensions == 2 else abdomen.load(shape[0])
+        return population.load(shape[0], dimensions)
     if name == "jsrt":
         from tcseg.data import jsrt
 

@@ -22,8 +22,6 @@ from tcseg.io.grey import as_levels
 from tcseg.io.images import PLAIN, Picture, png, read_pictures, suffix
 from tcseg.io.label_maps import LARGEST_LABEL, LabelWriter, folder_names, write_into
 
-__all__ = ["convert"]
-
 
 def convert(root: Path, out: Path, *, nnunet: bool = False, **reading: Any) -> None:
     """Write images and masks as they were read.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,14 +62,6 @@ def pack_masks(
     return torch.from_numpy(np.stack(parts, axis=axis))
 
 
-def lost_classes(
-    whole: Iterable[NDArray[Any]], fitted: NDArray[np.bool_], classes: Sequence[str]
-) -> list[str]:
-    """Return the classes of which resizing, from `whole` to `fitted`, has left nothing."""
-    pairs = zip(classes, whole, fitted, strict=False)  # what is ignored may be the last one
-    return [name for name, before, after in pairs if before.any() and not after.any()]
-
-
 def unpack_masks(packed: Tensor, classes: int, exclusive: bool = False) -> Tensor:
     """Unpack bytes of :func:`pack_masks` and add the background.
 
@@ -110,8 +102,7 @@ def _numbers(packed: Tensor) -> Tensor:
 
 
 Window = tuple[Tensor, ...]  # of each axis the places to read (b, n), as rows and columns
-Pixel = float | Spacing | None  # its sides in mm, one number where all are alike
-Original = tuple[NDArray[np.bool_], Pixel]
+Original = tuple[NDArray[np.bool_], Spacing | None]
 
 
 @dataclass(frozen=True)
@@ -139,11 +130,9 @@ class Dataset:
         Where images keep their own sizes, heights and widths of each, int64 (n, 2), or (n, 3): they
         lie in the first rows and columns, the rest is 0 and is never read. None if they fill the
         tensors.
-    spacing
-        Width of a pixel in mm at this size; None if images differ or it is not known.
     spacings
-        Where images differ: height and width (of volumes: depth, height, width) of a pixel in mm
-        for each, None if not known.
+        Height and width (of volumes: depth, height, width) of a pixel in mm at this size for each
+        image, None if not known.
     groups
         Patient, series or file of each image, which no split divides; None: the volume, or each
         image is one for itself.
@@ -185,7 +174,6 @@ class Dataset:
     classes: tuple[str, ...]
     images: Tensor | Stored
     masks: Tensor | Stored
-    spacing: float | None
     extents: Tensor | None = None
     spacings: list[Spacing | None] | None = None
     groups: list[str] | None = None
@@ -227,13 +215,17 @@ class Dataset:
     @property
     def known_pixels(self) -> NDArray[np.float64]:
         """Lengths of the sides of a pixel in mm (images, axes), of images whose files say them."""
-        axes, spacings = len(self.spatial), map(self.spacing_of, range(len(self)))
-        known = [np.broadcast_to(sides, axes) for sides in spacings if sides is not None]
-        return np.array(known).reshape(-1, axes)
+        known = [sides for sides in self.spacings or () if sides is not None]
+        return np.array(known).reshape(-1, len(self.spatial))
 
-    def spacing_of(self, index: int) -> Pixel:
+    @property
+    def with_masks(self) -> Sequence[int]:
+        """Indices of the images that have masks."""
+        return range(len(self)) if self.annotated is None else self.annotated
+
+    def spacing_of(self, index: int) -> Spacing | None:
         """Return the size of a pixel of one image in mm, None if it is not known."""
-        return self.spacing if self.spacings is None else self.spacings[index]
+        return None if self.spacings is None else self.spacings[index]
 
     def extent_of(self, index: int) -> tuple[int, ...]:
         """Return height and width of an image, or depth, height and width of a volume."""

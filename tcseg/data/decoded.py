@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import sys
@@ -18,14 +19,12 @@ from msgspec import Meta
 import tcwarp
 from tcseg.data import folder as reader
 from tcseg.data.dataset import Dataset
+from tcseg.data.layout import refuse
 from tcseg.data.nnunet import is_nnunet
 from tcseg.data.stored import Rows, Stored
-from tcseg.errors import DataError
-from tcseg.io.files import decode_json, read_whole, walk, write_atomically
+from tcseg.io.files import decode_json, open_lock, read_whole, walk, write_atomically
 from tcseg.io.shapes import DRAWN
 from tcseg.io.sizes import Size
-
-__all__ = ["load"]
 
 PARTS = ("images", "masks")
 
@@ -100,17 +99,13 @@ def _stored(folder: Path, read: Callable[[tuple[Rows, Rows]], Dataset]) -> Datas
 
 def _files(root: Path, cache: Path) -> Iterator[tuple[str, int, int]]:
     """Yield names, sizes and times of the files that reading depends on."""
-
-    def fail(path: Path, error: OSError) -> None:
-        raise DataError(f"folder: {path} cannot be read ({error.strerror})") from error
-
     tops = [root]
     if (root / "images").is_dir() or is_nnunet(root):  # then the rest may be anything, runs even
         tops = [root / part for part in ("images", "masks", "annotations", "imagesTr", "labelsTr")]
         tops += [root / "classes.txt", root / "dataset.json"]
         tops += sorted(path for path in root.iterdir() if path.suffix.lower() in DRAWN)
     for top in filter(Path.exists, tops):
-        for path in filter(Path.is_file, walk(top, fail, without=cache)):
+        for path in filter(Path.is_file, walk(top, refuse, without=cache)):
             status = path.stat()
             yield str(path.relative_to(root)), status.st_size, status.st_mtime_ns
 
@@ -170,13 +165,7 @@ def _make(folder: Path, read: Callable[[tuple[Rows, Rows]], Dataset]) -> None:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other processes out: they wait until it is done, or this process has ended."""
-    try:
-        import fcntl
-    except ImportError:  # not on every system; then nothing is locked
-        yield
-        return
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    with os.fdopen(os.open(folder / ".lock", flags, 0o666), "r+") as file:
+    with os.fdopen(open_lock(folder / ".lock"), "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

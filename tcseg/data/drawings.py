@@ -15,8 +15,6 @@ from tcseg.io.images import is_dicom, stem
 from tcseg.io.outlines import on_slice
 from tcseg.io.shapes import Drawing, read_drawing
 
-__all__ = ["Drawn", "find_drawn", "path_in"]
-
 
 @dataclass
 class Drawn:

@@ -8,7 +8,6 @@ or DICOM segmentations; then classes may overlap. Images without a mask are unla
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,10 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
-from tcseg.data.dataset import Dataset, Original, lost_classes, pack_masks
+from tcseg.data.dataset import Dataset, Original, pack_masks
 from tcseg.data.layout import Layout, find_layout
 from tcseg.data.masks import Masks, mask_reader
 from tcseg.data.nnunet import is_nnunet, nnunet_layout
@@ -32,9 +29,10 @@ from tcseg.errors import DataError, Problems
 from tcseg.io.grey import as_levels
 from tcseg.io.grids import orientation
 from tcseg.io.images import Picture, is_dicom, is_image, suffix
-from tcseg.io.placement import Pixels, Placement
+from tcseg.io.placement import Pixels, Placement, lost_classes
 from tcseg.io.series import Collection
 from tcseg.io.sizes import ORIGINAL, Size, Spacing, resolution
+from tcseg.sheet import track
 
 
 def load(
@@ -52,25 +50,8 @@ def load(
 ) -> Dataset:
     """Read every image, and the masks that there are.
 
-    Parameters
-    ----------
-    root
-        The folder.
-    size
-        Sides to fit images into, in pixels, their proportions kept; or ``"original"``.
-    problems
-        Where to collect what is wrong; images that it concerns are left out.
-    group
-        Regular expression that finds the patient in the names of images; see `Collection`.
-    mask_pattern
-        How masks are named; see `find_layout`.
-    window, scale
-        What is black and white; see `Collection`. Images of scale ``"image"`` have 8 bits.
-    dimensions, spacing
-        2 to read planes, 3 to join those of volumes, and how large voxels are to be; see
-        `load_dataset`.
-    into
-        What takes images and masks; if not given they are kept in memory.
+    Parameters are those of `tcseg.data.load_dataset`, and `into`: what takes images and masks; if
+    not given they are kept in memory.
 
     Raises
     ------
@@ -87,9 +68,8 @@ def load(
     )
     volumes = Volumes(collection, spacing, size) if dimensions == 3 else None
     read = _Read(masks, size, scale, volumes, *(into or ()))
-    parts: Iterable[Path] = collection.files if volumes is None else volumes.files
-    console = Console(stderr=True, quiet=not sys.stderr.isatty())
-    for path in track(list(parts), "Reading images", console=console, transient=True):
+    parts = collection.files if volumes is None else volumes.files
+    for path in track(parts, "Reading images"):
         try:
             if volumes is None:
                 for picture in collection.read(path):
@@ -103,7 +83,6 @@ def load(
     return Dataset(
         name="folder",
         classes=read.classes,
-        spacing=None,
         grouped_by=collection.grouped_by,
         files=max([1, *map(len, layout.channels.values())]),
         scale=scale,

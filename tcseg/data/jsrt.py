@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -13,13 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
-from tcseg.data.dataset import CLASSES, Dataset, Original, lost_classes, pack_masks
+from tcseg.data.dataset import CLASSES, Dataset, Original, pack_masks
 from tcseg.errors import DataError, Problems
-from tcseg.io.placement import resize_picture
+from tcseg.io.placement import lost_classes, resize_picture
 from tcseg.io.plain import KINDS
+from tcseg.sheet import track
 
 FIELD_OF_VIEW_MM = 0.175 * 2048
 FOLDS = ("fold1", "fold2")
@@ -57,12 +55,11 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
     images = _find_images(root, problems)
     masks = _find_masks(root, images, problems)
 
-    console = Console(stderr=True, quiet=not sys.stderr.isatty())
     ids: list[str] = []
     vanished: dict[int, list[str]] = {}
     pixels = np.empty((len(masks), 1, size, size), np.uint8)
     bits = torch.empty((len(masks), 1, size, size), dtype=torch.uint8)
-    for name in track(masks, "Reading JSRT", console=console, transient=True):
+    for name in track(masks, "Reading JSRT"):
         i = len(ids)
         try:
             pixels[i, 0] = read_image(images[name], size)
@@ -81,7 +78,7 @@ def load(root: str | Path, size: int, problems: Problems | None = None) -> Datas
         classes=CLASSES,
         images=torch.from_numpy(pixels[: len(ids)]),
         masks=bits[: len(ids)],
-        spacing=FIELD_OF_VIEW_MM / size,
+        spacings=[(FIELD_OF_VIEW_MM / size,) * 2] * len(ids),
         vanished=vanished,
         originals=partial(_original, ids, masks),
     )
@@ -93,7 +90,7 @@ def _original(ids: Sequence[str], masks: Mapping[str, Sequence[Path]], index: in
     if len({mask.shape for mask in decoded}) > 1:
         raise DataError(f"jsrt: the masks of {ids[index]} differ in size; copy them again")
     whole = np.stack(decoded)
-    return whole, FIELD_OF_VIEW_MM / whole.shape[-1]
+    return whole, (FIELD_OF_VIEW_MM / whole.shape[-1],) * 2
 
 
 # ---- finding --------------------------------------------------------------------------------

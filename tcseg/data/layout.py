@@ -16,8 +16,6 @@ from tcseg.io.files import walk
 from tcseg.io.images import NIFTI, NO_TEXT, PLAIN, is_dicom, is_image, is_text
 from tcseg.io.shapes import DRAWN, STRUCTURE_SET
 
-__all__ = ["OBJECT", "Layout", "find_layout"]
-
 OBJECT = "object"
 """The class of files that mark one object each, which have no other name."""
 
@@ -144,12 +142,13 @@ def _below(folder: Path, problems: Problems) -> dict[str, Path]:
 
 def _files(folder: Path, *suffixes: str) -> list[Path]:
     """Return the files in a folder and those in it, or those with some suffixes."""
-
-    def fail(path: Path, error: OSError) -> None:
-        raise DataError(f"folder: {path} cannot be read ({error.strerror})") from error
-
-    found = walk(folder, fail) if folder.is_dir() else ()
+    found = walk(folder, refuse) if folder.is_dir() else ()
     return [path for path in found if not suffixes or path.suffix.lower() in suffixes]
+
+
+def refuse(path: Path, error: OSError) -> None:
+    """Raise a DataError for what cannot be read."""
+    raise DataError(f"folder: {path} cannot be read ({error.strerror})") from error
 
 
 def _is_annotation(path: Path, *kinds: str) -> bool:

@@ -13,8 +13,6 @@ import numpy as np
 from tcseg.errors import DataError
 from tcseg.io.planes import Planes
 
-__all__ = ["Legend", "read_legend"]
-
 _COLOUR = r"(?:#(?P<hex>[0-9a-fA-F]{6})|(?P<rgb>\d{1,9}(?:[\s,]+\d{1,9}){2}))"
 _LINES = (
     r"(?P<value>-?\d{1,18}|\*)\s+(?P<name>[^\d\s].*)",

@@ -17,18 +17,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tcseg.data.alignment import check_grid, check_orientation
 from tcseg.data.dataset import IGNORED
 from tcseg.data.layout import OBJECT, Layout
 from tcseg.data.legend import Legend, read_legend
 from tcseg.data.nnunet import is_nnunet, nnunet_legend
 from tcseg.errors import DataError, Problems
 from tcseg.io.dicom import read_segments, segment_labels, text_of
+from tcseg.io.grids import check_grid, check_orientation
 from tcseg.io.images import Picture, is_dicom
 from tcseg.io.planes import Planes, greys_of_palette, is_smoothed, read_planes
 from tcseg.io.shapes import read_drawing
-
-__all__ = ["UNNAMED", "Masks", "mask_reader"]
 
 UNNAMED = 8
 """So many values may be classes without a line of classes.txt; more are no masks perhaps."""

@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
 
-__all__ = ["common_naming"]
-
 
 def common_naming(masks: list[str], images: list[str]) -> dict[tuple[str, ...], tuple[str, ...]]:
     """Return in which ways all masks have images, each with the ends that names then have."""

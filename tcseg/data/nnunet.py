@@ -11,8 +11,6 @@ from tcseg.data.legend import Legend
 from tcseg.errors import DataError, Problems
 from tcseg.io.series import channels_by_case
 
-__all__ = ["is_nnunet", "nnunet_layout", "nnunet_legend"]
-
 IMAGES, LABELS, DESCRIPTION = "imagesTr", "labelsTr", "dataset.json"
 
 

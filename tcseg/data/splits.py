@@ -103,7 +103,7 @@ def _jsrt_split(dataset: Dataset, split: int) -> Split:
 def _folder_split(dataset: Dataset, split: int) -> Split:
     # Images of one patient stay together: they are too alike to be tested on each other.
     groups: dict[str, list[int]] = {}
-    for index in _annotated(dataset):
+    for index in dataset.with_masks:
         groups.setdefault(dataset.group_of(index), []).append(index)
     if len(groups) < 2:
         by = dataset.grouped_by
@@ -120,14 +120,10 @@ def _folder_split(dataset: Dataset, split: int) -> Split:
     return Split(train, validation, test or validation, _unlabelled(dataset, validation + test))
 
 
-def _annotated(dataset: Dataset) -> list[int]:
-    return list(range(len(dataset))) if dataset.annotated is None else dataset.annotated
-
-
 def _unlabelled(dataset: Dataset, held_out: Sequence[int] = ()) -> list[int]:
     """Return the images without masks, but for those of the patients that are held out."""
     groups = set(map(dataset.group_of, held_out))
-    without = sorted(set(range(len(dataset))) - set(_annotated(dataset)))
+    without = sorted(set(range(len(dataset))) - set(dataset.with_masks))
     return [index for index in without if dataset.group_of(index) not in groups]
 
 
@@ -161,29 +157,17 @@ def labelled_subset(split: Split, count: int | None) -> list[int]:
     DataError
         If `count` is below 1 or exceeds the training images.
     """
-    if count is None:
-        return split.train
-    if not 1 <= count <= len(split.train):
-        raise DataError(
-            f"`labelled` must be 1 to {len(split.train)}, as many as there are training images, "
-            f"got {count}"
-        )
-    return split.train[:count]
+    return _first(split.train, count, "`labelled`", "there are training images")
 
 
 def validation_subset(split: Split, count: int | None) -> list[int]:
-    """Return the first `count` validation images, all if it is None.
+    """Return the first validation images, as `labelled_subset` does of the training images."""
+    return _first(split.validation, count, "`validation_images`", "the split has")
 
-    Raises
-    ------
-    DataError
-        If `count` is below 1 or exceeds the validation images.
-    """
-    images = split.validation
+
+def _first(images: list[int], count: int | None, option: str, most: str) -> list[int]:
     if count is not None and not 1 <= count <= len(images):
-        raise DataError(
-            f"`validation_images` must be 1 to {len(images)}, as many as the split has, got {count}"
-        )
+        raise DataError(f"{option} must be 1 to {len(images)}, as many as {most}, got {count}")
     return images[:count]
 
 

@@ -14,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Rows", "Source", "Stored"]
-
 
 @dataclass(frozen=True)
 class Stored:
@@ -64,9 +62,10 @@ class Stored:
     def __getitem__(self, key: Any) -> Tensor:
         """Return a copy of a part, which `key` names as for tensors."""
         parts = key if isinstance(key, tuple) else (key,)
+        places = tuple(part.numpy() if isinstance(part, Tensor) else part for part in parts)
         # Read-only: of other mappings the system wants to know that memory could hold them.
         mapped = np.memmap(self.path, str(self.dtype)[len("torch.") :], "r", shape=self.shape)
-        taken = np.asarray(mapped)[tuple(map(_of_numpy, parts))]
+        taken = np.asarray(mapped)[places]
         return torch.from_numpy(np.require(taken, requirements="W"))
 
 
@@ -79,10 +78,6 @@ class Source(NamedTuple):
     shape: tuple[int, ...]
     spacing: tuple[float, float] | None
     slice_spacing: float | None
-
-
-def _of_numpy(part: Any) -> Any:
-    return part.numpy() if isinstance(part, Tensor) else part
 
 
 class Rows:

@@ -13,8 +13,6 @@ from tcseg.io.placement import Pixels
 from tcseg.io.series import Collection
 from tcseg.io.sizes import ORIGINAL, Size, Spacing, mm_of
 
-__all__ = ["MEDIAN", "Volumes", "name_of", "voxel_of"]
-
 MEDIAN = "median"
 ISOTROPIC = (1.0, 1.0, 1.0)
 

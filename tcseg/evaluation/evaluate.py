@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from tcseg.data import Dataset
@@ -28,7 +25,7 @@ from tcseg.evaluation.measures import (
 )
 from tcseg.io.placement import Placement
 from tcseg.method.network import at_once, found
-from tcseg.sheet import Sheet, plus_minus
+from tcseg.sheet import Sheet, plus_minus, track
 
 # Of the columns of `results_table` in whose headings the words are.
 EXPLANATIONS = {
@@ -44,8 +41,6 @@ EXPLANATIONS = {
     "vanished": "Vanished: images whose mask shows the structure, but not at this size; there it "
     "says nothing.",
 }
-
-__all__ = ["evaluate", "predict", "results_table", "validation_miou"]
 
 
 def predict(
@@ -187,8 +182,7 @@ def evaluate(
     stacks: dict[str, list[Case]] = defaultdict(list)
     planes = Counter(map(dataset.volume_of, indices))
     cases = _cases(network, dataset, indices, batch_size, original_size)
-    console = Console(stderr=True, quiet=not sys.stderr.isatty())
-    for case in track(cases, "Measuring", len(indices), console=console, transient=True):
+    for case in track(cases, "Measuring", len(indices)):
         if postprocess:
             case = replace(case, predicted=metrics.postprocess_all(case.predicted, disjoint))
         if case.ignored is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,16 +14,7 @@ from numpy.typing import NDArray
 
 from tcseg.data import Dataset
 from tcseg.evaluation import metrics
-
-__all__ = [
-    "Case",
-    "mean",
-    "measure_image",
-    "measure_volume",
-    "over_images",
-    "structures_of",
-    "summary",
-]
+from tcseg.io.sizes import Spacing
 
 # Structures that count as one as well, as in the paper's second table.
 JOINED = {
@@ -41,7 +32,7 @@ class Case:
     index: int
     predicted: Any
     true: Any
-    spacing: float | tuple[float, ...] | None
+    spacing: Spacing | None
     vanished: Collection[str] = ()
     ignored: Masks | None = None
     shape: tuple[int, ...] = ()  # of each of packed masks
@@ -55,25 +46,18 @@ class Case:
         return replace(self, predicted=predicted, true=true, shape=self.true.shape[1:])
 
 
-class _Stack(Mapping[str, Masks]):
-    """Packed masks of the planes of a volume, by class: (planes, H, W), unpacked when asked for."""
+def _unpacked(
+    classes: Sequence[str], planes: Sequence[Sequence[bytes]], shape: tuple[int, ...]
+) -> Callable[[str], Masks]:
+    """Return what gives the masks (planes, H, W) of a class, unpacked when asked for."""
 
-    def __init__(
-        self, classes: Sequence[str], planes: Sequence[Sequence[bytes]], shape: tuple[int, ...]
-    ) -> None:
-        self.classes, self.planes, self.shape = classes, planes, shape
+    def of(name: str) -> Masks:
+        c = classes.index(name)
+        packed = [np.frombuffer(zlib.decompress(plane[c]), np.uint8) for plane in planes]
+        bits = np.unpackbits(np.stack(packed), axis=-1, count=math.prod(shape))
+        return bits.view(np.bool_).reshape(-1, *shape)
 
-    def __getitem__(self, name: str) -> Masks:
-        c = self.classes.index(name)
-        packed = [np.frombuffer(zlib.decompress(plane[c]), np.uint8) for plane in self.planes]
-        bits = np.unpackbits(np.stack(packed), axis=-1, count=math.prod(self.shape))
-        return bits.view(np.bool_).reshape(-1, *self.shape)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.classes)
-
-    def __len__(self) -> int:
-        return len(self.classes)
+    return of
 
 
 def structures_of(classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -85,15 +69,15 @@ def structures_of(classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return structures
 
 
-def _joined(masks: Mapping[str, Masks], parts: Sequence[str]) -> Masks:
-    return functools.reduce(np.logical_or, (masks[name] for name in parts))
+def _joined(masks: Callable[[str], Masks], parts: Sequence[str]) -> Masks:
+    return functools.reduce(np.logical_or, map(masks, parts))
 
 
 def _measure(
     structures: Mapping[str, Sequence[str]],
-    predicted: Mapping[str, Masks],
-    true: Mapping[str, Masks],
-    spacing: float | Sequence[float] | None,
+    predicted: Callable[[str], Masks],
+    true: Callable[[str], Masks],
+    spacing: Spacing | None,
     vanished: Collection[str],
 ) -> dict[str, Any]:
     unit = "px" if spacing is None else "mm"
@@ -119,12 +103,13 @@ def measure_image(
 ) -> dict[str, Any]:
     """Measure one image but for the mean over its structures."""
     predicted, true = (
-        dict(zip(dataset.classes, masks, strict=True)) for masks in (case.predicted, case.true)
+        dict(zip(dataset.classes, masks, strict=True)).__getitem__
+        for masks in (case.predicted, case.true)
     )
     row = _measure(structures, predicted, true, case.spacing, case.vanished)
     if "heart" in structures and "lungs" in structures and case.true[0].ndim == 2:
         row["cardiothoracic_ratio"] = {
-            kind: metrics.cardiothoracic_ratio(masks["heart"], _joined(masks, structures["lungs"]))
+            kind: metrics.cardiothoracic_ratio(masks("heart"), _joined(masks, structures["lungs"]))
             for kind, masks in (("predicted", predicted), ("true", true))
         }
     return row
@@ -138,12 +123,12 @@ def measure_volume(
     if len({plane.shape for plane in planes}) > 1:
         return []
     first, last = planes[0], planes[-1]
-    predicted = _Stack(dataset.classes, [plane.predicted for plane in planes], first.shape)
-    true = _Stack(dataset.classes, [plane.true for plane in planes], first.shape)
+    predicted = _unpacked(dataset.classes, [plane.predicted for plane in planes], first.shape)
+    true = _unpacked(dataset.classes, [plane.true for plane in planes], first.shape)
     between = dataset.slice_spacing_of(first.index)
     spacing = None
     if between is not None and first.spacing is not None:
-        spacing = (between, *np.broadcast_to(first.spacing, 2).tolist())
+        spacing = (between, *first.spacing)
     vanished = {name for plane in planes for name in plane.vanished}
     row = _measure(structures, predicted, true, spacing, vanished)
     if last.index - first.index >= len(planes):  # what lies between has no known surface

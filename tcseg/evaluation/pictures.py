@@ -31,19 +31,9 @@ from tcseg.io.images import png
 from tcseg.io.label_maps import COLOURS
 from tcseg.io.placement import Placement, resize
 
-__all__ = [
-    "Panel",
-    "images_and_truths",
-    "outlined",
-    "save_contact_sheet",
-    "save_grid",
-    "save_panel",
-    "save_progress",
-    "side_by_side",
-]
-
 BACKGROUND, TEXT = "#14161a", "#e8e8e8"
 DPI = 110
+CASES = 4
 SHEET_COLUMNS = 6
 FEW = 8  # structures, all of which are in the key; of more, those that are seen
 PROGRESS_SIZE = 192  # pixels of an image while training, at least
@@ -51,6 +41,11 @@ PANEL_SIZE = 480  # pixels of an image before it is fitted into its panel, at le
 # In inches: the edge of an image, between images, around all, title and headings, a line of keys.
 IMAGE, GAP, MARGIN, HEAD, LINE = 2.6, 0.08, 0.15, 0.8, 0.26
 SWATCH, LETTER = 0.5, 0.1  # of a key: its colour with the space around, and each letter
+
+
+def spread(indices: Sequence[int], count: int = CASES) -> Sequence[int]:
+    """Choose a few cases, evenly spread."""
+    return indices[:: max(1, len(indices) // count)][:count]
 
 
 def save_panel(

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tcseg.io.placement import resize
-
-__all__ = ["Planes"]
+from tcseg.io.sizes import Spacing
 
 LONGEST = 1024  # pixels of a side of a volume, at most
 
@@ -34,7 +33,7 @@ class Planes:
     sides: tuple[int, ...]
 
     @classmethod
-    def of(cls, masks: np.ndarray, spacing: float | Sequence[float] | None) -> Planes:
+    def of(cls, masks: np.ndarray, spacing: Spacing | None) -> Planes:
         """Choose planes through the middle of the largest structure.
 
         Parameters

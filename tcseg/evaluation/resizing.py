@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 from scipy import ndimage
 
 from tcseg.data import Dataset
-from tcseg.data.dataset import Pixel
 from tcseg.evaluation.metrics import iou
 from tcseg.io.placement import Placement
-from tcseg.io.sizes import LEAST, ORIGINAL, mm_of, mm_written, pixels, shape_of
-
-__all__ = ["ENOUGH", "Kept", "candidates", "kept_by_resizing", "suggested", "suggested_patch"]
+from tcseg.io.sizes import LEAST, ORIGINAL, Spacing, mm_of, mm_written, pixels, shape_of
+from tcseg.sheet import track
 
 SIZES = {2: (64, 128, 256, 512, 1024, 2048), 3: (32, 64, 96, 128, 192, 256)}
 COARSER = (1, 1.5, 2, 3, 4)  # times the finest side of a voxel
@@ -77,9 +72,7 @@ def kept_by_resizing(dataset: Dataset, sizes: Sequence[Named]) -> dict[Named, di
     else:
         sizes = sorted(sizes, key=lambda size: -math.prod(mm_of(str(size))))
     kept = {size: {name: Kept() for name in dataset.classes} for size in sizes}
-    console = Console(stderr=True, quiet=not sys.stderr.isatty())
-    images = _images(dataset)
-    for index in track(images, "Resizing masks", console=console, transient=True):
+    for index in track(_images(dataset), "Resizing masks"):
         whole, spacing = dataset.original(index)
         shown = np.flatnonzero(whole.any(axis=tuple(range(1, whole.ndim))))  # few of many, perhaps
         whole = whole[shown]
@@ -149,17 +142,18 @@ def suggested_patch(dataset: Dataset) -> Named:
 
 def _images(dataset: Dataset) -> list[int]:
     """Return images that show each structure, few of each."""
-    annotated = range(len(dataset)) if dataset.annotated is None else dataset.annotated
     most = IMAGES[len(dataset.spatial)]
     shown: dict[str, list[int]] = {name: [] for name in dataset.classes}
-    for index in annotated:
+    for index in dataset.with_masks:
         here = {dataset.classes[c] for c in dataset.shown(index)}
         for name in here.union(dataset.vanished.get(index, ())):
             shown[name].append(index)
     return sorted({i for part in shown.values() for i in part[:: -(-len(part) // most) or 1]})
 
 
-def _placed(dataset: Dataset, shape: tuple[int, ...], spacing: Pixel, size: Named) -> Placement:
+def _placed(
+    dataset: Dataset, shape: tuple[int, ...], spacing: Spacing | None, size: Named
+) -> Placement:
     if dataset.extents is None:
         return Placement.of(shape, size, spacing, dataset.resampled)
     return Placement.of(shape, ORIGINAL, spacing, mm_of(str(size)))

@@ -16,8 +16,6 @@ from tcseg.errors import DataError
 from tcseg.extras import needs
 from tcseg.io.limits import check_pixels
 
-__all__ = ["ARRAYS", "ITK", "encode_array", "itk_affine", "itk_orientation", "read_array"]
-
 ITK = (".nrrd", ".mha")
 ARRAYS = (".npy", *ITK)
 
@@ -54,15 +52,12 @@ def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, fl
         several = values.ndim == 4 or colour
     else:
         reader = _itk_reader(path)
-        reader.ReadImageInformation()
+        import SimpleITK
+
         check_pixels(path, (*reader.GetSize(), reader.GetNumberOfComponents()))
         image = reader.Execute()
-        with needs("itk"):
-            import SimpleITK
-        values, several = (
-            SimpleITK.GetArrayFromImage(image),
-            image.GetNumberOfComponentsPerPixel() > 1,
-        )
+        values = SimpleITK.GetArrayFromImage(image)
+        several = image.GetNumberOfComponentsPerPixel() > 1
         width, height, *others = image.GetSpacing()
         spacing, between = (height, width), (others[0] if others else None)
     if values.ndim == 2 + several:
@@ -86,9 +81,8 @@ def encode_array(numbers: NDArray[Any], source: Path) -> bytes:
         np.save(content, numbers[0] if len(numbers) == 1 else numbers)
         return content.getvalue()
     reader = _itk_reader(source)
-    with needs("itk"):
-        import SimpleITK
-    reader.ReadImageInformation()
+    import SimpleITK
+
     image = SimpleITK.GetImageFromArray(numbers if reader.GetDimension() == 3 else numbers[0])
     image.SetSpacing(reader.GetSpacing())
     image.SetOrigin(reader.GetOrigin())
@@ -102,9 +96,8 @@ def encode_array(numbers: NDArray[Any], source: Path) -> bytes:
 def itk_orientation(path: Path) -> str:
     """Return which way in the patient the axes of a file run, as "LPS"."""
     reader = _itk_reader(path)
-    with needs("itk"):
-        import SimpleITK
-    reader.ReadImageInformation()
+    import SimpleITK
+
     cosines, axes = np.eye(3), reader.GetDimension()
     cosines[:axes, :axes] = np.reshape(reader.GetDirection(), (axes, axes))
     code = SimpleITK.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(
@@ -116,7 +109,6 @@ def itk_orientation(path: Path) -> str:
 def itk_affine(path: Path) -> NDArray[np.float64]:
     """Return where the voxels of a file lie, (4, 4) from their numbers to mm, axes as NIfTI's."""
     reader = _itk_reader(path)
-    reader.ReadImageInformation()
     affine, axes = np.eye(4), min(3, reader.GetDimension())
     cosines = np.reshape(reader.GetDirection(), (reader.GetDimension(), -1))[:axes, :axes]
     affine[:axes, :axes] = cosines * np.array(reader.GetSpacing()[:axes])
@@ -125,6 +117,7 @@ def itk_affine(path: Path) -> NDArray[np.float64]:
 
 
 def _itk_reader(path: Path) -> Any:
+    """Return what reads a file, its header read; DataError if that would lead astray."""
     with open(path, "rb") as file:
         beginning = file.read(_HEADER)
     header = re.match(_HEADERS[path.suffix.lower()], beginning, re.S)
@@ -151,4 +144,5 @@ def _itk_reader(path: Path) -> Any:
     reader = SimpleITK.ImageFileReader()
     reader.SetImageIO("NrrdImageIO" if path.suffix.lower() == ".nrrd" else "MetaImageIO")
     reader.SetFileName(str(path))
+    reader.ReadImageInformation()
     return reader

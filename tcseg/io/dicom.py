@@ -11,22 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcseg.errors import DataError, reason
+from tcseg.errors import DataError, mask_file
 from tcseg.extras import needs
 from tcseg.io.grey import tails
 from tcseg.io.limits import check_inflated, check_pixels
 from tcseg.io.windows import Limits
-
-__all__ = [
-    "has_dicom_content",
-    "limits_of",
-    "read_dataset",
-    "read_frames",
-    "read_segments",
-    "segment_labels",
-    "segmented_files",
-    "text_of",
-]
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -115,11 +104,6 @@ class Frames:
     spacings: list[Spacing | None]
     at_detector: bool
     slice_spacing: float | None
-
-    @property
-    def limits(self) -> Limits | None:
-        """What is black and white in all frames; None if 8 bits are to stay as they are."""
-        return limits_of([self])
 
 
 def limits_of(files: Sequence[Frames]) -> Limits | None:
@@ -302,7 +286,7 @@ def read_segments(path: Path) -> dict[str, dict[str, NDArray[np.bool_]]]:
     DataError
         If it cannot be read, or does not say what its frames are of.
     """
-    try:
+    with mask_file(path):
         data = read_dataset(path)
         frames = data.pixel_array.reshape(-1, data.Rows, data.Columns)
         half = int(data.get("MaximumFractionalValue", 1)) / 2
@@ -311,8 +295,6 @@ def read_segments(path: Path) -> dict[str, dict[str, NDArray[np.bool_]]]:
         placed = [_place_of(group, shared) for group in groups]
         labels = {int(s.SegmentNumber): str(s.SegmentLabel) for s in data.SegmentSequence}
         images = _sources(data)
-    except Exception as error:  # decoders of damaged files raise almost anything
-        raise DataError(f"folder: {path} cannot be read ({reason(error)})") from error
     if len(images) == 1:  # frames need not name it
         placed = [(number, images[0], plane) for number, _, plane in placed]
     nameless = len(images) > 1 and "" in {source for _, source, _ in placed}

@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-__all__ = ["decode_json", "read_json", "read_whole", "walk", "write_atomically", "write_json"]
-
 T = TypeVar("T")
 LARGEST = 2**28
 """Bytes; files of a run hold some thousand numbers and names."""
@@ -90,6 +88,11 @@ def write_atomically(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def open_lock(path: Path) -> int:
+    """Open a file to hold locks on, made if it is missing; OSError if it is a link."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
 
 def read_json(path: str | os.PathLike[str], kind: type[T]) -> T:

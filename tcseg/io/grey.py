@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from tcseg.io.placement import Pixels
 from tcseg.io.windows import Limits
 
-__all__ = ["as_levels", "as_pixels", "tails"]
-
 MOST_CHANNELS = 64
 
 # Beyond these fractions of the pixels, values of more than 8 bits are cut off: a few hot pixels, a

@@ -1,17 +1,21 @@
-"""Where the voxels of volumes lie in the patient."""
+"""Where the voxels of volumes lie in the patient, and whether a mask lies on its image."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tcseg.errors import DataError
 from tcseg.io.arrays import ITK, itk_affine, itk_orientation
-from tcseg.io.images import NIFTI, suffix
+from tcseg.io.images import NIFTI, exif_orientation, suffix
 from tcseg.io.nifti import load_nifti
+from tcseg.io.sizes import mm_written
 
-__all__ = ["affine_of", "orientation"]
+NEAR = 0.5  # voxels that a mask may be off its image
 
 
 def orientation(path: Path) -> str | None:
@@ -29,7 +33,7 @@ def orientation(path: Path) -> str | None:
     return "".join(code or "?" for code in nibabel.aff2axcodes(affine))
 
 
-def affine_of(path: Path) -> NDArray[np.float64] | None:
+def _affine_of(path: Path) -> NDArray[np.float64] | None:
     """Return where the voxels of a file lie in the patient, (4, 4) from their numbers to mm.
 
     None if the file does not say it, as of one that was made from an array alone.
@@ -46,3 +50,44 @@ def affine_of(path: Path) -> NDArray[np.float64] | None:
     except Exception:  # what is wrong is told on reading it
         return None
     return None if np.allclose(affine, nothing) or not np.linalg.det(affine) else affine
+
+
+def check_grid(mask: Path, image: Path, counts: Sequence[int]) -> None:
+    """Check that the corner voxels of a mask are those of its image, as far as both say so."""
+    ours, its = _affine_of(mask), _affine_of(image)
+    if ours is None or its is None:
+        return
+    corners = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in counts))]).T
+    apart = float(np.abs(np.linalg.inv(its) @ ours @ corners - corners).max())
+    if apart > NEAR:
+        sides, others = (
+            mm_written(np.linalg.norm(affine[:3, :3], axis=0)[::-1].tolist())
+            for affine in (ours, its)
+        )
+        raise DataError(
+            f"folder: {mask}, of {sides} mm, lies on another grid than its image {image.name}, of "
+            f"{others} mm: corners of the volume are up to {apart:.3g} voxels apart; resample it "
+            "to the grid of its image (SimpleITK.Resample)"
+        )
+
+
+def check_orientation(mask: Path, image: Path, settled: bool) -> None:
+    """Check that a mask is turned, and runs in the patient, as its image.
+
+    It is `settled` by the sides of both how a mask without EXIF orientation is turned.
+    """
+    turns = {exif_orientation(path): path for path in (mask, image)}
+    # Turned by a quarter, one fits only if it was made for the image as it is seen.
+    if 1 in turns and len(turns) == 2 and not (settled and max(turns) > 4):
+        raise DataError(
+            f"folder: {turns.pop(1)} has no EXIF orientation, {turns.popitem()[1].name} has, so "
+            "how image and mask lie on each other is not known; save both upright without one "
+            "(mogrify -auto-orient)"
+        )
+    ours, its = orientation(mask), orientation(image)
+    if ours != its and None not in (ours, its):
+        raise DataError(
+            f"folder: the axes of {mask} run {ours} in the patient, those of its image "
+            f"{image.name} {its}, so they do not lie on each other pixel by pixel; save "
+            "both in one orientation (nibabel.as_closest_canonical)"
+        )

@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from tcseg.errors import DataError, reason
 from tcseg.io.arrays import ARRAYS, read_array
-from tcseg.io.dicom import has_dicom_content, read_frames
+from tcseg.io.dicom import has_dicom_content, limits_of, read_frames
 from tcseg.io.grey import as_pixels, tails
 from tcseg.io.limits import check_pixels
 from tcseg.io.nifti import load_nifti
@@ -109,9 +109,8 @@ def is_image(path: Path) -> bool:
     """Whether a file looks like one that `read_pictures` takes: by its name, DICOM by content."""
     if path.name.startswith(".") or not path.is_file():
         return False
-    if suffix(path) in FORMATS:
-        return True
-    return has_dicom_content(path)  # archives name them by number, or give them no suffix
+    # Archives name DICOM files by number, or give them no suffix.
+    return suffix(path) in FORMATS or has_dicom_content(path)
 
 
 def is_dicom(path: Path) -> bool:
@@ -182,6 +181,20 @@ def png(values: NDArray[np.uint8]) -> bytes:
 # ---- formats --------------------------------------------------------------------------------
 
 
+def _picture(
+    path: Path,
+    plane: int,
+    count: int,
+    pixels: Pixels,
+    spacing: tuple[float, float] | None,
+    bits: int,
+    slice_spacing: float | None = None,
+) -> Picture:
+    """Return a plane of a file that has so many."""
+    name, number = (stem(path), None) if count == 1 else (f"{stem(path)}/{plane:03d}", plane)
+    return Picture(name, pixels, spacing, path, number, bits=bits, slice_spacing=slice_spacing)
+
+
 def _read_plain(path: Path, limits: Limits | None, scale: str) -> Iterator[Picture]:
     given = limits is not None
     with open_plain(path) as file:
@@ -201,9 +214,7 @@ def _read_plain(path: Path, limits: Limits | None, scale: str) -> Iterator[Pictu
             pixels = as_pixels(page, limits if bits > 8 else None)
             if len(pixels) == 3 and (pixels == pixels[:1]).all():
                 pixels = pixels[:1]  # grey, saved as colour
-            name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
-            number = None if count == 1 else plane
-            yield Picture(name, pixels, spacing, path, number, bits=bits)
+            yield _picture(path, plane, count, pixels, spacing, bits)
 
 
 def _page(file: Image.Image, number: int) -> NDArray[Any]:
@@ -244,22 +255,14 @@ def _read_dicom(path: Path, limits: Limits | None, scale: str) -> Iterator[Pictu
     frames = read_frames(path)
     count = len(frames.values)
     by_frame = limits is None and scale == "image" and None not in frames.windows
-    levels = frames.windows if by_frame else [frames.limits if limits is None else limits] * count
+    levels = (
+        frames.windows if by_frame else [limits_of([frames]) if limits is None else limits] * count
+    )
     for plane, (values, spacing) in enumerate(zip(frames.values, frames.spacings, strict=True)):
         pixels = as_pixels(values, levels[plane] if values.ndim == 2 else None)
         pixels = 1 - pixels if frames.inverted else pixels
-        name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
-        number = None if count == 1 else plane
-        yield Picture(
-            name,
-            pixels,
-            spacing,
-            path,
-            number,
-            frames.at_detector,
-            bits=frames.bits,
-            slice_spacing=frames.slice_spacing,
-        )
+        picture = _picture(path, plane, count, pixels, spacing, frames.bits, frames.slice_spacing)
+        yield replace(picture, at_detector=frames.at_detector)
 
 
 def read_volume(
@@ -324,6 +327,4 @@ def _read_stack(
         limits = each[0] if together else each
     for plane, values in enumerate(planes):
         pixels = as_pixels(values, limits)
-        name = stem(path) if count == 1 else f"{stem(path)}/{plane:03d}"
-        number = None if count == 1 else plane
-        yield Picture(name, pixels, spacing, path, number, bits=bits, slice_spacing=slice_spacing)
+        yield _picture(path, plane, count, pixels, spacing, bits, slice_spacing)

@@ -8,6 +8,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,6 @@ from tcseg.io.arrays import ARRAYS, encode_array
 from tcseg.io.dicom import read_dataset
 from tcseg.io.files import write_atomically
 from tcseg.io.images import NIFTI, is_dicom, suffix
-
-__all__ = ["COLOURS", "LARGEST_LABEL", "LabelWriter", "folder_names", "label_map", "write_into"]
 
 LARGEST_LABEL = 2**16 - 1
 """Largest value in a label map: PNG holds no larger ones."""
@@ -72,6 +71,7 @@ def label_map(masks: Masks, values: Sequence[int]) -> NDArray[np.uint16]:
     return labels
 
 
+@dataclass
 class LabelWriter:
     """Writes what is found in one image file, in the form of the masks of the training data.
 
@@ -80,7 +80,7 @@ class LabelWriter:
     has masks. Both are PNG, TIFF for TIFF of several pages, NIfTI for NIfTI, and so for NRRD, MHA
     and NPY; for DICOM a segmentation in ``segmentations/`` has all structures.
 
-    Parameters
+    Attributes
     ----------
     path : Path
         The image file.
@@ -93,25 +93,17 @@ class LabelWriter:
         The structures.
     values : sequence of int, optional
         The value of each; masks are then disjoint.
-
-    Attributes
-    ----------
     others : list of LabelWriter
-        Of further slices of a series, which have one segmentation with this one.
+        Further slices of a series, which have one segmentation with this one.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        name: str,
-        out: Path,
-        classes: Sequence[str],
-        values: Sequence[int] | None,
-    ) -> None:
-        self.path, self.name, self.out = path, name, out
-        self.classes, self.values = classes, values
-        self.planes: list[Masks] = []
-        self.others: list[LabelWriter] = []
+    path: Path
+    name: str
+    out: Path
+    classes: Sequence[str]
+    values: Sequence[int] | None
+    planes: list[Masks] = field(default_factory=list, init=False)
+    others: list[LabelWriter] = field(default_factory=list, init=False)
 
     def add(self, masks: Masks) -> None:
         """Take the masks (C, H, W) of the next plane."""

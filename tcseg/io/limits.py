@@ -10,8 +10,6 @@ from pathlib import Path
 
 from tcseg.errors import DataError
 
-__all__ = ["check_inflated", "check_pixels", "most_pixels"]
-
 MOST_PIXELS = 2**28
 VARIABLE = "TCSEG_MAX_PIXELS"
 

@@ -10,8 +10,6 @@ from typing import Any
 from tcseg.errors import DataError
 from tcseg.extras import needs
 
-__all__ = ["load_nifti"]
-
 # Bytes of a header and its extensions, all of which nibabel reads: compressed, they may be few.
 MOST_BEFORE_VOXELS = 2**26
 

@@ -13,8 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from tcseg.errors import DataError
 from tcseg.io.dicom import read_dataset
 
-__all__ = ["add_inside", "add_runs", "on_slice"]
-
 FARTHEST = 1e9  # pixels from the corner that an outline may be
 MOST_CROSSINGS = 2**22  # of rows of pixels by outlines
 OFF = 0.1  # mm from a slice that its contours may lie

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from tcseg.io.sizes import ORIGINAL, Size, Spacing, shape_of
-
-__all__ = ["Placement", "as_masks", "resize", "resize_picture"]
 
 Pixels = NDArray[np.float32]
 Shape = tuple[int, ...]
@@ -45,7 +45,7 @@ class Placement:
         cls,
         shape: Shape,
         size: Size,
-        spacing: float | Spacing | None = None,
+        spacing: Spacing | None = None,
         wanted: Spacing | None = None,
     ) -> Placement:
         """Place an image in the middle, as large as it fits, its proportions kept.
@@ -63,7 +63,7 @@ class Placement:
         """
         sides: list[float] = [*shape]
         if spacing is not None and wanted is not None:
-            parts = zip(shape, np.broadcast_to(spacing, len(shape)), wanted, strict=True)
+            parts = zip(shape, spacing, wanted, strict=True)
             sides = [count * own / new for count, own, new in parts]
         if size == ORIGINAL:
             inner = frame = tuple(max(1, round(side)) for side in sides)
@@ -151,6 +151,14 @@ def as_masks(shares: Pixels, disjoint: bool) -> NDArray[np.bool_]:
     best = np.concatenate([shares[-1:], shares[:-1]]).argmax(axis=0)
     numbers = np.arange(1, len(shares)).reshape(-1, *[1] * best.ndim)
     return np.asarray(best == numbers)
+
+
+def lost_classes(
+    whole: Iterable[NDArray[Any]], fitted: NDArray[np.bool_], classes: Sequence[str]
+) -> list[str]:
+    """Return the classes of which resizing, from `whole` to `fitted`, has left nothing."""
+    pairs = zip(classes, whole, fitted, strict=False)  # what is ignored may be the last one
+    return [name for name, before, after in pairs if before.any() and not after.any()]
 
 
 def resize(channel: Pixels, shape: Shape, rows: slice | None = None) -> Pixels:

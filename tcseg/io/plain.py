@@ -24,8 +24,6 @@ from tcseg.errors import DataError
 from tcseg.extras import needs
 from tcseg.io.limits import check_pixels
 
-__all__ = ["open_plain", "read_channels"]
-
 for _name in "PIL", "tifffile":
     logging.getLogger(_name).addHandler(logging.NullHandler())  # what they log is said here
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from tcseg.errors import DataError, reason
+from tcseg.errors import DataError, mask_file
 from tcseg.io.arrays import ARRAYS, read_array
 from tcseg.io.dicom import read_dataset
 from tcseg.io.images import NIFTI, PLAIN, is_dicom, read_volume, suffix
 from tcseg.io.limits import check_pixels
 from tcseg.io.plain import open_plain
-
-__all__ = ["greys_of_palette", "is_smoothed", "read_planes"]
 
 FEW_COLOURS = 9  # so many are listed
 WHOLE_TO = 1e-3
@@ -45,12 +42,9 @@ def read_planes(
     DataError
         If it cannot be read, or holds something else.
     """
-    with _named(path):
-        if suffix(path) in NIFTI:
-            planes = read_volume(path)[0]
-        elif suffix(path) in ARRAYS:
-            planes = read_array(path)[0]
+    with mask_file(path):
         if suffix(path) in (*NIFTI, *ARRAYS):
+            planes = (read_volume if suffix(path) in NIFTI else read_array)(path)[0]
             if planes.ndim > 3:
                 raise DataError(
                     f"folder: {path} has {planes.shape[3]} channels; a mask must have one value"
@@ -70,7 +64,7 @@ def greys_of_palette(path: Path) -> dict[int, int] | None:
     """
     if suffix(path) not in PLAIN:
         return None
-    with _named(path), open_plain(path) as file:
+    with mask_file(path), open_plain(path) as file:
         if file.mode == "1":
             return {0: 0, 1: 255}
         if file.mode != "P":
@@ -97,17 +91,6 @@ def is_smoothed(planes: Planes) -> bool:
     for neighbour in (planes[:, :-2, 1:-1], planes[:, 2:, 1:-1], planes[:, 1:-1, :-2]):
         flat &= middle == neighbour
     return bool(flat.sum() <= 0.1 * between.sum())
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Name the file in errors of its decoder."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:  # decoders of damaged files raise almost anything
-        raise DataError(f"folder: {path} cannot be read ({reason(error)})") from error
 
 
 def _plain_planes(

@@ -20,8 +20,6 @@ from tcseg.io.grids import orientation
 from tcseg.io.images import Picture, is_dicom, read_pictures, stem
 from tcseg.io.windows import Limits, window_limits
 
-__all__ = ["Collection", "channels_by_case"]
-
 TAGS = (
     *("PatientID", "SeriesInstanceUID", "InstanceNumber", "NumberOfFrames", "Rows", "Columns"),
     *("ImagePositionPatient", "ImageOrientationPatient"),

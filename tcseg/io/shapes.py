@@ -22,13 +22,11 @@ import numpy as np
 from msgspec import Raw, Struct
 from numpy.typing import NDArray
 
-from tcseg.errors import DataError, reason
+from tcseg.errors import DataError, mask_file, reason
 from tcseg.io.dicom import read_dataset, text_of
 from tcseg.io.files import decode_json, read_whole
 from tcseg.io.images import Picture, is_dicom
 from tcseg.io.outlines import add_inside, add_runs, on_slice
-
-__all__ = ["DRAWN", "STRUCTURE_SET", "Drawing", "read_drawing"]
 
 DRAWN = (".json", ".xml")
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -83,15 +81,13 @@ class Drawing:
 @functools.lru_cache(maxsize=1)
 def read_drawing(path: Path) -> Drawing | None:
     """Read an annotation file; None if it is not one, DataError if it cannot be read."""
-    try:
+    with mask_file(path):
         if path.suffix.lower() == ".json":
             return _of_json(path)
         if path.suffix.lower() == ".xml":
             return _of_cvat(path)
         if is_dicom(path) and text_of(path, "SOPClassUID") == STRUCTURE_SET:
             return _of_structures(path)
-    except Exception as error:  # damaged DICOM files raise almost anything
-        raise DataError(f"folder: {path} cannot be read ({reason(error)})") from error
     return None
 
 

@@ -5,24 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = [
-    "ORIGINAL",
-    "Size",
-    "Spacing",
-    "mm_of",
-    "mm_written",
-    "pixels",
-    "resolution",
-    "shape_of",
-    "suits",
-    "written",
-]
-
 Size = int | str | tuple[int, ...]
 Spacing = tuple[float, ...]  # the sides of a pixel or voxel in mm
 ORIGINAL = "original"  # of images that keep their own
 FORMS = {2: "256, or 256x512 (height x width)", 3: "64, or 32x64x64 (depth x height x width)"}
 LEAST = {2: 32, 3: 16}  # what a network takes
+
+
+def default_size(data: str, dimensions: int) -> int | str:
+    """Return the size of the images of a data set, where none is given."""
+    if dimensions == 2:
+        return 512
+    return ORIGINAL if data == "folder" else 48
 
 
 def shape_of(size: Size, dimensions: int = 2) -> tuple[int, ...]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["WINDOWS", "Limits", "window_limits"]
-
 # Centre and width in Hounsfield units: https://radiopaedia.org/articles/windowing-ct (bone: of the
 # spine; abdomen: soft tissues).
 WINDOWS = {

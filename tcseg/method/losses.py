@@ -5,16 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = [
-    "LOSSES",
-    "cross_entropy_loss",
-    "dice_loss",
-    "jaccard_metric_loss",
-    "over_batch",
-    "soft_iou_loss",
-    "squared_error_loss",
-]
-
 # A thousandth of a pixel in numerator and denominator: 0 / 0 becomes 1, all else keeps its value.
 SMOOTHING = 1e-3
 # Closer to 0 and 1 no logarithm is taken.

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-__all__ = ["MIXES", "Boxes", "Mixture"]
-
 
 @dataclass(frozen=True)
 class Mixture:

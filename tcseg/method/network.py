@@ -54,7 +54,8 @@ class Segmentation(nn.Module):
             return cast(Tensor, self._slide(images, self.patch))
         inner = tuple(range(1, images.dim()))
         mean = images.mean(dim=inner, keepdim=True)
-        deviation = images.std(dim=inner, keepdim=True)
+        spare = min(1, math.prod(images.shape[1:]) - 1)  # one pixel alone does not deviate
+        deviation = images.std(dim=inner, keepdim=True, correction=spare)
         standard = (images - mean) / (deviation + 1e-3)
         reduced = self.precision != torch.float32
         with torch.autocast(images.device.type, self.precision, enabled=reduced):

@@ -11,8 +11,6 @@ from tcseg.errors import RunError
 from tcseg.io.files import read_json, write_json
 from tcseg.runs.config import MAY_DIFFER_ON_RESUME, Config
 
-__all__ = ["PRETRAINING", "Cell", "Results"]
-
 PRETRAINING = "pretraining"
 # What a grid varies; all else is the same for its trainings.
 VARIED = ("method", "labelled", "validation_images", "split", "pretrained", "steps")

@@ -18,8 +18,6 @@ from tcseg.paper.grid import PRETRAINING, Cell, Results
 from tcseg.runs.folder import RunFolder
 from tcseg.training.interrupts import stop_with_parent
 
-__all__ = ["run_grid"]
-
 LOOK_EVERY = 0.5  # seconds between looks at the trainings
 
 

@@ -24,8 +24,6 @@ from tcseg.runs.config import Config
 from tcseg.sheet import plain_console
 from tcseg.training.interrupts import stop_requests
 
-__all__ = ["grid", "reproduce"]
-
 TABLE_METHODS = {
     "table1": ("baseline", "suptc", "semitc", "semitc+"),
     "table2": ("baseline", "semitc+"),
@@ -162,7 +160,7 @@ def grid(
 def _check_data(base: Config, cells: Sequence[Cell]) -> None:
     """Find out before any training whether the data set has all that is asked for."""
     if base.data == "phantom":
-        dataset = population.undrawn()
+        dataset = population.undrawn(base.dimensions)
     else:
         dataset = load_dataset(base.data, **base.reading)
     for cell in cells:

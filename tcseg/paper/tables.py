@@ -72,20 +72,17 @@ def table1(
 
 def volumes(results: Summaries, methods: Sequence[str], labelled: Sequence[int]) -> Sheet:
     """Dice coefficient of whole volumes, over their planes, by method and number of labels."""
-    sheet = Sheet(
-        "3-D Dice of the test volumes in percent, mean ± standard deviation over splits",
-        ["method", *(f"{count} labels" for count in labelled)],
-    )
     rows = []
     for method in methods:
         known = [_over_splits(results, method, count).values() for count in labelled]
         dice = [[s["test"]["volumes"]["dice"].values() for s in column] for column in known]
         rows.append([method, *(_spread([_percent(d) for d in column]) for column in dice)])
-    sheet.sections.append(("", rows))
-    sheet.notes = [
-        "At the size of training; mean over structures of the mean over volumes with it."
-    ]
-    return sheet
+    return Sheet(
+        "3-D Dice of the test volumes in percent, mean ± standard deviation over splits",
+        ["method", *(f"{count} labels" for count in labelled)],
+        [("", rows)],
+        ["At the size of training; mean over structures of the mean over volumes with it."],
+    )
 
 
 def _percent(values: Iterable[float | None]) -> float:
@@ -94,10 +91,6 @@ def _percent(values: Iterable[float | None]) -> float:
 
 def comparisons(results: Summaries, methods: Sequence[str], labelled: Sequence[int]) -> Sheet:
     """Count the pairs (same labels, same split) in which one method is better than another."""
-    sheet = Sheet(
-        "What each term adds: pairs of the same labels and split",
-        ["comparison", "better in", "mean difference", "p (Wilcoxon)"],
-    )
     rows = []
     for method, other in COMPARISONS:
         if not {method, other} <= set(methods):
@@ -119,9 +112,12 @@ def comparisons(results: Summaries, methods: Sequence[str], labelled: Sequence[i
                     _p_value(differences),
                 ]
             )
-    sheet.sections.append(("", rows))
-    sheet.notes = ["Two-sided signed-rank test over the pairs; pairs of one split are related."]
-    return sheet
+    return Sheet(
+        "What each term adds: pairs of the same labels and split",
+        ["comparison", "better in", "mean difference", "p (Wilcoxon)"],
+        [("", rows)],
+        ["Two-sided signed-rank test over the pairs; pairs of one split are related."],
+    )
 
 
 def table2(

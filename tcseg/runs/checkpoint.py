@@ -12,8 +12,6 @@ from typing import Any
 from tcseg.errors import RunError
 from tcseg.io.files import write_atomically
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
-
 
 def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write a checkpoint in one step.
@@ -33,9 +31,14 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> N
     """
     import torch
 
-    _check_plain(state, "state")
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
+    buffer.seek(0)
+    if foreign := torch.serialization.get_unsafe_globals_in_checkpoint(buffer):
+        raise TypeError(
+            "save_checkpoint: state must be of tensors, numbers, strings and None, got "
+            f"{', '.join(sorted(foreign))}"
+        )
     write_atomically(path, buffer.getbuffer())
 
 
@@ -67,21 +70,3 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not (isinstance(state, dict) and type(state.get("step")) is int):
         raise RunError(f"{path}: not a checkpoint of tcseg (it has no step number)")
     return state
-
-
-def _check_plain(value: Any, where: str) -> None:
-    """Refuse what `torch.load` would not take with ``weights_only=True``."""
-    import torch
-
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            _check_plain(item, f"{where}[{name!r}]")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _check_plain(item, f"{where}[{index}]")
-    # By exact type: numpy.float64 is a float, but is stored as an object of NumPy.
-    elif type(value) not in (bool, int, float, str, type(None)) and not torch.is_tensor(value):
-        raise TypeError(
-            f"save_checkpoint: {where} must be a tensor, number, string or None, "
-            f"got {type(value).__name__}"
-        )

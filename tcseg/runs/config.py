@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcseg.io.files import write_atomically
-from tcseg.io.sizes import ORIGINAL, pixels, suits
+from tcseg.io.sizes import ORIGINAL, default_size, pixels, suits
 from tcseg.io.windows import WINDOWS, window_limits
 from tcseg.method import names
 from tcseg.method.variants import METHODS
@@ -22,8 +22,6 @@ from tcseg.runs.option import option, toml, within
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["Config", "resolve_device"]
 
 DATA_SETS = ("phantom", "jsrt", "folder")
 PRECISIONS = ("float32", "bfloat16")
@@ -62,7 +60,7 @@ class Config:
         below=4,
     )
     size: int | str = option(
-        512,
+        default_size("phantom", 2),
         "Size of images, 256 or 256x512 (height x width), multiples of 16; with --patch, original, "
         "as volumes of a folder have it if not set.",
         kind=pixels,
@@ -262,9 +260,10 @@ class Config:
         >>> Config.of().size, Config.of(dimensions=3).patch
         (512, 32)
         """
-        if given.get("dimensions", 2) == 2:
+        if (dimensions := given.get("dimensions", 2)) == 2:
             return cls(**given)
-        size, patch = (ORIGINAL, None) if given.get("data") == "folder" else (48, 32)
+        size = default_size(given.get("data", "phantom"), dimensions)
+        patch = None if size == ORIGINAL else 32
         return cls(**{"size": size, "patch": patch, "batch_size": 4, **given})
 
     @classmethod

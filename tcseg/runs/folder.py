@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from tcseg.errors import RunError, RunFinished, RunUnfinished, reason
 from tcseg.extras import is_installed
-from tcseg.io.files import read_json, write_atomically, write_json
+from tcseg.io.files import open_lock, read_json, write_atomically, write_json
 from tcseg.runs.checkpoint import load_checkpoint, save_checkpoint
 from tcseg.runs.config import Config
 from tcseg.runs.metrics_file import MetricsFile
@@ -19,8 +20,6 @@ from tcseg.runs.metrics_file import MetricsFile
 if TYPE_CHECKING:
     import torch
     from torch.utils.tensorboard import SummaryWriter
-
-__all__ = ["RunFolder"]
 
 # The way out of a broken summary: the checkpoint has all that it was made from.
 _AGAIN = "delete it and continue the run with `resume` to write it again"
@@ -122,14 +121,9 @@ class RunFolder:
 
     def _lock(self) -> None:
         """Keep other processes out of the folder for as long as this one lives."""
-        try:
-            import fcntl
-        except ImportError:  # not on every system; then nothing is locked
-            return
         lock = self.path / ".lock"
         try:  # a link could lead to any file
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-            self._lock_file = os.fdopen(os.open(lock, flags, 0o666), "r+")
+            self._lock_file = os.fdopen(open_lock(lock), "r+")
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise

@@ -11,8 +11,6 @@ from pathlib import Path
 from tcseg.errors import RunError
 from tcseg.io.files import write_atomically
 
-__all__ = ["MetricsFile"]
-
 MOST_DIGITS = 19  # of a step
 
 

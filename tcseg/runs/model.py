@@ -29,8 +29,6 @@ Side = Annotated[int, Meta(ge=16, le=16384, multiple_of=16)]
 Sides = Annotated[str, Meta(pattern="^([0-9]{2,5}(x[0-9]{2,5}){1,2}|original)$")]
 Positive = Annotated[float, Meta(gt=0, lt=1e9)]
 
-__all__ = ["Model", "head_of", "load_weights"]
-
 
 @dataclass(frozen=True)
 class Model:
@@ -166,6 +164,10 @@ class Model:
         """
         if self.network not in OWN_NETWORKS:
             self._check_trusted(run, trusted)
+        return self.new_network()
+
+    def new_network(self) -> nn.Module:
+        """Return such a network, its weights at random."""
         return build_network(
             self.network,
             len(self.classes),

@@ -9,8 +9,6 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["option", "toml", "within"]
-
 _HOLDS: dict[str, Callable[[Any, Any], bool]] = {
     "at least": operator.ge,
     "greater than": operator.gt,

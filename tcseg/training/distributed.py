@@ -17,19 +17,6 @@ from tcseg.errors import RunError, RunFinished
 from tcseg.method.transforms import SampledTransform, Transform
 from tcseg.runs.folder import RunFolder
 
-__all__ = [
-    "Rows",
-    "SharedBatchNorm",
-    "first_of_all",
-    "highest",
-    "mean",
-    "parallel",
-    "process_group",
-    "rank",
-    "share",
-    "world_size",
-]
-
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:

@@ -19,8 +19,6 @@ from tcseg.io.sizes import Size
 from tcseg.method.transforms import Transform, align
 from tcseg.training.batches import Patches
 
-__all__ = ["deformed_mesh", "preview"]
-
 HEADINGS = ("image and labels", "t1", "t1(x), t1(y)", "t2(x), t2(y)", "t1(y) aligned to t2")
 # The mesh that shows a deformation: pixels along its longer edge, at least, and lines.
 MESH_SIZE, MESH_LINES = 480, 16

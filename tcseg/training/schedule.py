@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from tcseg.runs.config import Config
 
-__all__ = ["consistency_weight", "learning_rate"]
-
 
 def learning_rate(config: Config, step: int) -> float:
     """Return the rate after `step` steps: it falls to 0 over the steps after pre-training."""

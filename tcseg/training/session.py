@@ -20,16 +20,15 @@ from rich.progress import (
 )
 
 from tcseg.data import (
-    Dataset,
     labelled_subset,
     make_split,
     split_record,
     split_remarks,
     validation_subset,
 )
-from tcseg.data.phantom import abdomen, population
+from tcseg.data.phantom import population
 from tcseg.evaluation.evaluate import evaluate, predict, results_table, validation_miou
-from tcseg.evaluation.pictures import save_panel
+from tcseg.evaluation.pictures import save_panel, spread
 from tcseg.extras import is_installed
 from tcseg.io.sizes import resolution, written
 from tcseg.method.names import OWN_NETWORKS
@@ -37,11 +36,11 @@ from tcseg.method.network import network_factory
 from tcseg.method.variants import Method
 from tcseg.runs.config import Config, resolve_device
 from tcseg.runs.folder import RunFolder
-from tcseg.runs.model import Model, load_weights
+from tcseg.runs.model import load_weights
 from tcseg.sheet import plain_console
 from tcseg.training import distributed
 from tcseg.training.state import pretrained_weights
-from tcseg.training.trainer import LABELLED, SUPERVISED, Trainer, picture_cases
+from tcseg.training.trainer import LABELLED, SUPERVISED, Trainer
 
 REHEARSED_STEPS = 5
 LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal to draw a bar in
@@ -53,8 +52,6 @@ def train(
     resume: bool,
     *,
     show_results: bool = True,
-    dataset: Dataset | None = None,
-    show: Callable[[int, float, float], None] | None = None,
     stop: Callable[[], int] = lambda: 0,
 ) -> dict[str, Any]:
     """Train a network into a run folder.
@@ -69,10 +66,6 @@ def train(
         Continue the unfinished run in `out`.
     show_results : bool
         Print the table of results at the end.
-    dataset : Dataset, optional
-        The data set of the options, if it was read already.
-    show : callable, optional
-        Told of the progress as `Trainer.fit` does; nothing is printed then.
     stop : callable
         Asked after each step whether to stop here: the number of a signal, or 0.
 
@@ -92,20 +85,17 @@ def train(
     with distributed.process_group(resolve_device(config.device)) as device:
         # One process writes, and says how it goes; the others compute.
         writes = distributed.rank() == 0
-        console = plain_console(quiet=show is not None or not writes)
+        console = plain_console(quiet=not writes)
         with distributed.first_of_all(lambda: RunFolder.create(out, config, resume=resume)) as run:
             _check_before_data(config, resume)
-            trainer = Trainer(config, run, device, dataset)
+            trainer = Trainer(config, run, device)
             _start(trainer, resume)
             if writes:
                 run.record_split(split_record(trainer.dataset, trainer.split), resume)
                 if resume:
                     run.rewind(trainer.state.step)
             _describe(trainer, console)
-            if show is None:
-                _fit(trainer, console, stop)
-            else:
-                trainer.fit(show, stop)
+            _fit(trainer, console, stop)
             return _finish(trainer, console, show_results) if writes else {}
 
 
@@ -114,7 +104,7 @@ def _check_before_data(config: Config, resume: bool) -> None:
     if config.network not in OWN_NETWORKS:
         network_factory(config.network)
     if config.data == "phantom":
-        phantoms = (population if config.dimensions == 2 else abdomen).undrawn()
+        phantoms = population.undrawn(config.dimensions)
         split = make_split(phantoms, config.split, config.split_file)
         labelled_subset(split, config.labelled or LABELLED)
         validation_subset(split, config.validation_images)
@@ -256,11 +246,11 @@ def _finish(trainer: Trainer, console: Console, show_results: bool) -> dict[str,
     pretrained = evaluate(network, dataset, split.test)
     load_weights(network, state.best, run.path, config.network)
     run.save_weights(network.state_dict())
-    Model.of(config, dataset).save(run.path)
+    trainer.description.save(run.path)
     test = evaluate(network, dataset, split.test)
     processed = evaluate(network, dataset, split.test, postprocess=True)
     validation = evaluate(network, dataset, trainer.validation)
-    cases = picture_cases(split.test)
+    cases = spread(split.test)
     title = f"{config.method}, {len(trainer.labelled)} labelled {dataset.noun}s, {config.data}"
     prediction = {"prediction": predict(network, dataset, cases)}
     save_panel(run.path / "test.png", dataset, cases, prediction, title)

@@ -14,8 +14,6 @@ from tcseg.runs.checkpoint import load_checkpoint
 from tcseg.runs.config import AFTER_PRETRAINING, MAY_DIFFER_ON_RESUME, Config
 from tcseg.runs.folder import RunFolder
 
-__all__ = ["TrainingState", "pretrained_weights"]
-
 
 @dataclass
 class TrainingState:

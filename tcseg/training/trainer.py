@@ -22,25 +22,23 @@ from tcseg.data import (
 )
 from tcseg.errors import RunError, RunStopped
 from tcseg.evaluation.evaluate import predict, validation_miou
-from tcseg.evaluation.pictures import save_progress
+from tcseg.evaluation.pictures import save_progress, spread
 from tcseg.io.sizes import shape_of
 from tcseg.method.losses import LOSSES, over_batch
 from tcseg.method.mixing import MIXES
-from tcseg.method.network import build_network
 from tcseg.method.objective import siamese_objective
 from tcseg.method.recipes import recipe
 from tcseg.method.transforms import Compose, Intensity, Transform
 from tcseg.method.variants import METHODS, Method
 from tcseg.runs.config import Config, resolve_device
 from tcseg.runs.folder import RunFolder
-from tcseg.runs.model import head_of, load_weights
+from tcseg.runs.model import Model, load_weights
 from tcseg.training import distributed
 from tcseg.training.batches import Batches
 from tcseg.training.schedule import consistency_weight, learning_rate
 from tcseg.training.state import TrainingState, pretrained_weights
 
 LABELLED = 5  # images, where the number is not given
-PICTURE_CASES = 4
 LOG_EVERY = 20  # steps between looks at the loss: each look waits for the device
 SUPERVISED = Method(consistency=False)
 
@@ -56,21 +54,12 @@ class Trainer:
         Where figures and checkpoints go.
     device : torch.device, optional
         In place of the one in the options: the GPU of this process.
-    dataset : Dataset, optional
-        The data set of the options, if it was read already.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        run: RunFolder,
-        device: torch.device | None = None,
-        dataset: Dataset | None = None,
-    ) -> None:
+    def __init__(self, config: Config, run: RunFolder, device: torch.device | None = None) -> None:
         self.config, self.run = config, run
         self.device = resolve_device(config.device) if device is None else device
-        if dataset is None:
-            dataset = load_dataset(config.data, **config.reading, scale=run.scale)
+        dataset = load_dataset(config.data, **config.reading, scale=run.scale)
         self.split: Split = make_split(dataset, config.split, config.split_file)
         default = None if config.data == "folder" else LABELLED
         self.labelled = labelled_subset(self.split, config.labelled or default)
@@ -81,15 +70,8 @@ class Trainer:
         distributed.share(config.batch_size, count, self.device)  # or an error, before any work
         self.dataset: Dataset = dataset.to(self.device)
         torch.manual_seed(config.seed)
-        self.network: nn.Module = build_network(
-            config.network,
-            len(self.dataset.classes),
-            config.precision,
-            channels=self.dataset.images.shape[1],
-            patch=config.patch,
-            head=head_of(config, self.dataset),
-            dimensions=config.dimensions,
-        )
+        self.description = Model.of(config, self.dataset)
+        self.network: nn.Module = self.description.new_network()
         self.pixel = None if config.dimensions == 2 else self.dataset.pixel
         # Convolutions on CPU and on tensor cores are faster in this layout.
         self.layout = torch.channels_last if config.dimensions == 2 else torch.channels_last_3d
@@ -269,7 +251,7 @@ class Trainer:
             state.best_miou, state.best_step = miou, state.step
             state.best = copy.deepcopy(network.state_dict())
             if distributed.rank() == 0:
-                cases = picture_cases(self.validation)
+                cases = spread(self.validation)
                 predictions = predict(network, self.dataset, cases)
                 save_progress(self.run.path / "validation.png", self.dataset, cases, predictions)
 
@@ -341,8 +323,3 @@ class Trainer:
         load_weights(self.network, weights, f"`pretrained` {path}", self.config.network)
         self.state.best = weights
         self.state.step = self.config.pretrain_steps
-
-
-def picture_cases(indices: list[int]) -> list[int]:
-    """Choose a few cases, evenly spread, for a picture."""
-    return indices[:: max(1, len(indices) // PICTURE_CASES)][:PICTURE_CASES]

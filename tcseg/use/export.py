@@ -25,8 +25,6 @@ from tcseg.io.sizes import shape_of
 from tcseg.method.network import Segmentation
 from tcseg.use.segmenter import Segmenter
 
-__all__ = ["export"]
-
 # Of probabilities, between the network and what was exported; kernels add in another order.
 TOLERANCE = 1e-4
 

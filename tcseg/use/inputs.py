@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from tcseg.errors import RunError, reason
 from tcseg.io.files import walk
 from tcseg.io.images import FORMATS, is_image, is_text, stem, suffix
-
-__all__ = ["find_inputs"]
 
 
 def find_inputs(inputs: Sequence[Path], out: Path, problems: list[str]) -> dict[Path, str]:
@@ -24,10 +21,14 @@ def find_inputs(inputs: Sequence[Path], out: Path, problems: list[str]) -> dict[
     RunError
         If there is nothing to segment, or results would be written among the images.
     """
+
+    def unreadable(path: Path, error: OSError) -> None:
+        problems.append(f"{path}: cannot be read ({reason(error)})")
+
     names: dict[Path, str] = {}
     for path in inputs:
         if path.is_dir():
-            found = walk(path, partial(_unreadable, problems), without=out)
+            found = walk(path, unreadable, without=out)
             outputs = {
                 p: str(p.relative_to(path).with_name(stem(p)))
                 for p in found
@@ -51,10 +52,6 @@ def find_inputs(inputs: Sequence[Path], out: Path, problems: list[str]) -> dict[
             )
             del names[path]
     return names
-
-
-def _unreadable(problems: list[str], path: Path, error: OSError) -> None:
-    problems.append(f"{path}: cannot be read ({reason(error)})")
 
 
 def _can_be_opened(path: Path, problems: list[str]) -> bool:

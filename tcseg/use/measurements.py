@@ -20,12 +20,12 @@ from tcseg.io.sizes import Spacing
 from tcseg.runs.model import Model
 from tcseg.use.segmenter import Prediction
 
-__all__ = ["Rows", "measure_plane", "measure_volume", "scale_of", "tell_scales"]
-
 # From this ratio on, a note is printed: augmentation does not go that far.
 OTHER_SCALE = 1.5
 RATIO = "cardiothoracic ratio"
 CHEST = {"heart", "left lung", "right lung"}
+SIDES: dict[int, tuple[str, ...]] = {2: ("height", "width"), 3: ("depth", "height", "width")}
+UNITS = {2: ("pixels", "mm2"), 3: ("voxels", "mm3")}
 
 
 def scale_of(model: Model, picture: Picture) -> float:
@@ -57,10 +57,9 @@ class Rows:
 
     def __init__(self, model: Model) -> None:
         flat = model.dimensions == 2
-        units = ("pixels", "mm2") if flat else ("voxels", "mm3")
-        measures = [f"{name} {unit}" for name in model.classes for unit in units]
+        sides = ("plane", *SIDES[2], "mm at") if flat else SIDES[3]
+        measures = [f"{name} {unit}" for name in model.classes for unit in UNITS[model.dimensions]]
         ratio = [RATIO] if flat and set(model.classes) >= CHEST else []
-        sides = ("plane", "height", "width", "mm at") if flat else ("depth", "height", "width")
         self.columns = ["file", *sides, "consistency", *measures, *ratio]
 
     @property
@@ -83,45 +82,26 @@ def _no_formula(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r")) else value
 
 
-def measure_plane(
-    picture: Picture, masks: NDArray[np.bool_], prediction: Prediction, classes: Sequence[str]
-) -> dict[str, Any]:
-    """Return the row of an image, or of a plane of a volume."""
-    height, width = masks.shape[1:]
-    row: dict[str, Any] = {"file": str(picture.path), "plane": picture.plane}
-    row |= {"height": height, "width": width, "consistency": prediction.consistency}
-    if picture.spacing is not None:
-        row["mm at"] = "detector" if picture.at_detector else "patient"
-    by_name = dict(zip(classes, masks, strict=True))
-    for name, mask in by_name.items():
-        count = int(np.count_nonzero(mask))
-        row[f"{name} pixels"] = count
-        if picture.spacing is not None:
-            row[f"{name} mm2"] = count * picture.spacing[0] * picture.spacing[1]
-    if set(classes) >= CHEST:
-        lungs = by_name["left lung"] | by_name["right lung"]
-        row[RATIO] = cardiothoracic_ratio(by_name["heart"], lungs)
-    return _written(row)
-
-
-def measure_volume(
+def measure(
     path: Path,
     masks: NDArray[np.bool_],
     prediction: Prediction,
-    voxel: Spacing | None,
+    spacing: Spacing | None,
     classes: Sequence[str],
+    **more: Any,
 ) -> dict[str, Any]:
-    """Return the row of a volume; `voxel` are the sides of its voxels in mm, if known."""
-    row: dict[str, Any] = {"file": str(path), "consistency": prediction.consistency}
-    row |= zip(("depth", "height", "width"), masks.shape[1:], strict=True)
-    for name, mask in zip(classes, masks, strict=True):
-        row[f"{name} voxels"] = count = int(np.count_nonzero(mask))
-        if voxel is not None:
-            row[f"{name} mm3"] = count * math.prod(voxel)
-    return _written(row)
-
-
-def _written(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of an image, a plane or a volume; `spacing` is of its pixels, if known."""
+    sides, units = SIDES[masks.ndim - 1], UNITS[masks.ndim - 1]
+    row: dict[str, Any] = {"file": str(path), "consistency": prediction.consistency, **more}
+    row |= zip(sides, masks.shape[1:], strict=True)
+    by_name = dict(zip(classes, masks, strict=True))
+    for name, mask in by_name.items():
+        row[f"{name} {units[0]}"] = count = int(np.count_nonzero(mask))
+        if spacing is not None:
+            row[f"{name} {units[1]}"] = count * math.prod(spacing)
+    if len(sides) == 2 and set(classes) >= CHEST:
+        lungs = by_name["left lung"] | by_name["right lung"]
+        row[RATIO] = cardiothoracic_ratio(by_name["heart"], lungs)
     # What is not known stays empty.
     known = {k: v for k, v in row.items() if not (isinstance(v, float) and np.isnan(v))}
     return {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in known.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,14 @@ from tcseg.io.images import Picture, png
 from tcseg.io.label_maps import LabelWriter, write_into
 from tcseg.io.series import Collection, channels_by_case
 from tcseg.use.inputs import find_inputs
-from tcseg.use.measurements import Rows, measure_plane, measure_volume, scale_of, tell_scales
-from tcseg.use.segmenter import Prediction, Segmenter
+from tcseg.use.measurements import Rows, measure, scale_of, tell_scales
+from tcseg.use.segmenter import Segmenter
 from tcseg.use.sharing import Ledger
-
-__all__ = ["predict"]
 
 BATCH = 8
 LARGE = 2**23  # pixels that wait for a batch to be full
 OVERLAY = 2048  # pixels, at most
+_WHERE = {True: "detector", False: "patient"}  # a pixel has its size
 Work = dict[str, list[tuple[Path, str]]]  # by key: paths and names of what is written together
 
 
@@ -209,15 +208,23 @@ class _Segmentation:
 
     def _of_planes(self, writer: LabelWriter) -> list[dict[str, Any]]:
         """Segment the planes of one file."""
-        model, pictures = self.segmenter.model, self.collection.read(writer.path)
-        measured = []
-        for picture, prediction in _pairs(self.segmenter, pictures, self.consistency):
-            if picture.spacing is None and self.spacing is not None:
-                picture = replace(picture, spacing=(self.spacing, self.spacing))
-            masks = self._processed(prediction.masks)
-            self._write(writer, picture, masks)
-            measured.append(measure_plane(picture, masks, prediction, model.classes))
-            self.scales.append((scale_of(model, picture), writer.path))
+        model, measured = self.segmenter.model, []
+        for chunk in _chunks(self.collection.read(writer.path)):
+            predictions = self.segmenter.predict_all(
+                [picture.pixels for picture in chunk],
+                consistency=self.consistency,
+                batch_size=BATCH,
+            )
+            for picture, prediction in zip(chunk, predictions, strict=True):
+                if picture.spacing is None and self.spacing is not None:
+                    picture = replace(picture, spacing=(self.spacing, self.spacing))
+                masks, spacing = self._processed(prediction.masks), picture.spacing
+                self._write(writer, picture, masks)
+                where = None if spacing is None else _WHERE[picture.at_detector]
+                more = {"plane": picture.plane, "mm at": where}
+                row = measure(writer.path, masks, prediction, spacing, model.classes, **more)
+                measured.append(row)
+                self.scales.append((scale_of(model, picture), writer.path))
         return measured
 
     def _of_volume(self, volumes: Volumes, writers: Mapping[Path, LabelWriter]) -> dict[str, Any]:
@@ -230,7 +237,7 @@ class _Segmentation:
         masks = self._processed(prediction.masks)
         for number, plane in enumerate(planes):
             self._write(writers[plane.path], plane, masks[:, number])
-        return measure_volume(first, masks, prediction, voxel, self.segmenter.classes)
+        return measure(first, masks, prediction, voxel, self.segmenter.classes)
 
     def _processed(self, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
         if not self.postprocess:
@@ -261,17 +268,8 @@ def _noted(path: Path, problems: list[str]) -> Iterator[None]:
         problems.append(f"{path}: its name is too long for files made from it; shorten it")
 
 
-def _pairs(
-    segmenter: Segmenter, pictures: Iterator[Picture], consistency: bool
-) -> Iterator[tuple[Picture, Prediction]]:
-    """Segment the planes of a file, few in memory at a time."""
-    for chunk in _chunks(pictures):
-        pixels: Iterable[NDArray[np.float32]] = [picture.pixels for picture in chunk]
-        predictions = segmenter.predict_all(pixels, consistency=consistency, batch_size=BATCH)
-        yield from zip(chunk, predictions, strict=True)
-
-
 def _chunks(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
+    """Yield the planes of a file, few in memory at a time."""
     chunk: list[Picture] = []
     for picture in pictures:
         chunk.append(picture)

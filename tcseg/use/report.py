@@ -29,8 +29,6 @@ from tcseg.runs.folder import RunFolder
 from tcseg.sheet import plus_minus
 from tcseg.use.segmenter import Segmenter, load_with_data
 
-__all__ = ["report"]
-
 
 class _Results(TypedDict):
     """Figures of a set of images, as `evaluate` gives them; null where nothing is known."""

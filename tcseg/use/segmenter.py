@@ -20,15 +20,13 @@ from tcseg.data import Dataset, Split, load_dataset, read_splits
 from tcseg.errors import RunError
 from tcseg.io.grey import as_pixels
 from tcseg.io.placement import Placement
-from tcseg.io.sizes import ORIGINAL, Spacing, shape_of
+from tcseg.io.sizes import ORIGINAL, Spacing, mm_written, shape_of
 from tcseg.io.windows import window_limits
 from tcseg.method.network import at_once, found
 from tcseg.method.transforms import Elastic, align
 from tcseg.runs.config import resolve_device
 from tcseg.runs.folder import RunFolder
 from tcseg.runs.model import Model, load_weights
-
-__all__ = ["Prediction", "Segmenter", "load", "load_with_data"]
 
 # Pairs of deformed views of an image that its consistency is measured on, and their deformation.
 PAIRS = 4
@@ -199,8 +197,7 @@ class Segmenter:
         if model.voxel is not None and spacing is None:
             raise ValueError(
                 "the network was trained on volumes resampled to voxels of "
-                f"{' x '.join(f'{side:g}' for side in model.voxel)} mm: `spacing` must say how "
-                "large these voxels are"
+                f"{mm_written(model.voxel)} mm: `spacing` must say how large these voxels are"
             )
         return Placement.of(shape, model.size, spacing, model.voxel)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import time
 import uuid
@@ -14,8 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from tcseg.errors import RunError
-
-__all__ = ["Ledger"]
+from tcseg.io.files import open_lock
 
 T = TypeVar("T")
 Record = tuple[str, list[str]]
@@ -53,9 +53,8 @@ class Ledger:
         self.records: dict[str, Record] = {}
         self._out, self._pattern = out, f".measurements.{kind}.*.jsonl"
         self._seen: dict[Path, int] = {}
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        self._locks = os.open(out / ".measurements.lock", flags, 0o666)
-        self._lock(BEGIN, "LOCK_EX")
+        self._locks = open_lock(out / ".measurements.lock")
+        self._lock(BEGIN, fcntl.LOCK_EX)
         others = {*out.glob(".measurements.*.jsonl")} - {*out.glob(self._pattern)}
         if others and not self._lock(IN_USE):
             os.close(self._locks)
@@ -65,13 +64,13 @@ class Ledger:
             )
         for path in others:
             path.unlink()
-        self._lock(IN_USE, "LOCK_SH")
+        self._lock(IN_USE, fcntl.LOCK_SH)
         self._look()
         # What failed is tried again.
         self.records = {key: record for key, record in self.records.items() if record[0]}
         own = out / self._pattern.replace("*", uuid.uuid4().hex)
         self._own = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        self._lock(BEGIN, "LOCK_UN")
+        self._lock(BEGIN, fcntl.LOCK_UN)
 
     def take(self, work: Mapping[str, T]) -> Iterator[tuple[str, T]]:
         """Yield what nobody has done or begun, to be written, until all is done somewhere.
@@ -87,7 +86,7 @@ class Ledger:
                     if key not in self.records:
                         idle = False
                         yield key, work[key]
-                    self._lock(byte, "LOCK_UN")
+                    self._lock(byte, fcntl.LOCK_UN)
             if idle:
                 time.sleep(LOOK_EVERY)
             self._look()
@@ -115,14 +114,10 @@ class Ledger:
                 with contextlib.suppress(msgspec.MsgspecError):
                     self.records.update([msgspec.json.decode(line, type=tuple[str, Record])])
 
-    def _lock(self, byte: int, *how: str) -> bool:
+    def _lock(self, byte: int, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> bool:
         """Lock a byte, alone and without waiting unless told otherwise; False if others have it."""
-        with contextlib.suppress(ImportError):  # not on every system; then nothing is locked
-            import fcntl
-
-            mode = fcntl.LOCK_EX | fcntl.LOCK_NB if not how else getattr(fcntl, how[0])
-            try:
-                fcntl.lockf(self._locks, mode, 1, byte)
-            except (BlockingIOError, PermissionError):
-                return False
+        try:
+            fcntl.lockf(self._locks, how, 1, byte)
+        except (BlockingIOError, PermissionError):
+            return False
         return True

@@ -21,7 +21,7 @@ import tcseg.training.session
 from tcseg.data.phantom import population
 
 population.load = functools.cache(population.load)
-population.load(32)
+population.load(32, 2)
 
 
 def call(threads: int, function: Callable[..., Any], *arguments: Any) -> None:

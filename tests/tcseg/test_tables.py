@@ -61,7 +61,7 @@ def named(phantom: Dataset, names: tuple[str, ...], spacing: float | None) -> Da
         ids=tuple(f"JPCLN{i:03d}" for i in range(len(phantom))),
         classes=names,
         masks=phantom.masks & 2 ** len(names) - 1,
-        spacing=spacing,
+        spacings=None if spacing is None else [(spacing, spacing)] * len(phantom),
     )
 
 

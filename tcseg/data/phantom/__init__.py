@@ -1,1 +1,1 @@
-"""Procedural chest radiographs."""
+"""Procedural images: chest radiographs, and volumes of the abdomen."""

@@ -8,16 +8,12 @@ inside the structure, zero on its surface and about the distance to it. A mask i
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from tcseg.data.dataset import Dataset, pack_masks
-from tcseg.data.phantom import population
 from tcseg.data.phantom.radiograph import ramp
 
 Array = NDArray[Any]  # float32, one value per voxel
@@ -48,23 +44,6 @@ _DRAWN = {
     "spleen": "liver", "cava": "blood", "liver": "liver", "gall bladder": "bile",
     "left kidney": "kidney", "right kidney": "kidney", "spine": "bone", "aorta": "blood",
 }  # fmt: skip
-
-
-def load(size: int, *, count: int = COUNT, seed: int = 0) -> Dataset:
-    """Make `count` volumes of `size` voxels a side; number i does not depend on `count`."""
-    pairs = [make_volume(index, size, seed=seed) for index in range(count)]
-    return replace(
-        undrawn(count),
-        images=torch.from_numpy(np.stack([image for image, _ in pairs])[:, None]),
-        masks=torch.stack([pack_masks(masks, dimensions=3) for _, masks in pairs]),
-        spacing=FIELD_OF_VIEW_MM / size,
-    )
-
-
-def undrawn(count: int = COUNT) -> Dataset:
-    """Return the data set without its voxels, which take a while: enough to divide it."""
-    empty = torch.empty(count, 1, 0, 0, 0, dtype=torch.uint8)
-    return replace(population.undrawn(count), classes=CLASSES, images=empty, masks=empty)
 
 
 def make_volume(

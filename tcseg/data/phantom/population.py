@@ -1,4 +1,4 @@
-"""Procedural chest radiographs with five overlapping structures, made from a seed.
+"""Procedural chest radiographs with five overlapping structures, and abdomens, made from a seed.
 
 The image is the attenuation summed along the beam, so structures shine through each other as in a
 projection. As in JSRT, the patient's right side is on the left of the image.
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from tcseg.data.dataset import CLASSES, Dataset, pack_masks
+from tcseg.data.phantom import abdomen
 from tcseg.data.phantom.anatomy import draw_anatomy
 from tcseg.data.phantom.radiograph import attenuation, expose
 
@@ -22,27 +23,27 @@ FIELD_OF_VIEW_MM = 0.175 * 2048  # as JSRT
 FINE_SIZE = 128  # so many pixels at least are rendered
 
 
-def load(size: int, *, count: int = COUNT, seed: int = 0) -> Dataset:
-    """Make `count` phantoms of `size` x `size` pixels; number i does not depend on `count`."""
-    pairs = [make_phantom(index, size, seed=seed) for index in range(count)]
+def load(size: int, dimensions: int = 2, *, count: int | None = None, seed: int = 0) -> Dataset:
+    """Make phantoms of `size` pixels along each axis; number i does not depend on `count`."""
+    make, width = make_phantom, FIELD_OF_VIEW_MM
+    if dimensions == 3:
+        make, width = abdomen.make_volume, abdomen.FIELD_OF_VIEW_MM
+    dataset = undrawn(dimensions, count)
+    pairs = [make(index, size, seed=seed) for index in range(len(dataset))]
     return replace(
-        undrawn(count),
+        dataset,
         images=torch.from_numpy(np.stack([image for image, _ in pairs])[:, None]),
-        masks=torch.stack([pack_masks(masks) for _, masks in pairs]),
-        spacing=FIELD_OF_VIEW_MM / size,
+        masks=torch.stack([pack_masks(masks, dimensions=dimensions) for _, masks in pairs]),
+        spacings=[(width / size,) * dimensions] * len(pairs),
     )
 
 
-def undrawn(count: int = COUNT) -> Dataset:
+def undrawn(dimensions: int = 2, count: int | None = None) -> Dataset:
     """Return the data set without its pixels, which take a while: enough to divide it."""
-    return Dataset(
-        name="phantom",
-        ids=[f"phantom{index:03d}" for index in range(count)],
-        classes=CLASSES,
-        images=torch.empty(count, 1, 0, 0, dtype=torch.uint8),
-        masks=torch.empty(count, 1, 0, 0, dtype=torch.uint8),
-        spacing=None,
-    )
+    classes, usual = (CLASSES, COUNT) if dimensions == 2 else (abdomen.CLASSES, abdomen.COUNT)
+    ids = [f"phantom{index:03d}" for index in range(usual if count is None else count)]
+    empty = torch.empty(len(ids), 1, *[0] * dimensions, dtype=torch.uint8)
+    return Dataset("phantom", ids, classes, images=empty, masks=empty)
 
 
 def make_phantom(

@@ -6,7 +6,8 @@ import torch
 from skimage.measure import label
 
 from tcseg.data.phantom import abdomen
-from tcseg.data.phantom.abdomen import FIELD_OF_VIEW_MM, load, make_volume
+from tcseg.data.phantom.abdomen import FIELD_OF_VIEW_MM, make_volume
+from tcseg.data.phantom.population import load, undrawn
 
 LIVER, KIDNEYS, SPINE, AORTA = range(4)
 SIZE = 48
@@ -32,7 +33,7 @@ def test_number_and_seed_decide_the_volume():
     assert image.dtype == np.uint8
     assert masks.shape == (4, 32, 32, 32)
     assert masks.dtype == np.bool_
-    again, fewer = load(32, count=4), load(32, count=3)
+    again, fewer = load(32, 3, count=4), load(32, 3, count=3)
     assert np.array_equal(image, again.images[2, 0].numpy())
     assert torch.equal(again.images[:3], fewer.images)
     assert torch.equal(again.masks[:3], fewer.masks)
@@ -42,14 +43,14 @@ def test_number_and_seed_decide_the_volume():
 
 
 def test_load_packs_the_masks_of_each_volume():
-    data = load(32, count=3)
-    assert data.ids == abdomen.undrawn(3).ids == [f"phantom00{number}" for number in range(3)]
-    assert data.classes == abdomen.undrawn().classes == abdomen.CLASSES
-    assert len(abdomen.undrawn()) == abdomen.COUNT
-    assert abdomen.undrawn(3).spacing is None
+    data = load(32, 3, count=3)
+    assert data.ids == undrawn(3, 3).ids == [f"phantom00{number}" for number in range(3)]
+    assert data.classes == undrawn(3).classes == abdomen.CLASSES
+    assert len(undrawn(3)) == abdomen.COUNT
+    assert undrawn(3).spacings is None
     assert data.images.shape == data.masks.shape == (3, 1, 32, 32, 32)
     assert data.images.dtype == data.masks.dtype == torch.uint8
-    assert data.spacing == FIELD_OF_VIEW_MM / 32
+    assert data.spacings == [(FIELD_OF_VIEW_MM / 32,) * 3] * 3
     bits = data.masks[:, 0].numpy()[:, None] >> np.arange(4)[:, None, None, None] & 1
     for index in range(3):
         assert np.array_equal(bits[index] > 0, make_volume(index, 32)[1])

@@ -31,7 +31,7 @@ def test_images_and_masks_belong_together(tree):
     assert data.name == "jsrt"
     assert data.ids == IDS
     assert data.classes == CLASSES
-    assert data.spacing == pytest.approx(0.175 * 2048 / 64)
+    assert data.spacing_of(0) == pytest.approx([0.175 * 2048 / 64] * 2)
     for number in range(4):
         picture, masks = made_up(number)
         assert np.array_equal(data.images[number, 0].numpy(), picture)
@@ -56,7 +56,7 @@ def test_masks_at_their_own_size_are_those_of_the_files(tree):
     assert data.vanished == {0: ["heart"]}
     masks, spacing = data.original(2)
     assert np.array_equal(masks, made_up(2)[1])
-    assert spacing == 0.175 * 2048 / 128
+    assert spacing == (0.175 * 2048 / 128,) * 2
     assert data.original(0)[0][2].sum() == 1
     Image.fromarray(dot[:64, :64]).save(mask_file(tree, IDS[2]))
     with pytest.raises(DataError, match="the masks of JPCNN001 differ in size"):
@@ -244,7 +244,7 @@ def test_real_data_is_complete(real):
     assert len(real) == 247
     assert sum(name.startswith("JPCLN") for name in real.ids) == 154
     assert real.images.shape == (247, 1, 128, 128)
-    assert real.spacing == pytest.approx(2.8)
+    assert real.spacing_of(0) == pytest.approx([2.8] * 2)
 
 
 def test_real_masks_lie_where_they_should(real):

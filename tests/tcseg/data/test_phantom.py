@@ -99,7 +99,7 @@ def test_load_dataset_makes_the_whole_set():
     assert data.images.shape == (160, 1, 32, 32)
     assert data.masks.shape == (160, 1, 32, 32)
     assert data.images.dtype == data.masks.dtype == torch.uint8
-    assert data.spacing == pytest.approx(0.175 * 2048 / 32)
+    assert data.spacing_of(0) == pytest.approx([0.175 * 2048 / 32] * 2)
     images, targets = data.image_batch([3, 5]), data.target_batch(torch.tensor([3, 5]))
     assert images.dtype == torch.float32
     assert torch.equal(images * 255, data.images[[3, 5]].float())

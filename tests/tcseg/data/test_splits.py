@@ -15,7 +15,7 @@ JSRT_IDS = [f"JPCLN{i:03d}" for i in range(1, 155)] + [f"JPCNN{i:03d}" for i in 
 def dataset(name, ids):
     """Make a data set of which only name and ids matter."""
     empty = torch.zeros(len(ids), 1, 1, 1, dtype=torch.uint8)
-    return Dataset(name, list(ids), CLASSES, empty, empty, 1.0)
+    return Dataset(name, list(ids), CLASSES, empty, empty)
 
 
 JSRT = dataset("jsrt", JSRT_IDS)

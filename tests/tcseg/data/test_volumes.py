@@ -370,7 +370,7 @@ def test_a_mask_on_another_grid_is_refused(tmp_path, kind, spacing, corner, word
     if words is None:
         assert len(load(tmp_path)) == 1
     else:
-        refused(tmp_path, f"a.{kind}, of 3 x 1 x 1", "another grid", words, "Resample")
+        refused(tmp_path, f"a.{kind}, of 3x1x1", "another grid", words, "Resample")
 
 
 def test_a_mask_made_from_an_array_alone_is_taken(tmp_path):

@@ -41,7 +41,7 @@ def test_evaluation_is_that_of_the_metrics_image_by_image(phantom):
     for c, name in enumerate(phantom.classes):
         overlaps = [iou(predicted[i, c], truth[i, c]) for i in range(3)]
         distances = [
-            contour_distance(predicted[i, c], truth[i, c], phantom.spacing) for i in range(3)
+            contour_distance(predicted[i, c], truth[i, c], phantom.spacing_of(0)) for i in range(3)
         ]
         assert results["iou"][name] == pytest.approx(np.mean(overlaps))
         assert results["iou_std"][name] == pytest.approx(np.std(overlaps))
@@ -94,7 +94,7 @@ def lesion():
     masks[7:9, 0, 4:24, 4:24] = 1
     ids = [f"ct/{k:02d}" for k in range(20)]
     images = torch.zeros(20, 1, 32, 32, dtype=torch.uint8)
-    return Dataset("folder", ids, ("lesion", "liver"), images, masks, spacing=1.0)
+    return Dataset("folder", ids, ("lesion", "liver"), images, masks, spacings=[(1.0, 1.0)] * 20)
 
 
 def test_what_is_absent_from_truth_and_prediction_says_nothing(lesion):
@@ -156,11 +156,11 @@ def test_distances_of_volumes_are_those_of_surfaces(lesion):
 
 
 def test_distances_are_in_pixels_where_their_size_is_not_known(phantom):
-    masks, unknown = phantom.target_batch([0]), dataclasses.replace(phantom, spacing=None)
+    masks, unknown = phantom.target_batch([0]), dataclasses.replace(phantom, spacings=None)
     masks[0, 2] = masks[0, 2].roll(1, dims=0)
     in_mm = evaluate(Truth(masks), phantom, [0])["macd_mm"]["heart"]
     results = evaluate(Truth(masks), unknown, [0])
-    assert results["macd_px"]["heart"] == pytest.approx(in_mm / phantom.spacing)
+    assert results["macd_px"]["heart"] == pytest.approx(in_mm / phantom.spacing_of(0)[0])
     assert np.isnan(results["macd_mm"]["heart"])
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(results_table({"run": results}))
@@ -227,7 +227,7 @@ def test_lungs_and_clavicles_are_joined(phantom):
     assert joined["iou_std"]["lungs"] == pytest.approx((1 - lungs) / 2)
     assert joined["dice"]["lungs"] == pytest.approx((dice(truth[1], truth[0] | truth[1]) + 1) / 2)
     assert joined["missed"] == {"lungs": 0, "clavicles": 0}
-    distance = contour_distance(truth[1], truth[0] | truth[1], phantom.spacing)
+    distance = contour_distance(truth[1], truth[0] | truth[1], phantom.spacing_of(0))
     assert joined["macd_mm"]["lungs"] == pytest.approx(distance / 2)
     assert joined["macd_mm_std"]["lungs"] == pytest.approx(distance / 2)
 

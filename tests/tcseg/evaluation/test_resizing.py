@@ -109,7 +109,6 @@ def test_sizes_to_choose_from_have_no_margins_that_all_images_share(shapes, size
         classes=("a",),
         images=torch.zeros(len(shapes), 1, 32, 32, dtype=torch.uint8),
         masks=torch.ones(len(shapes), 1, 32, 32, dtype=torch.uint8),
-        spacing=None,
         originals=lambda index: (masks[index].numpy(), None),
     )
     assert candidates(data) == list(map(pixels, sizes))
@@ -172,7 +171,6 @@ def test_a_patch_has_the_proportions_of_volumes():
                 images=torch.zeros(len(extents), 1, 1, 1, 1),
                 masks=torch.ones(len(extents), 1, 1, 1, 1),
                 extents=torch.tensor(extents),
-                spacing=None,
             )
         )
 

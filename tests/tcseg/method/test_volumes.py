@@ -205,7 +205,6 @@ def volumes(extents: list[tuple[int, int, int]]) -> Dataset:
         classes=("dot",),
         images=images,
         masks=masks,
-        spacing=None,
         extents=torch.tensor(extents),
     )
 

@@ -258,6 +258,7 @@ def test_without_pretraining_nothing_that_needs_it_starts(tmp_path, quick):
         (["--data", "jsrt", "--root", "/nowhere"], "jsrt: no folder /nowhere"),
         (["--merge", "."], "--merge .: has no results/*.json"),
         (["--split-file", "nothing.json"], "nothing.json: cannot be read"),
+        (["--dimensions", "3"], "--labelled must be 1 to 30, as many as there are training images"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path, monkeypatch, arguments, message):

@@ -245,15 +245,15 @@ def test_a_run_without_checkpoint_has_none(run):
 
 
 @pytest.mark.parametrize(
-    ("state", "where"),
+    ("state", "kind"),
     [
-        ({"step": np.int64(1)}, r"state\['step'\]"),
-        ({"step": 1, "best": [0.5, np.float64(0.5)]}, r"state\['best'\]\[1\]"),
-        ({"step": 1, "config": CONFIG}, r"state\['config'\]"),
+        ({"step": np.int64(1)}, "numpy"),
+        ({"step": 1, "best": [0.5, np.float64(0.5)]}, "numpy"),
+        ({"step": 1, "config": CONFIG}, "tcseg.runs.config.Config"),
     ],
 )
-def test_a_checkpoint_that_could_not_be_read_back_is_refused(run, state, where):
-    with pytest.raises(TypeError, match=f"{where} must be a tensor, number, string or None"):
+def test_a_checkpoint_that_could_not_be_read_back_is_refused(run, state, kind):
+    with pytest.raises(TypeError, match=f"must be of tensors, numbers, strings .* got {kind}"):
         run.save_checkpoint(state)
     assert run.load_checkpoint() is None
 

@@ -40,7 +40,6 @@ def dataset(kind=torch.uint16):
         images=images.to(kind),
         masks=masks,
         extents=torch.tensor(SIZES),
-        spacing=None,
     )
 
 
@@ -160,6 +159,12 @@ def test_sliding_covers_images_of_any_shape(shape):
     if shape[1] % 24 == 0 and shape[1] >= 48:
         expected = torch.sigmoid((image - 0.5) / 0.501)  # standardised
         torch.testing.assert_close(found[:, :1], expected, rtol=0, atol=2e-3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_image_of_one_pixel_has_no_deviation():
+    found = Segmentation(torch.nn.Conv2d(1, 2, 1))(torch.ones(2, 1, 1, 1))
+    assert found.isfinite().all()
 
 
 def test_figures_are_those_of_the_images_without_what_lies_beyond():

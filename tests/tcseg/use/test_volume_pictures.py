@@ -39,7 +39,6 @@ def volumes(count=2, extents=None, **attributes):
         classes=("large", "small"),
         images=torch.from_numpy(np.stack(images)),
         masks=torch.from_numpy(np.stack(masks)),
-        spacing=None,
         extents=None if extents is None else torch.tensor(extents),
         **attributes,
     )

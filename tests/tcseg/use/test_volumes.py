@@ -81,7 +81,7 @@ def test_a_volume_is_resampled_and_its_masks_brought_back():
 
 
 def test_what_a_volume_must_be_is_said():
-    with pytest.raises(ValueError, match=r"voxels of 1.5 x 1 x 1 mm: `spacing` must say"):
+    with pytest.raises(ValueError, match=r"voxels of 1.5x1x1 mm: `spacing` must say"):
         segmenter(voxel=(1.5, 1.0, 1.0)).predict(ball())
     with pytest.raises(ValueError, match=r"shape \(D, H, W\) or \(D, H, W, C\), got \(30, 20\)"):
         segmenter().predict(ball()[0])
