@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 from tcseg.errors import RunFinished
 from tcseg.evaluation.evaluate import predict, results_table
@@ -13,10 +14,14 @@ from tcseg.training.session import train
 from tcseg.use.segmenter import load_with_data
 
 METHODS = ("baseline", "semitc")
+SMALL: dict[int, dict[str, Any]] = {  # by dimensions: enough to show the gain, in a few minutes
+    2: {"size": 64, "labelled": 5, "pretrain_steps": 300, "steps": 400},
+    3: {"labelled": 3, "batch_size": 2, "pretrain_steps": 150, "steps": 120},
+}
 
 
-def demo(out: Path, *, size: int, pretrain_steps: int, steps: int) -> None:
-    """Train the baseline and semitc from one pre-training with 5 labelled phantoms; compare them.
+def demo(out: Path, dimensions: int, **given: int) -> None:
+    """Train the baseline and semitc from one pre-training with few labelled phantoms; compare them.
 
     What is finished in `out` already is shown again and not trained again; what was interrupted
     is continued.
@@ -25,17 +30,17 @@ def demo(out: Path, *, size: int, pretrain_steps: int, steps: int) -> None:
     ----------
     out : Path
         Folder for the two runs and the picture that compares them.
-    size, pretrain_steps, steps : int
-        As for `tcseg train`.
+    dimensions : int
+        2 for images, 3 for volumes.
+    **given
+        Options of `tcseg train` that take the place of those in `SMALL`.
     """
     summaries, predictions = {}, {}
     for method in METHODS:
         run = RunFolder(out / method)
-        config = Config(
-            size=size,
-            labelled=5,
-            pretrain_steps=pretrain_steps,
-            steps=steps,
+        config = Config.of(
+            **{**SMALL[dimensions], **given},
+            dimensions=dimensions,
             method=method,
             # The second run takes the pre-training of the first.
             pretrained=None if method == METHODS[0] else str(out.absolute() / METHODS[0]),
@@ -48,13 +53,15 @@ def demo(out: Path, *, size: int, pretrain_steps: int, steps: int) -> None:
         predictions[method] = predict(segmenter.network, dataset, cases)
 
     picture = out / "comparison.png"
-    save_panel(picture, dataset, cases, predictions, "phantom, 5 labelled images")
+    labelled, noun = summaries[method]["labelled"], dataset.noun
+    save_panel(picture, dataset, cases, predictions, f"phantom, {labelled} labelled {noun}s")
     columns = {"pre-trained": summaries[METHODS[0]]["pretrained_test"]}
     columns |= {method: summary["test"] for method, summary in summaries.items()}
     before, after = (summary["test"]["miou"] for summary in summaries.values())
     console = plain_console()
-    console.print(results_table(columns, "Test images, 5 labelled training images"))
+    console.print(results_table(columns, f"Test {noun}s, {labelled} labelled training {noun}s"))
     console.print(
-        f"95 unlabelled images and the consistency term: {100 * (after - before):+.1f} points of "
-        f"mIOU over the baseline with the same 5 labels and as many steps.\nPicture: {picture}"
+        f"{len(split.train) - labelled} unlabelled {noun}s and the consistency term: "
+        f"{100 * (after - before):+.1f} points of mIOU over the baseline with the same {labelled} "
+        f"labels and as many steps.\nPicture: {picture}"
     )

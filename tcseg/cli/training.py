@@ -245,16 +245,25 @@ def reproduce(
         ctx.exit(1)
 
 
-@click.command(epilog=examples("tcseg demo --out demo"))
+@click.command(epilog=examples("tcseg demo --out demo", "tcseg demo --dimensions 3 --out demo-3d"))
 @out_option("Folder of the runs, made if it is missing; finished ones in it are shown again.")
-@click.option("--size", default=64, show_default=True, help="Height and width of the phantoms.")
-@click.option("--pretrain-steps", default=300, show_default=True, help="Steps of pre-training.")
-@click.option("--steps", default=400, show_default=True, help="Steps of each method.")
-def demo(out: Path, **options: int) -> None:
-    """Show in minutes, without data, what unlabelled images add to 5 labelled ones."""
+@click.option(
+    "--dimensions",
+    default=2,
+    type=click.IntRange(2, 3),
+    show_default=True,
+    help="2: images; 3: volumes.",
+)
+@click.option("--size", type=int, help="Side of the phantoms; if not set 64, of volumes 48.")
+@click.option("--pretrain-steps", type=int, help="Of pre-training; if not set 300, of volumes 150.")
+@click.option("--steps", type=int, help="Of each method; if not set 400, of volumes 120.")
+@click.option("--seed", type=int, help="Of weights, batches and transforms; if not set 0.")
+def demo(out: Path, dimensions: int, **options: int | None) -> None:
+    """Show in minutes, without data, what unlabelled images add to a few labelled ones."""
     from tcseg.cli.demo import demo as run_demo
 
-    run_demo(out, **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    run_demo(out, dimensions, **given)
 
 
 @click.command()

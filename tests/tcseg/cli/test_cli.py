@@ -362,6 +362,15 @@ def test_a_finished_demo_is_shown_again(tmp_path):
     assert (other.exit_code, "--steps: 3 here, 2 there" in other.stderr) == (1, True)
 
 
+@pytest.mark.slow
+def test_a_demo_of_volumes(tmp_path):
+    small = ("--dimensions", 3, "--size", 32, "--pretrain-steps", 1, "--steps", 1)
+    result = tcseg("demo", *small, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "Test volumes, 3 labelled training volumes" in result.output
+    assert "27 unlabelled volumes and the consistency term" in result.output
+
+
 # Doctor.
 
 
