@@ -11,7 +11,8 @@ from processes import python
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # Long work cut short: the last of two equal options counts.
-SHORT = ["--size", "32", "--pretrain-steps", "4", "--steps", "4", "--batch-size", "4"]
+SHORT = ["--size", "32", "--pretrain-steps", "4", "--steps", "4"]
+SMALL = {"train": ["--batch-size", "4"], "reproduce": ["--batch-size", "4"], "demo": []}
 
 
 def blocks(page):
@@ -24,7 +25,7 @@ def run_line(line):
 
     program, *words = shlex.split(os.path.expandvars(line), comments=True)
     assert program == "tcseg", line
-    short = SHORT if words[0] in ("train", "reproduce") else []
+    short = [*SHORT, *SMALL[words[0]]] if words[0] in SMALL else []
     result = CliRunner().invoke(main, [*words, *short])
     assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
 
