@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tcseg.data import labelled_subset, load_dataset, make_split, validation_subset
+from tcseg.data import load_dataset
 from tcseg.data.phantom import population
 from tcseg.data.splits import TRAINING_IMAGES
 from tcseg.errors import RunStopped
@@ -23,6 +23,7 @@ from tcseg.paper.processes import run_grid
 from tcseg.runs.config import Config
 from tcseg.sheet import plain_console
 from tcseg.training.interrupts import stop_requests
+from tcseg.training.trainer import divided
 
 TABLE_METHODS = {
     "table1": ("baseline", "suptc", "semitc", "semitc+"),
@@ -91,7 +92,7 @@ def reproduce(
     for cell in cells:
         cell.config(base, out).validate()
     if minutes > 0:
-        _check_data(base, cells)
+        _check_data(base, cells, out)
     results = Results(out, base)
     for other in merge:
         console.print(f"{other}: {results.merge(other)} new results")
@@ -157,13 +158,11 @@ def grid(
     return cells
 
 
-def _check_data(base: Config, cells: Sequence[Cell]) -> None:
+def _check_data(base: Config, cells: Sequence[Cell], out: Path) -> None:
     """Find out before any training whether the data set has all that is asked for."""
     if base.data == "phantom":
         dataset = population.undrawn(base.dimensions)
     else:
         dataset = load_dataset(base.data, **base.reading)
     for cell in cells:
-        split = make_split(dataset, cell.split, base.split_file)
-        labelled_subset(split, cell.labelled)
-        validation_subset(split, cell.validation_images)
+        divided(cell.config(base, out), dataset)

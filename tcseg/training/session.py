@@ -19,13 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from tcseg.data import (
-    labelled_subset,
-    make_split,
-    split_record,
-    split_remarks,
-    validation_subset,
-)
+from tcseg.data import split_record, split_remarks
 from tcseg.data.phantom import population
 from tcseg.evaluation.evaluate import evaluate, predict, results_table, validation_miou
 from tcseg.evaluation.pictures import save_panel, spread
@@ -40,7 +34,7 @@ from tcseg.runs.model import load_weights
 from tcseg.sheet import plain_console
 from tcseg.training import distributed
 from tcseg.training.state import pretrained_weights
-from tcseg.training.trainer import LABELLED, SUPERVISED, Trainer
+from tcseg.training.trainer import SUPERVISED, Trainer, divided
 
 REHEARSED_STEPS = 5
 LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal to draw a bar in
@@ -105,9 +99,7 @@ def _check_before_data(config: Config, resume: bool) -> None:
         network_factory(config.network)
     if config.data == "phantom":
         phantoms = population.undrawn(config.dimensions)
-        split = make_split(phantoms, config.split, config.split_file)
-        labelled_subset(split, config.labelled or LABELLED)
-        validation_subset(split, config.validation_images)
+        split, _, _ = divided(config, phantoms)
         if config.pretrained is not None and not resume:
             pretrained_weights(Path(config.pretrained), config, split_record(phantoms, split))
 

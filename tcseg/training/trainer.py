@@ -43,6 +43,14 @@ LOG_EVERY = 20  # steps between looks at the loss: each look waits for the devic
 SUPERVISED = Method(consistency=False)
 
 
+def divided(config: Config, dataset: Dataset) -> tuple[Split, list[int], list[int]]:
+    """Return the split of a training, its labelled images, and those that it validates on."""
+    split = make_split(dataset, config.split, config.split_file)
+    default = None if config.data == "folder" else LABELLED
+    labelled = labelled_subset(split, config.labelled or default)
+    return split, labelled, validation_subset(split, config.validation_images)
+
+
 class Trainer:
     """One training, from a new network to its best checkpoint.
 
@@ -60,10 +68,7 @@ class Trainer:
         self.config, self.run = config, run
         self.device = resolve_device(config.device) if device is None else device
         dataset = load_dataset(config.data, **config.reading, scale=run.scale)
-        self.split: Split = make_split(dataset, config.split, config.split_file)
-        default = None if config.data == "folder" else LABELLED
-        self.labelled = labelled_subset(self.split, config.labelled or default)
-        self.validation = validation_subset(self.split, config.validation_images)
+        self.split, self.labelled, self.validation = divided(config, dataset)
         self.method = METHODS[config.method]
         self.unlabelled = self.method.unlabelled(self.split, self.labelled)
         count = config.batch_size // 2 if self.unlabelled else config.batch_size
