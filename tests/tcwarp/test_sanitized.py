@@ -22,7 +22,7 @@ def test_an_error_would_be_found():
     script = (
         "import torch, tcwarp\n"
         "image, field = torch.zeros(64, 1, 64, 64), torch.zeros(2, 2, 64, 64)\n"
-        "torch.ops.tcwarp.warp(image, field, 0, 0)\n"
+        "torch.ops.tcwarp.warp_backward_input(image, field, 0, 0, False, None)\n"
     )
     result = python("-c", script)
     assert result.returncode != 0
