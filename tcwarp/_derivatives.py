@@ -367,6 +367,8 @@ def _sum(*terms: Any) -> Any:
 
 
 def _way(name: str, operator: Any, function: type[_Operator]) -> Callable[..., Any]:
+    direct = operator._op  # what the operator calls, and no more
+
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return operator(*arguments)
@@ -377,7 +379,7 @@ def _way(name: str, operator: Any, function: type[_Operator]) -> Callable[..., A
                         return operator(*arguments)
             # What was registered in Python is called for nothing: half of the cost of a small warp.
             with torch._C._AutoDispatchBelowAutograd():
-                return operator(*arguments)
+                return direct(*arguments)
         if (
             sum(
                 level.key() == FORWARD

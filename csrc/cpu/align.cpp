@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor> align(const Tensor& first_,
                                  double tolerance, int64_t steps) {
   const Tensor first = as_contiguous(first_);
   const Tensor grid = second_ ? as_contiguous(*second_) : first;
-  Tensor output = torch::stable::empty_like(grid);
+  Tensor output = empty_as(grid);
   Tensor report = torch::stable::empty({2}, ScalarType::Double);
   torch::stable::zero_(report);
   if (output.numel() == 0) return {output, report};

@@ -346,6 +346,7 @@ void launch_interpolated(const Tensor& input, const Tensor& displacement,
 
 Tensor warp(const Tensor& input_, const Tensor& displacement_, int64_t mode,
             int64_t padding_mode) {
+  check_warp(input_, displacement_, mode);
   const Tensor input = dense(input_);
   const Tensor displacement = as_contiguous(displacement_);
   Tensor output = empty_on_grid(input, spatial_size(displacement));

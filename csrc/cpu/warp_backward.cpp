@@ -466,7 +466,7 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
   const Tensor input = dense(input_);
   const Tensor displacement = as_contiguous(displacement_);
   const Tensor gradient = with_layout_of(gradient_, input);
-  Tensor output = torch::stable::empty_like(displacement);
+  Tensor output = empty_as(displacement);
   if (output.numel() == 0) return output;
   if (gradient.numel() == 0) return torch::stable::zero_(output);
   prefer_huge_pages(output);

@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor> align(const Tensor& first_,
   const Tensor first = as_contiguous(first_);
   const Tensor grid = second_ ? as_contiguous(*second_) : first;
   const torch::stable::accelerator::DeviceGuard guard(first.get_device_index());
-  Tensor output = torch::stable::empty_like(grid);
+  Tensor output = empty_as(grid);
   Tensor report = torch::stable::empty({2}, ScalarType::Double, std::nullopt,
                                        first.device());
   torch::stable::zero_(report);

@@ -229,6 +229,7 @@ void run_cubic(const Tensor& input, const Tensor& displacement,
 
 Tensor warp(const Tensor& input_, const Tensor& displacement_, int64_t mode,
             int64_t padding_mode) {
+  check_warp(input_, displacement_, mode);
   const Tensor input = dense(input_);
   const Tensor displacement = as_float(displacement_);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());

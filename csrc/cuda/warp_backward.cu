@@ -427,7 +427,7 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
   const Tensor displacement = as_float(displacement_);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   const Tensor gradient = with_layout_of(gradient_, input);
-  Tensor output = torch::stable::empty_like(displacement);
+  Tensor output = empty_as(displacement);
   if (output.numel() == 0) {
     return torch::stable::to(output, displacement_.scalar_type());
   }

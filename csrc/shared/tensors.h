@@ -107,6 +107,20 @@ inline int64_t widen_channels(Layout& layout, int64_t width, const void* a,
   return width;
 }
 
+// An uninitialised tensor with the sizes, strides and type of `like`, which is
+// dense. Torch's own goes through the dispatcher, which takes a quarter of the
+// call of a warp of a few pixels.
+inline Tensor empty_as(const Tensor& like) {
+  int32_t type, device;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      like.dim(), like.sizes().data(), like.strides().data(), type, device,
+      like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
 // An uninitialised tensor laid out and typed as `like`, with the spatial size
 // of `grid`.
 inline Tensor empty_on_grid(const Tensor& like,
@@ -115,7 +129,7 @@ inline Tensor empty_on_grid(const Tensor& like,
   shape.insert(shape.end(), grid.begin(), grid.end());
   bool same = true;
   for (int64_t k = 2; k < like.dim(); ++k) same &= like.size(k) == grid[k - 2];
-  if (same) return torch::stable::empty_like(like);
+  if (same) return empty_as(like);
   using torch::headeronly::MemoryFormat;
   const auto last = like.dim() == 4 ? MemoryFormat::ChannelsLast
                                     : MemoryFormat::ChannelsLast3d;
@@ -138,6 +152,51 @@ inline Tensor with_layout_of(const Tensor& tensor, const Tensor& like) {
   Tensor copy = empty_on_grid(like, spatial_size(tensor));
   torch::stable::copy_(copy, tensor);
   return copy;
+}
+
+// The length of an axis; checked in Python too, but not in what was exported or
+// compiled.
+inline int32_t checked_length(int64_t length) {
+  STD_TORCH_CHECK(length <= kLongestAxis, "tcwarp: no axis may be longer ",
+                  "than ", kLongestAxis, ", got ", length);
+  return static_cast<int32_t>(length);
+}
+
+inline bool is_floating(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+    case ScalarType::Float:
+    case ScalarType::Double:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// What a warp relies on, whoever calls it: a program that was exported does so
+// without the checks in Python, which say in more words what is wrong.
+inline void check_warp(const Tensor& image, const Tensor& displacement,
+                       int64_t mode) {
+  const int64_t axes = displacement.dim() - 2;
+  STD_TORCH_CHECK((axes == 2 || axes == 3) && displacement.size(1) == axes &&
+                      image.dim() == displacement.dim(),
+                  "warp: input must have shape (N, C, *image), displacement "
+                  "(N or 1, D, *size), with D = 2 or 3 axes");
+  STD_TORCH_CHECK(
+      displacement.size(0) == 1 || displacement.size(0) == image.size(0),
+      "warp: displacement must have the samples of input, or one");
+  STD_TORCH_CHECK(pixels_of(image) > 0 || pixels_of(displacement) == 0,
+                  "warp: input must have pixels");
+  STD_TORCH_CHECK(image.device() == displacement.device(),
+                  "warp: input and displacement must be on one device");
+  STD_TORCH_CHECK(
+      is_floating(displacement) &&
+          (static_cast<Mode>(mode) == Mode::kNearest || is_floating(image)),
+      "warp: displacement must be floating, input too unless nearest");
+  for (int64_t k = 2; k < displacement.dim(); ++k) {
+    checked_length(displacement.size(k));
+  }
 }
 
 // The shape (planes, *modes) of the coefficients of random fields.
@@ -187,15 +246,9 @@ struct Field {
       default:
         data = displacement.const_data_ptr<T>();
     }
-    // Checked in Python too, but not in what was exported or compiled.
-    const auto checked = [](int64_t length) {
-      STD_TORCH_CHECK(length <= kLongestAxis, "tcwarp: no axis may be longer ",
-                      "than ", kLongestAxis, ", got ", length);
-      return static_cast<int32_t>(length);
-    };
     for (int k = 0; k < D; ++k) {
-      size[k] = checked(displacement.size(2 + k));
-      image_size[k] = checked(image[k]);
+      size[k] = checked_length(displacement.size(2 + k));
+      image_size[k] = checked_length(image[k]);
       pixels *= size[k];
       image_pixels *= image_size[k];
     }

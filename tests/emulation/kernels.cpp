@@ -9,7 +9,29 @@
 #include <torch/headeronly/core/Dispatch_v2.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cstring>
+
 #include "cuda_runtime.h"
+
+// Filled with NaN: what torch fills where algorithms must be deterministic is
+// not what is allocated through its shim on a CPU.
+inline AOTITorchError filled_empty_strided(int64_t dimensions,
+                                           const int64_t* sizes,
+                                           const int64_t* strides, int32_t type,
+                                           int32_t device, int32_t index,
+                                           AtenTensorHandle* tensor) {
+  const AOTITorchError error = aoti_torch_empty_strided(
+      dimensions, sizes, strides, type, device, index, tensor);
+  if (error != AOTI_TORCH_SUCCESS) return error;
+  void* data = nullptr;
+  int64_t bytes = 0;
+  aoti_torch_get_data_ptr(*tensor, &data);
+  aoti_torch_get_storage_size(*tensor, &bytes);
+  if (bytes > 0) std::memset(data, 0xff, static_cast<std::size_t>(bytes));
+  return error;
+}
+
+#define aoti_torch_empty_strided filled_empty_strided
 
 namespace torch::stable::accelerator {
 

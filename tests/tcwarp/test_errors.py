@@ -66,15 +66,60 @@ def test_warp_refuses_wrong_tensors(image, field, error, parts, mode):
         tcwarp.warp(image, field, mode=mode)
 
 
-def test_what_has_passed_once_is_checked_again_where_it_differs():
-    tcwarp.warp(IMAGE, FIELD, mode="linear")
-    tcwarp.warp(IMAGE.int(), FIELD)
+@pytest.mark.parametrize(
+    "image, field, message",
+    [
+        (IMAGE, FIELD[0], "input must have shape"),
+        (IMAGE, FIELD[:, :1], "input must have shape"),
+        (IMAGE, torch.zeros(2, 3, 1, 4, 5), "input must have shape"),
+        (IMAGE[0], FIELD, "input must have shape"),
+        (IMAGE[0, 0, 0], FIELD[0, 0, 0], "input must have shape"),
+        (IMAGE[:, None, None], torch.zeros(2, 4, 1, 3, 4, 5), "input must have shape"),
+        (IMAGE, torch.zeros(3, 2, 4, 5), "samples"),
+        (IMAGE, torch.zeros(0, 2, 4, 5), "samples"),
+        (IMAGE[:, :, :0], FIELD, "must have pixels"),
+        (IMAGE, FIELD.int(), "must be floating"),
+        (IMAGE.int(), FIELD, "must be floating"),
+        (IMAGE[:0].int(), FIELD[:0], "must be floating"),
+        (IMAGE[:0], torch.zeros(0, 2, 2**30, 1), "no axis may be longer than"),
+    ],
+)
+def test_the_operator_refuses_what_no_check_has_seen(image, field, message):
+    """As a program that was exported may be called."""
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.tcwarp.warp(image, field, 1, 0)
+
+
+def test_what_the_operator_refuses_is_explained():
     for image, field in (
         *((IMAGE.int(), FIELD), (IMAGE.to_sparse(), FIELD), (IMAGE.numpy(), FIELD.numpy())),
         *((IMAGE, FIELD.int()), (IMAGE, FIELD[:, :1]), (IMAGE, FIELD.to("meta"))),
     ):
         with pytest.raises((TypeError, ValueError), match=r"^warp: (input|displacement) .*must"):
             tcwarp.warp(image, field, mode="linear")
+
+
+def test_a_refusal_is_not_shown_beside_its_explanation():
+    with pytest.raises(ValueError, match=r"^warp: displacement must have as many") as caught:
+        tcwarp.warp(IMAGE, FIELD[:0])
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_tensors_without_values_are_checked():
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        pairs = [(torch.zeros(2, 3, 4, 5), torch.zeros(3, 2, 4, 5))]
+    pairs += [(image.to("meta"), field.to("meta")) for image, field in [(IMAGE, FIELD[:0])]]
+    for image, field in pairs:
+        with raises(ValueError, "warp: displacement must have as many samples as input"):
+            tcwarp.warp(image, field)
+
+
+def test_samples_are_checked_under_vmap():
+    with raises(ValueError, "warp: displacement must have as many samples as input"):
+        torch.vmap(tcwarp.warp)(torch.zeros(2, 1, 3, 4, 5), torch.zeros(2, 3, 2, 4, 5))
 
 
 @pytest.mark.parametrize("value", ["bilinear", "", None, 0, "Nearest", [], {}])
