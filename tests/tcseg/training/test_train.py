@@ -306,7 +306,10 @@ def test_an_interrupted_run_leaves_the_same_figures(finished, tmp_path, monkeypa
 DROPOUT = dataclasses.replace(TINY, network=f"{__name__}.Dropout")
 
 
-@pytest.mark.parametrize("config", [DROPOUT, TINY_VOLUMES], ids=["dropout", "volumes"])
+VOLUMES = pytest.param(TINY_VOLUMES, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("config", [DROPOUT, VOLUMES], ids=["dropout", "volumes"])
 def test_others_go_on_bit_for_bit(config, tmp_path, monkeypatch):
     train(config, tmp_path / "whole", False)
     interrupted(config, tmp_path / "run", 10, monkeypatch)
