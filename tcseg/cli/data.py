@@ -87,7 +87,8 @@ def check(
         from tcseg.evaluation.pictures import save_contact_sheet, spread
 
         shown = spread(range(len(dataset)), SHEET_IMAGES)
-        save_contact_sheet(sheet, dataset, shown, f"{data}: {len(shown)} of {len(dataset)} images")
+        title = f"{data}: {len(shown)} of {len(dataset)} {dataset.noun}s"
+        save_contact_sheet(sheet, dataset, shown, title)
         console.print(f"Contact sheet: {sheet}")
     if not fine:
         ctx.exit(1)
