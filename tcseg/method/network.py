@@ -64,7 +64,6 @@ class Segmentation(nn.Module):
         logits = torch.cat([structures, background], dim=1)
         return torch.sigmoid(logits) if self.head == "sigmoid" else torch.softmax(logits, dim=1)
 
-    @torch.compiler.disable
     def _slide(self, images: Tensor, patch: tuple[int, ...]) -> Any:
         """Return means of patches half a patch apart, weighted by a Gaussian, as nnU-Net does."""
         from monai.inferers.utils import sliding_window_inference

@@ -18,7 +18,7 @@ from tcseg.io.label_maps import LARGEST_LABEL
 from tcseg.io.sizes import ORIGINAL, shape_of
 from tcseg.io.windows import window_limits
 from tcseg.method.names import OWN_NETWORKS
-from tcseg.method.network import build_network
+from tcseg.method.network import Segmentation, build_network
 from tcseg.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Model:
             self._check_trusted(run, trusted)
         return self.new_network()
 
-    def new_network(self) -> nn.Module:
+    def new_network(self) -> Segmentation:
         """Return such a network, its weights at random."""
         return build_network(
             self.network,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tcseg.data import (
@@ -76,7 +76,7 @@ class Trainer:
         self.dataset: Dataset = dataset.to(self.device)
         torch.manual_seed(config.seed)
         self.description = Model.of(config, self.dataset)
-        self.network: nn.Module = self.description.new_network()
+        self.network = self.description.new_network()
         self.pixel = None if config.dimensions == 2 else self.dataset.pixel
         # Convolutions on CPU and on tensor cores are faster in this layout.
         self.layout = torch.channels_last if config.dimensions == 2 else torch.channels_last_3d
@@ -85,7 +85,7 @@ class Trainer:
         # What trains is the same network, in several processes wrapped to average gradients.
         self.model = distributed.parallel(self.network)
         if config.compile:
-            self.network.compile(dynamic=False)
+            self.network.backbone.compile(dynamic=False)  # of one size: what slides is not compiled
         self.teacher: AveragedModel | None = None
         self.optimizer = self._new_optimizer()
         # Batches and transforms are drawn from here, on the device: no waiting. Only dropout, of a
@@ -246,7 +246,7 @@ class Trainer:
     def validate(self) -> None:
         """Measure the network on the validation images; keep it, and draw it, if it is the best."""
         state = self.state
-        network = self.network
+        network: torch.nn.Module = self.network
         if self.teacher is not None and self.method.keep == "average":
             network = self.teacher.module
         miou = validation_miou(network, self.dataset, self.validation)

@@ -10,6 +10,8 @@ from click.testing import CliRunner
 from processes import python
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+# Each of its commands reads all radiographs; a grid is of several processes.
+SLOW = "reproduce"
 # Long work cut short: the last of two equal options counts.
 SHORT = ["--size", "32", "--pretrain-steps", "4", "--steps", "4"]
 SMALL = {"train": ["--batch-size", "4"], "reproduce": ["--batch-size", "4"], "demo": []}
@@ -30,7 +32,13 @@ def run_line(line):
     assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem == SLOW else [])
+        for page in PAGES
+    ],
+)
 def test_every_block_runs(page, tmp_path, monkeypatch, phantoms_made_once):
     monkeypatch.chdir(tmp_path)
     for language, code in blocks(page):

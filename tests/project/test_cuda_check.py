@@ -65,6 +65,7 @@ def check(load, monkeypatch, tmp_path):
 # ------------------------------------------------------------------------------ a bare machine
 
 
+@pytest.mark.slow
 def test_the_operators_tests_need_nothing_of_the_trainer(load):
     collect = ["--collect-only", "-q", "-m", "cuda", "-p", "no:cacheprovider"]
     arguments = [*collect, *load("cuda_check").OPERATOR_TESTS]
@@ -169,6 +170,7 @@ def test_without_a_build_nothing_else_runs(load, tmp_path):
 # ------------------------------------------------------------------------------ figures
 
 
+@pytest.mark.slow
 def test_rehearsal(load, tmp_path):
     """The code of the figures and of the small cases, on the CPU with tiny inputs."""
     out = tmp_path / "check.json"

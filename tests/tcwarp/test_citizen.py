@@ -288,6 +288,7 @@ def test_vmap_of_drawing(monkeypatch):
 # -------------------------------------------------------------------------------- compilation
 
 
+@pytest.mark.slow  # a minute; each function compiles in a test of its own
 @pytest.mark.filterwarnings("error")
 def test_everything_compiles_into_one_graph_of_any_size():
     def function(image):

@@ -1,5 +1,7 @@
 """Warps in ONNX: what the runtime makes of them is what the operator does."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,10 @@ import tcwarp
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+
+
+MODES = ("nearest", "linear")
+SOME = (("nearest", "border"), ("linear", "zeros"), ("linear", "reflection"))
 
 
 class Module(torch.nn.Module):
@@ -44,10 +50,14 @@ def run(module, *arguments, dynamic=None, others=()):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("padding_mode", PADDING_MODES)
-@pytest.mark.parametrize("mode", ["nearest", "linear"])
 @pytest.mark.parametrize(
-    "size, grid, fields", [((9, 12), (9, 12), 2), ((9, 12), (7, 15), 1), ((5, 6, 7), (4, 8, 5), 2)]
+    "mode, padding_mode, size, grid, fields",
+    [
+        *((*modes, (9, 12), (9, 12), 2) for modes in itertools.product(MODES, PADDING_MODES)),
+        # Another grid, one field for all, three axes: each mode and each padding once.
+        *((mode, padding, (9, 12), (7, 15), 1) for mode, padding in SOME),
+        *((mode, padding, (5, 6, 7), (4, 8, 5), 2) for mode, padding in SOME),
+    ],
 )
 def test_the_runtime_warps_alike(mode, padding_mode, size, grid, fields):
     image = image_values(torch.float32, (2, 3, *size), 0)

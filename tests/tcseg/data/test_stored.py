@@ -355,6 +355,7 @@ def test_where_nothing_can_be_written_what_is_there_is_read(by_class, tmp_path, 
         load(by_class, cache=tmp_path / "file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch", [None, 32])
 def test_a_training_does_not_depend_on_it(by_class, tmp_path, tmp_path_factory, patch):
     out, cache = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("cache")

@@ -18,7 +18,8 @@ from tcseg.training import distributed
 from tcseg.training.session import train
 
 TINY = dataclasses.replace(TINY, batch_size=8, pretrain_steps=3, steps=3, checkpoint_every=3)
-pytestmark = pytest.mark.usefixtures("phantoms_made_once")
+# Two processes, which take turns beside other tests.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("phantoms_made_once")]
 METHODS = ("semitc", "baseline", "mean-teacher")
 # Several commands in two processes that are started, and joined, once.
 COMMANDS = """

@@ -255,6 +255,7 @@ def test_a_signal_stops_a_training_after_a_checkpoint(tmp_path, child, name):
     assert_it_can_go_on(run)
 
 
+@pytest.mark.slow
 def test_a_training_that_ignores_ctrl_c_ends_on_sigterm(tmp_path):
     """As under nohup; a process started as users' are."""
     command, run = endless(tmp_path)
@@ -598,6 +599,7 @@ def test_training_learns(tmp_path):
     assert losses[-2] < 0.7 * losses[0]
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_to_nearly_the_same(finished, tmp_path):
     train(dataclasses.replace(TINY, precision="bfloat16"), tmp_path / "run", False)
     rounded, exact = (RunFolder(out).metrics.rows() for out in (tmp_path / "run", finished[0]))
@@ -631,6 +633,7 @@ class Plain(torch.nn.Sequential):
         )
 
 
+@pytest.mark.slow
 @inductor
 def test_a_compiled_network_trains_to_nearly_the_same(tmp_path):
     compiled = dataclasses.replace(TINY, compile=True, steps=2, network=f"{__name__}.Plain")

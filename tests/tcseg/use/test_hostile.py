@@ -205,6 +205,7 @@ print((peak(sys.argv[1] + "/large.png") - before) * 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [None, (1, 2, 3, 4, 5)])
 def test_memory_is_some_bytes_a_pixel(tmp_path, values):
     side = 4000

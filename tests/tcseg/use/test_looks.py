@@ -244,6 +244,7 @@ def test_an_export_that_does_something_else_is_refused(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_export_leaves_all_else_as_it_was(run, tmp_path):
     segmenter = tcseg.load(run, "cpu")
     segmenter.network.precision = torch.bfloat16
