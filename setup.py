@@ -42,7 +42,8 @@ ROOT = Path(__file__).parent.resolve()
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10
 DEFINES = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
 CPU_SOURCES = [  # the slowest to compile comes first
-    *("csrc/cpu/warp_backward.cpp", "csrc/cpu/warp.cpp", "csrc/cpu/align.cpp"),
+    *("csrc/cpu/warp_backward_displacement.cpp", "csrc/cpu/warp_backward_input.cpp"),
+    *("csrc/cpu/warp.cpp", "csrc/cpu/align.cpp"),
     *("csrc/cpu/fields.cpp", "csrc/schemas.cpp", "csrc/build_info.cpp"),
 ]
 MODULE_SOURCES = ["csrc/module.cpp"]
