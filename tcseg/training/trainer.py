@@ -85,7 +85,7 @@ class Trainer:
         # What trains is the same network, in several processes wrapped to average gradients.
         self.model = distributed.parallel(self.network)
         if config.compile:
-            self.network.backbone.compile(dynamic=False)  # of one size: what slides is not compiled
+            self.network.backbone.compile(dynamic=False)  # not what slides it over images
         self.teacher: AveragedModel | None = None
         self.optimizer = self._new_optimizer()
         # Batches and transforms are drawn from here, on the device: no waiting. Only dropout, of a

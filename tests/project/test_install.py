@@ -109,6 +109,7 @@ sys.modules.update(dict.fromkeys({OPTIONAL!r}))
 import tcseg
 for module in pkgutil.walk_packages(tcseg.__path__, "tcseg."):
     importlib.import_module(module.name)
+assert "torch._dynamo" not in sys.modules  # seconds, for who compiles
 """
     result = python(code)
     assert result.returncode == 0, result.stderr

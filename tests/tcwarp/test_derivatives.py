@@ -42,7 +42,9 @@ def field_of(size, std, seed, device="cpu"):
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("mode", ["linear", "cubic"])
 @pytest.mark.parametrize("size, grid, fields", GRIDS)
-def test_warp_twice_and_both_ways(device, size, grid, fields, mode, padding_mode):
+# Along random directions, or each derivative by itself, which takes minutes.
+@pytest.mark.parametrize("fast", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_warp_twice_and_both_ways(device, size, grid, fields, mode, padding_mode, fast):
     image, field = arguments(size, grid, fields, device)
 
     def function(image, field):
@@ -51,8 +53,7 @@ def test_warp_twice_and_both_ways(device, size, grid, fields, mode, padding_mode
     ways = {"check_batched_grad": True, "check_forward_ad": True}
     assert gradcheck(function, (image, field), check_batched_forward_grad=True, **ways)
     ways = {"check_fwd_over_rev": True, "check_rev_over_rev": True, "check_batched_grad": True}
-    # Along random directions: all second derivatives, each by itself, take minutes.
-    assert gradgradcheck(function, (image, field), fast_mode=True, **ways)
+    assert gradgradcheck(function, (image, field), fast_mode=fast, **ways)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])

@@ -212,8 +212,7 @@ def operator_samples() -> list[tuple[str, tuple]]:
         image = with_layout(image_values(torch.float32, (2, 3, *size), 0), layout)
         displacement = displacement_values("smooth", (2, len(size), *size), 1).float()
         strided = with_layout(displacement, layout if layout != "expanded" else "sliced")
-        # What a layout may change does not depend on the mode.
-        for mode, padding in ((0, 2), (1, 0), (2, 2)) if layout == LAYOUTS[0] else ((1, 0),):
+        for mode, padding in ((0, 2), (1, 0), (2, 2)):
             leaf, moving = image.detach(), strided.detach()
             samples.append(("warp", (leaf, moving, mode, padding)))
             samples.append(("warp_backward_input", (leaf, moving, mode, padding, False)))

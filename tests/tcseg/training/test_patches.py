@@ -1,5 +1,7 @@
 """Patches of images of several sizes: what is read of them, where they lie, how views align."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -159,6 +161,23 @@ def test_sliding_covers_images_of_any_shape(shape):
     if shape[1] % 24 == 0 and shape[1] >= 48:
         expected = torch.sigmoid((image - 0.5) / 0.501)  # standardised
         torch.testing.assert_close(found[:, :1], expected, rtol=0, atol=2e-3)
+
+
+def test_a_compiled_backbone_slides_as_any():
+    plain = Segmentation(Same(), patch=PATCH)
+    compiled = copy.deepcopy(plain)
+    shapes = []
+
+    def backend(graph, inputs):
+        shapes.extend(x.shape[2:] for x in inputs if isinstance(x, torch.Tensor))
+        return graph
+
+    torch._dynamo.reset()
+    compiled.backbone.compile(backend=backend, dynamic=False)
+    for size in (PATCH, (80, 120), (48, 30)):
+        image = torch.rand(2, 1, *size)
+        torch.testing.assert_close(compiled(image), plain(image))
+    assert set(shapes) == {PATCH}
 
 
 @pytest.mark.filterwarnings("error")
