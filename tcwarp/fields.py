@@ -57,6 +57,82 @@ def _field_factor(
     return factor.mT.contiguous().mT if factor.is_cuda else factor, variance
 
 
+def _factors(
+    size: Sequence[int], sigmas: Sequence[float], dtype: torch.dtype, device: torch.device
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what `_field_factor` does, of all axes."""
+    made = [
+        _modes.factors.get(_field_factor, length, sigma, dtype, device)
+        for length, sigma in zip(size, sigmas, strict=True)
+    ]
+    return [factor for factor, _ in made], [variance for _, variance in made]
+
+
+def _device_of(
+    name: str, device: torch.device | str | None, generator: torch.Generator | None
+) -> torch.device:
+    """Return the device of a field: the one that is named, or the generator's, or the default."""
+    if device is None:
+        # An empty tensor, as torch.get_default_device cannot be compiled.
+        device = torch.empty(0).device if generator is None else generator.device
+    device = check_device_name(name, device)
+    if str(device) == "cuda":  # which one is part of what is cached
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _draw_seed(name: str, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Return the seed of a draw on that device, 64 bits, without waiting for it."""
+    drawn_on = torch.device("cpu") if generator is None else generator.device
+    if drawn_on.type == "cpu" and is_capturing(device):
+        raise RuntimeError(
+            f"{name}: in a CUDA graph, generator must be one of the GPU, registered with the graph "
+            "(CUDAGraph.register_generator_state), got one of the CPU"
+        )
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=drawn_on)
+    return seed.to(device, non_blocking=True)
+
+
+def _fits_kernel(factors: list[Tensor], scale: float | Tensor, device: torch.device) -> bool:
+    """Whether one kernel of a GPU sums the modes of the last two axes."""
+    # The scale is a number there: a compiler and fake tensors do not know that of a tensor.
+    known = type(scale) is float or (type(scale) is Tensor and not torch.compiler.is_compiling())
+    few = all(
+        factor.shape[-1] <= most for factor, most in zip(factors[-2:], MOST_MODES, strict=True)
+    )
+    return device.type == "cuda" and known and few and _are_matrices(factors)
+
+
+def _are_matrices(factors: list[Tensor]) -> bool:
+    return all(factor.dim() == 2 for factor in factors)
+
+
+def _sum_in_kernel(
+    planes: Tensor, factors: list[Tensor], scale: float | Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return the pixels of planes of coefficients, by the kernel of a GPU."""
+    for axis, factor in enumerate(factors[:-2], start=1):
+        planes = along(planes, factor.double(), axis)
+    pixels: Tensor = ops.tcwarp.sum_modes(
+        planes.flatten(0, -3), factors[-2], factors[-1].mT, float(scale), dtype
+    )
+    return pixels
+
+
+def _sum_by_axes(
+    planes: Tensor, factors: list[Tensor], scale: float | Tensor, size: Sequence[int]
+) -> Tensor:
+    """Return the pixels of planes of coefficients, axis by axis."""
+    planes = planes.to(factors[0].dtype).mul_(scale)
+    for axis, (factor, length) in enumerate(zip(factors, size, strict=True), start=1):
+        if factor.dim() == 2:
+            planes = along(planes, factor, axis)
+        else:
+            total = functools.partial(to_pixels, factor=factor, length=length, axis=axis)
+            planes = in_parts(total, planes, axis)
+    return planes
+
+
 def random_displacement(
     batch: int,
     size: Sequence[int],
@@ -134,65 +210,19 @@ def random_displacement(
     check_probability(name, "identity_probability", identity_probability)
     check_generator(name, generator)
     dtype = check_dtype(name, torch.get_default_dtype() if dtype is None else dtype)
-    if device is None:
-        # An empty tensor, as torch.get_default_device cannot be compiled.
-        device = torch.empty(0).device if generator is None else generator.device
-    device = check_device_name(name, device)
-    if str(device) == "cuda":  # which one is part of what is cached
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = _device_of(name, device, generator)
     if batch == 0 or 0 in size:
         return torch.zeros((batch, len(size), *size), dtype=dtype, device=device)
 
-    drawn_on = torch.device("cpu") if generator is None else generator.device
-    if drawn_on.type == "cpu" and is_capturing(device):
-        raise RuntimeError(
-            f"{name}: in a CUDA graph, generator must be one of the GPU, registered with the graph "
-            "(CUDAGraph.register_generator_state), got one of the CPU"
-        )
-    seed = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=drawn_on)
+    seed = _draw_seed(name, generator, device)
     working = torch.float64 if dtype == torch.float64 else torch.float32
-    factors, variances = [], []
-    for length, axis_sigma in zip(size, sigmas, strict=True):
-        factor, variance = _modes.factors.get(_field_factor, length, axis_sigma, working, device)
-        factors.append(factor)
-        variances.append(variance)
+    factors, variances = _factors(size, sigmas, working, device)
     scale: float | Tensor = magnitude / math.sqrt(3)
     if displacement_std is not None:
         # A tensor of no dimension on the CPU: its value is not looked at, nor waited for.
         scale = displacement_std / torch.stack(variances).prod().sqrt()
-    seed = seed.to(device, non_blocking=True)
     modes = [factor.shape[-1] for factor in factors]
-    # The scale is a number there: a compiler and fake tensors do not know that of a tensor.
-    known = type(scale) is float or (type(scale) is Tensor and not torch.compiler.is_compiling())
-    fits = all(n <= most for n, most in zip(modes[-2:], MOST_MODES, strict=True))
-    short = all(factor.dim() == 2 for factor in factors)
-    in_one = device.type == "cuda" and known and fits and short
-
-    def sum_modes(planes: Tensor) -> Tensor:
-        if in_one:
-            for axis, factor in enumerate(factors[:-2], start=1):
-                planes = along(planes, factor.double(), axis)
-            pixels: Tensor = ops.tcwarp.sum_modes(
-                planes.flatten(0, -3), factors[-2], factors[-1].mT, float(scale), dtype
-            )
-            return pixels
-        planes = planes.to(working).mul_(scale)
-        for axis, (factor, length) in enumerate(zip(factors, size, strict=True), start=1):
-            if factor.dim() == 2:
-                planes = along(planes, factor, axis)
-            else:
-                total = functools.partial(to_pixels, factor=factor, length=length, axis=axis)
-                planes = in_parts(total, planes, axis)
-        return planes
-
-    planes = batch * len(size)
-    together = planes
-    # Where the modes of the last axis are few, so are all numbers on the way to the pixels.
-    few = in_one or (dtype == working and short and 8 * modes[-1] <= size[-1])
-    if not torch.compiler.is_compiling() and not few:
-        together = at_once(size, device)
-    # Whole samples are drawn at once: their components share random numbers.
-    drawn = -(-together // len(size)) * len(size)
+    in_kernel = _fits_kernel(factors, scale, device)
 
     def draw(first: int, count: int) -> Tensor:
         coefficients: Tensor = ops.tcwarp.field_coefficients(
@@ -200,16 +230,27 @@ def random_displacement(
         )
         return coefficients
 
+    def sum_modes(coefficients: Tensor) -> Tensor:
+        if in_kernel:
+            return _sum_in_kernel(coefficients, factors, scale, dtype)
+        return _sum_by_axes(coefficients, factors, scale, size)
+
+    planes = batch * len(size)
+    together = planes
+    # Where the modes of the last axis are few, so are all numbers on the way to the pixels.
+    few = dtype == working and _are_matrices(factors) and 8 * modes[-1] <= size[-1]
+    if not (torch.compiler.is_compiling() or in_kernel or few):
+        together = at_once(size, device)
+    # Whole samples are drawn at once: their components share random numbers.
+    drawn = -(-together // len(size)) * len(size)
     with without_autocast(device):
         if together >= planes:
             return sum_modes(draw(0, planes)).to(dtype).view(batch, len(size), *size)
         field = seed.new_empty((planes, *size), dtype=dtype)  # vectorised where the seed is
         for first in range(0, planes, drawn):
             coefficients = draw(first, min(drawn, planes - first))
-            for part, pixels in zip(
-                coefficients.split(together),
-                field[first : first + drawn].split(together),
-                strict=True,
-            ):
+            parts = coefficients.split(together)
+            fields = field[first : first + drawn].split(together)
+            for part, pixels in zip(parts, fields, strict=True):
                 pixels.copy_(sum_modes(part))
     return field.view(batch, len(size), *size)

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tcseg.data.dataset import CLASSES, Dataset, pack_masks, unpack_masks
+from tcseg.data.dataset import CLASSES, Dataset
+from tcseg.data.packing import pack_masks, unpack_masks
 from tcseg.data.splits import (
     Split,
     labelled_subset,

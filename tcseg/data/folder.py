@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tcseg.data.dataset import Dataset, Original, pack_masks
+from tcseg.data.dataset import Dataset, Original
 from tcseg.data.layout import Layout, find_layout
 from tcseg.data.masks import Masks, mask_reader
 from tcseg.data.nnunet import is_nnunet, nnunet_layout
+from tcseg.data.packing import pack_masks
 from tcseg.data.stored import Rows, Source
 from tcseg.data.volumes import Volumes, name_of, voxel_of
 from tcseg.errors import DataError, Problems

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tcseg.data.dataset import CLASSES, Dataset, Original, pack_masks
+from tcseg.data.dataset import CLASSES, Dataset, Original
+from tcseg.data.packing import pack_masks
 from tcseg.errors import DataError, Problems
 from tcseg.io.placement import lost_classes, resize_picture
 from tcseg.io.plain import KINDS

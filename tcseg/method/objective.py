@@ -120,12 +120,8 @@ def siamese_objective(
     # Two branches with shared weights are one pass over both views.
     y1, y2 = network(torch.cat([first, other])).split([len(first), batch])
 
-    def label(view: SampledTransform) -> Tensor:
-        motion = view.motion(slice(labelled))
-        target = unpack_masks(motion.label(labels), classes, exclusive)
-        return target if inside is None else target * motion.label(inside[:labelled])
-
-    target1, target2 = label(t1), label(t2)
+    moves = (view.motion(slice(labelled)) for view in (t1, t2))
+    target1, target2 = (_labels_under(m, labels, inside, classes, exclusive) for m in moves)
     ignores = ignores or inside is not None
 
     def error(target: Tensor, answer: Tensor) -> Tensor:
@@ -148,10 +144,29 @@ def siamese_objective(
     if hard:
         target = (target > 0.5).to(y2.dtype)
     if mixture is not None:
-        if ignores:
-            rest = torch.ones_like(target[:, :1]) if known is None else known
-            known = mixture(torch.cat([target2.any(1, True).to(rest.dtype), rest]))
-        target = mixture(torch.cat([target2.to(y2.dtype), target]))
+        target, known = _mixed(mixture, target2.to(y2.dtype), target, known, ignores)
     y2 = y2 if known is None else y2 * known
     consistency = consistency_loss(target, y2).mean()
     return Objective(supervised + consistency_weight * consistency, supervised, consistency)
+
+
+def _labels_under(
+    motion: SampledTransform, labels: Tensor, inside: Tensor | None, classes: int, exclusive: bool
+) -> Tensor:
+    """Return the masks of labelled images as a view shows them, 0 where it shows nothing."""
+    target = unpack_masks(motion.label(labels), classes, exclusive)
+    return target if inside is None else target * motion.label(inside[: len(labels)])
+
+
+def _mixed(
+    mixture: Callable[[Tensor], Tensor],
+    masks: Tensor,
+    target: Tensor,
+    known: Tensor | None,
+    ignores: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the target of mixed views, masks of labelled images first, and where it is known."""
+    if ignores:
+        rest = torch.ones_like(target[:, :1]) if known is None else known
+        known = mixture(torch.cat([masks.any(1, True).to(rest.dtype), rest]))
+    return mixture(torch.cat([masks, target])), known

@@ -297,10 +297,8 @@ class Config:
         """Write all options as TOML, in one step, each below its help text."""
         lines = ["# Options of tcseg train; use it again with --config."]
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            line = (
-                f"# {field.name} is not set" if value is None else f"{field.name} = {toml(value)}"
-            )
+            name, value = field.name, getattr(self, field.name)
+            line = f"# {name} is not set" if value is None else f"{name} = {toml(value)}"
             lines += ["", f"# {field.metadata['help']}", line]
         write_atomically(path, "\n".join(lines) + "\n")
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tcseg.data.dataset import CLASSES, Dataset, pack_masks
+from tcseg.data.dataset import CLASSES, Dataset
+from tcseg.data.packing import pack_masks
 from tcseg.data.phantom import abdomen
 from tcseg.data.phantom.anatomy import draw_anatomy
 from tcseg.data.phantom.radiograph import attenuation, expose
