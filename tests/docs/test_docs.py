@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from processes import python
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-# Each of its commands reads all radiographs; a grid is of several processes.
-SLOW = "reproduce"
+# Of many trainings, a grid of processes, or of commands each of which reads all radiographs.
+SLOW = ["own-images", "reproduce", "volumes"]
 # Long work cut short: the last of two equal options counts.
 SHORT = ["--size", "32", "--pretrain-steps", "4", "--steps", "4"]
 SMALL = {"train": ["--batch-size", "4"], "reproduce": ["--batch-size", "4"], "demo": []}
@@ -35,7 +35,7 @@ def run_line(line):
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem == SLOW else [])
+        pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in SLOW else [])
         for page in PAGES
     ],
 )
@@ -52,6 +52,7 @@ def test_every_block_runs(page, tmp_path, monkeypatch, phantoms_made_once):
                 run_line(line)
 
 
+@pytest.mark.slow
 def test_the_site_builds_and_its_reference_holds_what_is_public(tmp_path):
     import tcseg
     import tcwarp

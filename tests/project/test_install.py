@@ -102,6 +102,7 @@ except ImportError as error:
     assert trainer.endswith(' is not installed; run `pip install "tcwarp[tcseg]"`')
 
 
+@pytest.mark.slow
 def test_the_trainer_needs_none_of_what_only_some_commands_need():
     code = f"""
 import importlib, pkgutil, sys

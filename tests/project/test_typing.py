@@ -19,6 +19,7 @@ def test_packages_say_that_they_have_types(package):
     assert (Path(package.__file__).parent / "py.typed").exists()
 
 
+@pytest.mark.slow
 def test_a_file_of_a_user_is_right_to_mypy():
     pytest.importorskip("mypy")
     cache = ROOT / ".mypy_cache" / "user"  # that of `make lint` was run with other options
@@ -28,6 +29,7 @@ def test_a_file_of_a_user_is_right_to_mypy():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_a_file_of_a_user_is_right_to_pyright(tmp_path):
     pytest.importorskip("basedpyright")
     settings = {

@@ -317,6 +317,7 @@ def test_everything_compiles_into_one_graph_of_any_size():
             assert_close(other, eager, "compiled function", atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=inductor)])
 def test_an_anisotropic_sigma_compiles(backend):
     def function(image):

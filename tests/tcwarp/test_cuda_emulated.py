@@ -25,6 +25,9 @@ from strategies import (
 
 from tcwarp._native import MODES, PADDING_MODES
 
+# The kernels are compiled first, for a minute or more.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def emulated():

@@ -68,6 +68,7 @@ def test_splat_twice_and_both_ways(device, mode):
     assert gradgradcheck(function, (image, field, weight))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(5, 6), (3, 4, 2)])
 def test_inverses_twice_and_both_ways(device, size):
     a, b = (field_of(size, std, 1, device)[:1].requires_grad_() for std in (0.4, 0.6))
@@ -221,6 +222,7 @@ def test_derivatives_where_the_displacement_is_not_finite(device):
     assert all(g.isfinite().all() for g in (*first, *second))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled(device, dynamic):
     torch._dynamo.reset()

@@ -47,7 +47,12 @@ def run(module, *arguments, dynamic=None, others=()):
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("mode", ["nearest", "linear"])
 @pytest.mark.parametrize(
-    "size, grid, fields", [((9, 12), (9, 12), 2), ((9, 12), (7, 15), 1), ((5, 6, 7), (4, 8, 5), 2)]
+    "size, grid, fields",
+    [
+        ((9, 12), (7, 15), 1),
+        pytest.param((9, 12), (9, 12), 2, marks=pytest.mark.slow),
+        pytest.param((5, 6, 7), (4, 8, 5), 2, marks=pytest.mark.slow),
+    ],
 )
 def test_the_runtime_warps_alike(mode, padding_mode, size, grid, fields):
     image = image_values(torch.float32, (2, 3, *size), 0)

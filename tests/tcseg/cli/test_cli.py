@@ -348,6 +348,7 @@ def test_evaluate_of_something_else_is_an_error(network_module, phantom, tmp_pat
 # Demo.
 
 
+@pytest.mark.slow
 def test_a_finished_demo_is_shown_again(tmp_path):
     options = ("--size", 32, "--pretrain-steps", 2, "--steps", 2, "--out", tmp_path)
     first = tcseg("demo", *options)

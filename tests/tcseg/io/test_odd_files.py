@@ -178,6 +178,7 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path):
         list(read_pictures(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "status", "words"),
     [

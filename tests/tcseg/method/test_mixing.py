@@ -22,6 +22,7 @@ def test_each_image_has_one_box_within_it(name):
             assert line.byte().diff(prepend=line.new_zeros(1).byte()).eq(1).sum() == 1
 
 
+@pytest.mark.slow
 def test_areas_are_2_to_40_percent_and_sides_differ_by_a_factor_of_3_at_most():
     size = (1000, 1500)
     box = draw("boxes", 300, size=size).box

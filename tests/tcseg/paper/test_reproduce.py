@@ -67,6 +67,7 @@ def copied(finished, folder, *parts):
     return folder
 
 
+@pytest.mark.slow
 def test_a_finished_grid_has_results_and_tables(finished):
     assert names(finished) == ["l5-s0-baseline", "l5-s0-pretraining", "l5-s0-semitc"]
     text = (finished / "table1.md").read_text()
@@ -81,6 +82,7 @@ def test_a_finished_grid_has_results_and_tables(finished):
     assert len({summary["pretrained_test"]["miou"] for summary in summaries}) == 1
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_done_again(finished, capsys, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in finished.glob("r*/**/*")}
     monkeypatch.setattr(subprocess, "Popen", None)  # nothing is started
@@ -89,6 +91,7 @@ def test_what_is_finished_is_not_done_again(finished, capsys, monkeypatch):
     assert "continues" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_lost_result_is_read_from_its_run(finished, tmp_path, quick):
     run = "runs/l5-s0-semitc"
     out = copied(finished, tmp_path / "grid", f"{run}/config.toml", f"{run}/summary.json")
@@ -166,6 +169,7 @@ def test_trainings_stop_with_the_process_that_started_them(tmp_path, number):
         assert (run / "checkpoint.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_launcher_stands_before_each_training(tmp_path, capsys):
     script = tmp_path / "launch"
     script.write_text('#!/bin/sh\necho "$@" >> "$1"; shift; exec "$@"\n')
@@ -190,6 +194,7 @@ def test_a_launcher_that_fails_is_named_with_what_it_said(tmp_path, capsys):
     assert "no such queue" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_results_of_other_machines_are_merged(finished, tmp_path, capsys):
     out = tmp_path / "here"
     assert reproduce("table1", TINY, out, minutes=0, merge=[finished], **PART)
@@ -200,6 +205,7 @@ def test_results_of_other_machines_are_merged(finished, tmp_path, capsys):
     assert "0 new results" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_results_of_other_options_are_refused(finished, tmp_path):
     other = dataclasses.replace(TINY, size=48)
     with pytest.raises(
@@ -216,6 +222,7 @@ def test_results_of_other_options_are_refused(finished, tmp_path):
         reproduce("table1", longer, finished, minutes=0, **PART)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"summary": {}}', '{"options": {"a": 1}}'])
 def test_a_broken_result_is_named_and_nothing_is_lost(finished, tmp_path, content):
     out = copied(finished, tmp_path / "grid", "results/l5-s0-baseline.json")
@@ -225,6 +232,7 @@ def test_a_broken_result_is_named_and_nothing_is_lost(finished, tmp_path, conten
     assert names(out) == ["l5-s0-baseline", "l5-s0-semitc"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(finished, tmp_path, capsys, quick):
     out = copied(finished, tmp_path / "grid")
     (out / "runs").mkdir()

@@ -34,6 +34,11 @@ from tcseg.training.trainer import SUPERVISED, Trainer
 pytestmark = pytest.mark.usefixtures("phantoms_made_once")
 
 
+def slow(value):
+    """Return a value for one more case of a test of minutes."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 @pytest.fixture
 def finished(finished_run):
     """One finished run of TINY: its folder and what `train` returned."""
@@ -212,6 +217,7 @@ def hang_after(step, out):
     train(TINY, out / "run", False)
 
 
+@pytest.mark.slow  # starts a process
 @pytest.mark.parametrize("step", [4, 6, 8])
 def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path, step, child):
     """SIGKILL in pre-training, at its end, and in fine-tuning."""
@@ -238,7 +244,7 @@ def assert_it_can_go_on(run):
         assert run.load_checkpoint()["step"] >= 1
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGTERM", *(slow(name) for name in ("SIGINT", "SIGHUP"))])
 def test_a_signal_stops_a_training_after_a_checkpoint(tmp_path, child, name):
     """Ctrl-C, a scheduler's limit of time, a closed terminal."""
     number = getattr(signal, name)
@@ -307,7 +313,7 @@ def test_an_interrupted_run_leaves_the_same_figures(finished, tmp_path, monkeypa
 DROPOUT = dataclasses.replace(TINY, network=f"{__name__}.Dropout")
 
 
-VOLUMES = pytest.param(TINY_VOLUMES, marks=pytest.mark.slow)
+VOLUMES = slow(TINY_VOLUMES)
 
 
 @pytest.mark.parametrize("config", [DROPOUT, VOLUMES], ids=["dropout", "volumes"])
@@ -429,7 +435,8 @@ def test_every_loss_trains(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "method", ["stopgrad", "mean-teacher", "semitc-average", "semitc-teacher", "semitc-paste"]
+    "method",
+    ["semitc-paste", *map(slow, ("stopgrad", "mean-teacher", "semitc-average", "semitc-teacher"))],
 )
 def test_the_other_methods_go_on_bit_for_bit(tmp_path, monkeypatch, method):
     config = dataclasses.replace(TINY, method=method)
@@ -590,6 +597,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------ learning
 
 
+@pytest.mark.slow
 def test_training_learns(tmp_path):
     config = dataclasses.replace(TINY, pretrain_steps=80, steps=1, batch_size=8, validate_every=40)
     train(config, tmp_path / "run", False)

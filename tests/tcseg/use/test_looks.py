@@ -198,6 +198,7 @@ def test_names_are_shown_as_they_are(tmp_path):
 # ---- export ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "pt2"])
 def test_an_export_does_what_the_network_does(run, tmp_path, form):
     out = tmp_path / f"network.{form}"

@@ -45,6 +45,7 @@ def run(wide):
     return out
 
 
+@pytest.mark.slow
 def test_a_run_of_another_shape_is_used_as_any(run, wide, tmp_path):
     assert RunFolder(run).summary()["size"] == "48x64"
     assert json.loads((run / "model.json").read_text())["size"] == "48x64"

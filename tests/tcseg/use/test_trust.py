@@ -77,6 +77,7 @@ def test_code_inside_the_run_is_never_run(foreign, monkeypatch):
     assert not (foreign / "ran").exists()
 
 
+@pytest.mark.slow
 def test_a_process_started_in_the_run_does_not_run_its_code(foreign):
     result = python(
         *("-m", "tcseg", "predict", ".", "test.png", "--out", "found", "--network", "payload.net"),

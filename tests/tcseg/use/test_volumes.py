@@ -168,6 +168,7 @@ def tcseg_command(*words, status=0):
     return result.output
 
 
+@pytest.mark.slow
 def test_from_training_to_prediction(tmp_path, phantoms_made_once):
     """The embedded phantom; twice the same weights."""
     options = [*TINY, "--patch", "16x32x32", "--method", "semitc"]  # slides along one axis only
