@@ -16,7 +16,7 @@ from tcseg.use.segmenter import load_with_data
 METHODS = ("baseline", "semitc")
 SMALL: dict[int, dict[str, Any]] = {  # by dimensions: enough to show the gain, in a few minutes
     2: {"size": 64, "labelled": 5, "pretrain_steps": 300, "steps": 400},
-    3: {"labelled": 3, "batch_size": 2, "pretrain_steps": 150, "steps": 120},
+    3: {"labelled": 3, "batch_size": 2, "pretrain_steps": 240, "steps": 120},
 }
 
 

@@ -255,7 +255,7 @@ def reproduce(
     help="2: images; 3: volumes.",
 )
 @click.option("--size", type=int, help="Side of the phantoms; if not set 64, of volumes 48.")
-@click.option("--pretrain-steps", type=int, help="Of pre-training; if not set 300, of volumes 150.")
+@click.option("--pretrain-steps", type=int, help="Of pre-training; if not set 300, of volumes 240.")
 @click.option("--steps", type=int, help="Of each method; if not set 400, of volumes 120.")
 @click.option("--seed", type=int, help="Of weights, batches and transforms; if not set 0.")
 def demo(out: Path, dimensions: int, **options: int | None) -> None:

@@ -135,7 +135,7 @@ def siamese_objective(
 
     if consistency_weight == 0:
         return Objective(supervised, supervised, torch.zeros_like(supervised))
-    if teacher is not None:
+    if teacher is not None and len(taught) > 0:
         with torch.no_grad():
             y1 = teacher(taught)
     else:

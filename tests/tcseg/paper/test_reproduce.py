@@ -42,7 +42,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def quick(monkeypatch, finished, child):
+def quick(monkeypatch, child):
     """Processes that need not import anything."""
 
     def start(command, *, stdout, **options):
