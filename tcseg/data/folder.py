@@ -27,7 +27,7 @@ from tcseg.data.stored import Rows, Source
 from tcseg.data.volumes import Volumes, name_of, voxel_of
 from tcseg.errors import DataError, Problems
 from tcseg.io.grey import as_levels
-from tcseg.io.grids import orientation
+from tcseg.io.grids import orientation, turned
 from tcseg.io.images import Picture, is_dicom, is_image, suffix
 from tcseg.io.placement import Pixels, Placement, lost_classes
 from tcseg.io.series import Collection
@@ -221,7 +221,7 @@ def _original(
 
 
 def _whole(masks: Masks, planes: Sequence[Picture]) -> NDArray[np.bool_] | None:
-    """Read the masks of an image (C, H, W), or of the planes of a volume (C, D, H, W), if any.
+    """Read the masks of an image (C, H, W), or of a volume (C, D, H, W), turned as it, if any.
 
     What one DICOM file marks in a series is all that is there; it may leave planes out.
     """
@@ -240,7 +240,8 @@ def _whole(masks: Masks, planes: Sequence[Picture]) -> NDArray[np.bool_] | None:
             "none of them"
         )
     nothing = np.zeros_like(known[0])
-    return np.stack([nothing if part is None else part for part in marked], axis=1)
+    whole = np.stack([nothing if part is None else part for part in marked], axis=1)
+    return turned(whole, planes[0].path)
 
 
 def _check_channels(

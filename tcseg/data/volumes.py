@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tcseg.errors import DataError
+from tcseg.io.grids import turned
 from tcseg.io.images import Picture
 from tcseg.io.placement import Pixels
 from tcseg.io.series import Collection
@@ -55,6 +56,8 @@ class Volumes:
     def read(self, path: Path) -> tuple[list[Picture], Pixels, Spacing | None]:
         """Read a volume: its planes, its pixels (C, D, H, W), and the sides of a voxel in mm.
 
+        Pixels are `turned`, planes as they are.
+
         Raises
         ------
         DataError
@@ -90,7 +93,7 @@ class Volumes:
         pixels = np.empty((max(channels), len(planes), *first.pixels.shape[1:]), np.float32)
         for number, plane in enumerate(planes):
             pixels[:, number] = plane.pixels  # grey beside colours is grey in each
-        return planes, pixels, voxel
+        return planes, turned(pixels, path), voxel
 
     def _usual(self, spacing: str | None, size: Size) -> Spacing | None:
         """Return the median voxel; in a frame without `spacing`, a cube, for its proportions."""

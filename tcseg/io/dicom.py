@@ -212,6 +212,26 @@ def even_step(steps: NDArray[np.float64]) -> float | None:
     return abs(float(steps.mean())) if even and steps[0] else None
 
 
+def frame_axes(path: Path) -> NDArray[np.float64] | None:
+    """Return which way in the patient depth, height and width run, (3, 3) of unit vectors.
+
+    To the left, the back and the head count. The depth of a file of one frame is that of its
+    series. None if the file does not say it.
+    """
+    try:
+        data = read_dataset(path, stop_before_pixels=True)
+        last = int(data.get("NumberOfFrames") or 1) - 1
+        ends = [_header(data, number) for number in ((0, last) if last else (0,))]
+        across, down = np.array(ends[0].ImageOrientationPatient, float).reshape(2, 3)
+        depth = np.cross(across, down)
+        places = [depth @ np.array(end.ImagePositionPatient, float) for end in ends]
+    except Exception:  # what is wrong is told on reading it
+        return None
+    if last and places[0] == places[1]:  # frames of an older file
+        return None
+    return np.array([-depth if places[-1] < places[0] else depth, down, across])
+
+
 def _slice_spacing(headers: Sequence[Any]) -> float | None:
     """Return the distance of frames: of evenly spaced ones in the patient, else as the file has it.
 

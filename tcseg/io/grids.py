@@ -5,17 +5,23 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tcseg.errors import DataError
 from tcseg.io.arrays import ITK, itk_affine, itk_orientation
-from tcseg.io.images import NIFTI, exif_orientation, suffix
+from tcseg.io.dicom import frame_axes
+from tcseg.io.images import NIFTI, exif_orientation, is_dicom, suffix
 from tcseg.io.nifti import load_nifti
 from tcseg.io.sizes import mm_written
 
 NEAR = 0.5  # voxels that a mask may be off its image
+# Where depth, height and width of volumes run in the patient, of each pair of directions one:
+# rows, as those of pictures, down from the head.
+TOWARDS = ("SPR", "IPR", "SPR")
+OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
 
 def orientation(path: Path) -> str | None:
@@ -33,6 +39,34 @@ def orientation(path: Path) -> str | None:
     return "".join(code or "?" for code in nibabel.aff2axcodes(affine))
 
 
+def turned(volume: NDArray[Any], path: Path) -> NDArray[Any]:
+    """Turn a volume (C, D, H, W), as read from a file, to run as `TOWARDS`; or turn it back.
+
+    One whose file (of a series any) does not say how it runs stays as it is.
+    """
+    pairs = enumerate(zip(_axes_as_read(path), TOWARDS, strict=False), 1)
+    reversed_axes = tuple(axis for axis, (letter, wanted) in pairs if letter not in wanted)
+    return np.ascontiguousarray(np.flip(volume, reversed_axes)) if reversed_axes else volume
+
+
+def _axes_as_read(path: Path) -> str:
+    """Return which way in the patient depth, height and width run, as "SPR"; nothing if unknown."""
+    if is_dicom(path):
+        known = frame_axes(path)
+        signs = [] if known is None else zip(known, abs(known).argmax(axis=1), strict=True)
+        return "".join("RAILPS"[k + 3 * (axis[k] > 0)] for axis, k in signs)
+    code = orientation(path)
+    if code is None or "?" in code or (suffix(path) in NIFTI and not _said(load_nifti(path))):
+        return ""
+    height = OPPOSITE[code[1]] if suffix(path) in NIFTI else code[1]
+    return code[2] + height + code[0]
+
+
+def _said(image: Any) -> bool:
+    """Whether a NIfTI file says where its voxels lie."""
+    return bool(image.header["sform_code"] or image.header["qform_code"])
+
+
 def _affine_of(path: Path) -> NDArray[np.float64] | None:
     """Return where the voxels of a file lie in the patient, (4, 4) from their numbers to mm.
 
@@ -45,8 +79,7 @@ def _affine_of(path: Path) -> NDArray[np.float64] | None:
             affine, nothing = itk_affine(path), np.diag([-1.0, -1, 1, 1])
         else:
             image = load_nifti(path)
-            said = image.header["sform_code"] or image.header["qform_code"]
-            affine, nothing = image.affine, np.eye(4) if said else image.affine
+            affine, nothing = image.affine, np.eye(4) if _said(image) else image.affine
     except Exception:  # what is wrong is told on reading it
         return None
     return None if np.allclose(affine, nothing) or not np.linalg.det(affine) else affine

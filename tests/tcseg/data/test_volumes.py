@@ -254,6 +254,8 @@ def test_all_forms_of_volumes(tmp_path, kind):
         write_series(images, image)
         for k, plane in enumerate(labels):
             Image.fromarray(plane).save(masks / f"s{len(labels) - k}.png")
+    if kind not in ("tif", "npy"):  # their columns run to the patient's left
+        image, labels = image[..., ::-1], labels[..., ::-1]
     data = load(tmp_path)
     assert data.ids == ["s6" if kind == "series" else "a"]
     assert data.spacings == [expected]
@@ -262,6 +264,48 @@ def test_all_forms_of_volumes(tmp_path, kind):
     assert np.corrcoef(levels.ravel(), image.ravel())[0, 1] > 0.999
     assert np.array_equal(truth(data, 0), [labels == 2, labels == 5])
     assert np.array_equal(data.original(0)[0], [labels == 2, labels == 5])
+
+
+def test_volumes_are_turned_to_run_alike(tmp_path):
+    """However a file runs, the same part of the patient is at the same place."""
+    image, labels = blob(0)
+    for name, code in (("a", "RAS"), ("b", "LAS"), ("c", "RPI"), ("d", "LPI")):
+        for part, planes in (("images", image), ("masks", labels)):
+            (tmp_path / part).mkdir(exist_ok=True)
+            turn = nibabel.orientations.axcodes2ornt(code)
+            file = as_nifti(planes, (3, 1, 2)).as_reoriented(turn)
+            nibabel.save(file, tmp_path / part / f"{name}.nii")
+    write_itk(tmp_path / "images" / "e.mha", image[..., ::-1], (3, 1, 2))
+    data = load(tmp_path)
+    for number in range(5):
+        assert np.array_equal(data.images[number, 0], image)
+    for number in range(4):
+        assert np.array_equal(truth(data, number), [labels == 2, labels == 5])
+        assert np.array_equal(data.original(number)[0], [labels == 2, labels == 5])
+    said_nothing = as_nifti(image).as_reoriented(nibabel.orientations.axcodes2ornt("LPI"))
+    nibabel.save(nibabel.Nifti1Image(said_nothing.dataobj, None), tmp_path / "images" / "f.nii")
+    stays = load(tmp_path, spacing="original").images[5, 0]
+    assert np.array_equal(stays, image[::-1, ::-1, ::-1])
+
+
+def test_rows_of_upright_volumes_run_down_from_the_head(tmp_path):
+    image, _ = blob(0)
+    axes = [0, 1, 0, 0, 0, -1]  # sagittal: columns to the back, rows to the feet
+    for name, order in (("a", 1), ("b", -1)):
+        attributes = enhanced(len(image))
+        (shared,) = attributes["SharedFunctionalGroupsSequence"]
+        shared.PlaneOrientationSequence[0].ImageOrientationPatient = axes
+        for k, group in enumerate(attributes["PerFrameFunctionalGroupsSequence"]):
+            group.PlanePositionSequence[0].ImagePositionPatient = [-2 * k * order, 0, 0]
+        (tmp_path / "images").mkdir(exist_ok=True)
+        planes = image[::order]
+        write_dicom(tmp_path / "images" / f"{name}.dcm", planes, NumberOfFrames=6, **attributes)
+    (tmp_path / "masks").mkdir()
+    write_pages(tmp_path / "masks" / "a.tif", blob(0)[1])
+    data = load(tmp_path)
+    assert torch.equal(data.images[0], data.images[1])
+    levels = data.image_batch([0])[0, 0].numpy()
+    assert np.corrcoef(levels.ravel(), image.ravel())[0, 1] > 0.999
 
 
 def test_masks_by_class_may_overlap(tmp_path):

@@ -123,6 +123,31 @@ def test_files_of_volumes(tmp_path, voxel):
     assert len(list((out / "overlays").rglob("*.png"))) == 24
 
 
+def test_masks_are_turned_back_as_their_file_runs(tmp_path):
+    volume = ball()
+    volume[:6, :15, 2:9] = 250
+    for code in ("RAS", "LPI"):
+        affine = np.diag(
+            [
+                *(
+                    side * (1 if end in "RAS" else -1)
+                    for side, end in zip((1.5, 1.0, 3.0), code, strict=True)
+                ),
+                1,
+            ]
+        )
+        save_nifti(tmp_path / f"{code}.nii", volume, affine=affine)
+    picture = SimpleITK.GetImageFromArray(volume)
+    SimpleITK.WriteImage(picture, tmp_path / "LPS.mha")
+    own = segmenter(values=(3,))
+    assert predict(own, [tmp_path], tmp_path / "out", overlays=False, console=QUIET) == []
+    for code in ("RAS", "LPI"):
+        labels = read_volume(tmp_path / "out" / "labels" / f"{code}.nii.gz")[0]
+        assert np.array_equal(labels == 3, volume > 128)
+    written = SimpleITK.ReadImage(tmp_path / "out" / "labels" / "LPS.mha")
+    assert np.array_equal(SimpleITK.GetArrayFromImage(written) == 3, volume > 128)
+
+
 def test_a_series_of_dicom_files_is_one_volume(tmp_path):
     images, out, volume = tmp_path / "images", tmp_path / "out", ball(spacing=(3.0, 1.0, 1.0))
     images.mkdir()
