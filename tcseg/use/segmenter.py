@@ -126,7 +126,8 @@ class Segmenter:
         ------
         ValueError
             If the shape is another one, the network takes another number of channels, 8 bits are
-            given to one trained in a window, or no spacing to one whose volumes were resampled.
+            given to one trained in a window, or no spacing, or none of three sides above 0, to one
+            whose volumes were resampled.
         """
         image, window = np.asarray(image), self.model.window
         axes = self.model.dimensions
@@ -198,6 +199,11 @@ class Segmenter:
             raise ValueError(
                 "the network was trained on volumes resampled to voxels of "
                 f"{mm_written(model.voxel)} mm: `spacing` must say how large these voxels are"
+            )
+        right = np.shape(spacing) == (model.dimensions,)
+        if spacing is not None and not (right and all(0 < side < math.inf for side in spacing)):
+            raise ValueError(
+                f"`spacing` must be depth, height and width of a voxel in mm, got {spacing}"
             )
         return Placement.of(shape, model.size, spacing, model.voxel)
 

@@ -4,6 +4,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+import tifffile
 import torch
 from made_up import enhanced, write_dicom
 from PIL import Image
@@ -306,6 +307,43 @@ def test_rows_of_upright_volumes_run_down_from_the_head(tmp_path):
     assert torch.equal(data.images[0], data.images[1])
     levels = data.image_batch([0])[0, 0].numpy()
     assert np.corrcoef(levels.ravel(), image.ravel())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("kind", ["ImageJ", "OME"])
+@pytest.mark.parametrize("channels", [False, True])
+def test_tiff_files_of_microscopes_say_how_far_planes_lie_apart(tmp_path, kind, channels):
+    image, labels = blob(0)
+    axes = "ZCYX" if channels else "ZYX"
+    values = np.stack([image, image], axis=1) if channels else image
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    if kind == "ImageJ":
+        how = {"imagej": True, "resolution": (2.0, 4.0), "metadata": {"axes": axes, "unit": "mm"}}
+        how["metadata"]["spacing"] = 3.0
+    else:
+        sizes = {"PhysicalSizeX": 500, "PhysicalSizeY": 250, "PhysicalSizeZ": 3}
+        units = {"PhysicalSizeZUnit": "mm"}  # others are in micrometres
+        how = {"ome": True, "metadata": {"axes": axes, **sizes, **units}}
+    tifffile.imwrite(tmp_path / "images" / "a.tif", values, **how)
+    write_pages(tmp_path / "masks" / "a.tif", labels)
+    data = load(tmp_path)
+    assert data.spacings == [pytest.approx((3, 0.25, 0.5))]
+    assert data.images.shape == (1, 1 + channels, *SHAPE)
+
+
+@pytest.mark.parametrize("kind", ["nii", "npy"])
+def test_signed_bytes_have_one_scale_for_the_volume(tmp_path, kind):
+    """They were stretched plane by plane."""
+    _, labels = blob(0)
+    ramp = np.broadcast_to(np.linspace(-100, 100, 6)[:, None, None], SHAPE).astype("i1")
+    write(tmp_path, "a", None, labels)
+    if kind == "nii":
+        nibabel.save(as_nifti(ramp), tmp_path / "images" / "a.nii")
+    else:
+        np.save(tmp_path / "images" / "a.npy", ramp)
+    levels = load(tmp_path).image_batch([0])[0, 0].numpy()
+    assert np.allclose(levels[:, 0, 0], np.linspace(0, 1, 6), atol=0.003)
+    assert np.array_equal(levels, np.broadcast_to(levels[:, :1, :1], SHAPE))
 
 
 def test_masks_by_class_may_overlap(tmp_path):

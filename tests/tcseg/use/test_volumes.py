@@ -83,6 +83,9 @@ def test_a_volume_is_resampled_and_its_masks_brought_back():
 def test_what_a_volume_must_be_is_said():
     with pytest.raises(ValueError, match=r"voxels of 1.5x1x1 mm: `spacing` must say"):
         segmenter(voxel=(1.5, 1.0, 1.0)).predict(ball())
+    for spacing in ((3.0, 1.0), 3.0, (0.0, 1.0, 1.5), (np.nan, 1.0, 1.5)):
+        with pytest.raises(ValueError, match="`spacing` must be depth, height and width of a vox"):
+            segmenter(voxel=(1.5, 1.0, 1.0)).predict(ball(), spacing=spacing)
     with pytest.raises(ValueError, match=r"shape \(D, H, W\) or \(D, H, W, C\), got \(30, 20\)"):
         segmenter().predict(ball()[0])
     with pytest.raises(ValueError, match="takes images of 1 channels, this one has 2"):
