@@ -200,8 +200,8 @@ class Segmenter:
                 "the network was trained on volumes resampled to voxels of "
                 f"{mm_written(model.voxel)} mm: `spacing` must say how large these voxels are"
             )
-        right = np.shape(spacing) == (model.dimensions,)
-        if spacing is not None and not (right and all(0 < side < math.inf for side in spacing)):
+        sides = np.array([1.0] * model.dimensions if spacing is None else spacing)
+        if sides.shape != (model.dimensions,) or not ((sides > 0) & (sides < math.inf)).all():
             raise ValueError(
                 f"`spacing` must be depth, height and width of a voxel in mm, got {spacing}"
             )
