@@ -57,6 +57,8 @@ def load(
     ------
     DataError
         If something is missing, does not fit or does not decode, and problems are not collected.
+    ValueError
+        If `spacing` is none, or volumes take more memory than there is.
     """
     problems = Problems() if problems is None else problems
     root = Path(root).expanduser()
@@ -67,7 +69,7 @@ def load(
         layout.images, group, problems, window=window, scale=scale, channels=layout.channels
     )
     volumes = Volumes(collection, spacing, size) if dimensions == 3 else None
-    read = _Read(masks, size, scale, volumes, *(into or ()))
+    read = _Read(masks, size, scale, volumes, into is None, *(into or ()))
     parts = collection.files if volumes is None else volumes.files
     for path in track(parts, "Reading images"):
         try:
@@ -98,6 +100,8 @@ class _Read:
 
     Attributes
     ----------
+    in_memory : bool
+        Whether all images are to be kept there.
     planes : list of list of Picture
         Those of each image, without their pixels: one, or all of a volume.
     """
@@ -106,6 +110,7 @@ class _Read:
     size: Size
     scale: str
     volumes: Volumes | None
+    in_memory: bool
     pixels: Rows = field(default_factory=Rows)
     packed: Rows = field(default_factory=Rows)
     planes: list[list[Picture]] = field(default_factory=list)
@@ -124,6 +129,8 @@ class _Read:
         _check_channels(planes[0], len(pixels), self.pixels, self.planes)
         wanted, axes = None if self.volumes is None else self.volumes.wanted, pixels.ndim - 1
         place = Placement.of(pixels.shape[1:], self.size, spacing, wanted)
+        if self.volumes is not None and self.in_memory:
+            self.volumes.check_memory(place.size, len(pixels))
         whole, exclusive = _whole(self.masks, planes), self.masks.values is not None
         bits = 8 if self.scale == "image" else max(plane.bits for plane in planes)
         self.pixels.append(as_levels(place.fit(pixels), np.uint8 if bits == 8 else np.uint16))

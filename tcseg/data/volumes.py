@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,10 @@ import numpy as np
 from tcseg.errors import DataError
 from tcseg.io.grids import turned
 from tcseg.io.images import Picture
-from tcseg.io.placement import Pixels
+from tcseg.io.limits import check_pixels, memory
+from tcseg.io.placement import Pixels, Placement
 from tcseg.io.series import Collection
-from tcseg.io.sizes import ORIGINAL, Size, Spacing, mm_of
+from tcseg.io.sizes import ORIGINAL, Size, Spacing, mm_of, resolution, written
 
 MEDIAN = "median"
 ISOTROPIC = (1.0, 1.0, 1.0)
@@ -44,9 +47,10 @@ class Volumes:
     """
 
     def __init__(self, collection: Collection, spacing: str | None, size: Size) -> None:
-        self._collection, self._spacing = collection, spacing
+        self._collection, self._spacing, self._size = collection, spacing, size
         firsts = (collection.series(path)[0] for path in collection.files)
         self.files = list(dict.fromkeys(firsts))
+        self._largest: tuple[int, ...] = (0, 0, 0)
         self.wanted: Spacing | None = None
         if spacing in (None, MEDIAN):
             self.wanted = self._usual(spacing, size)
@@ -90,20 +94,43 @@ class Volumes:
                 f"folder: {path} does not say how large its voxels are; save it with that, take it "
                 "out, or leave voxels as they are (`spacing` original)"
             )
+        shape = len(planes), *first.pixels.shape[1:]
+        place = Placement.of(shape, self._size, voxel, self.wanted)
+        check_pixels(
+            path,
+            (max(channels), *place.size),
+            f" {resolution(self._size, 3, self.wanted)}",
+            "choose larger voxels (`spacing`)"
+            if self._size == ORIGINAL
+            else "choose a smaller `size`",
+        )
         pixels = np.empty((max(channels), len(planes), *first.pixels.shape[1:]), np.float32)
         for number, plane in enumerate(planes):
             pixels[:, number] = plane.pixels  # grey beside colours is grey in each
         return planes, turned(pixels, path), voxel
+
+    def check_memory(self, sides: Sequence[int], channels: int) -> None:
+        """Raise ValueError if all, as large as the largest so far, are more than memory holds."""
+        self._largest = tuple(map(max, self._largest, sides))
+        needed = len(self.files) * math.prod(self._largest) * (channels + 1)  # and masks
+        if needed > (most := memory()):
+            larger = "larger voxels (`spacing`)" if self._size == ORIGINAL else "a smaller `size`"
+            raise ValueError(
+                f"{len(self.files)} volumes of {written(self._largest)} voxels "
+                f"{resolution(self._size, 3, self.wanted)} would take at least "
+                f"{needed / 2**30:,.1f} GiB, this machine has {most / 2**30:,.1f}; choose "
+                f"{larger}, or decode them into files (`cache`)"
+            )
 
     def _usual(self, spacing: str | None, size: Size) -> Spacing | None:
         """Return the median voxel; in a frame without `spacing`, a cube, for its proportions."""
         known: list[Spacing] = []
         unknown: list[Path] = []
         for path in self.files:
-            with contextlib.suppress(DataError, StopIteration):  # told on reading all of it
-                voxel = voxel_of(next(self._collection.read(path)))
-                if voxel is not None:
-                    known.append(voxel)
+            with contextlib.suppress(Exception):  # told on reading all of it
+                pixel, between = self._collection.spacing(path)
+                if pixel is not None and between is not None:
+                    known.append((between, *pixel))
                 elif len(self._collection.series(path)) == 1:
                     unknown.append(path)
         if unknown and spacing == MEDIAN:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tcseg.errors import DataError
 from tcseg.io.arrays import ITK, itk_affine, itk_orientation
-from tcseg.io.dicom import frame_axes
+from tcseg.io.dicom import headers_of, read_dataset
 from tcseg.io.images import NIFTI, exif_orientation, is_dicom, suffix
 from tcseg.io.nifti import load_nifti
 from tcseg.io.sizes import mm_written
@@ -52,7 +52,7 @@ def turned(volume: NDArray[Any], path: Path) -> NDArray[Any]:
 def _axes_as_read(path: Path) -> str:
     """Return which way in the patient depth, height and width run, as "SPR"; nothing if unknown."""
     if is_dicom(path):
-        known = frame_axes(path)
+        known = _frame_axes(path)
         signs = [] if known is None else zip(known, abs(known).argmax(axis=1), strict=True)
         return "".join("RAILPS"[k + 3 * (axis[k] > 0)] for axis, k in signs)
     code = orientation(path)
@@ -60,6 +60,25 @@ def _axes_as_read(path: Path) -> str:
         return ""
     height = OPPOSITE[code[1]] if suffix(path) in NIFTI else code[1]
     return code[2] + height + code[0]
+
+
+def _frame_axes(path: Path) -> NDArray[np.float64] | None:
+    """Return which way in the patient depth, height and width run, (3, 3) of unit vectors.
+
+    To the left, the back and the head count. The depth of a file of one frame is that of its
+    series. None if the file does not say it.
+    """
+    try:
+        data = read_dataset(path, stop_before_pixels=True)
+        ends = headers_of(data)[:: max(1, int(data.get("NumberOfFrames") or 1) - 1)]
+        across, down = np.array(ends[0].ImageOrientationPatient, float).reshape(2, 3)
+        depth = np.cross(across, down)
+        places = [depth @ np.array(end.ImagePositionPatient, float) for end in ends]
+    except Exception:  # what is wrong is told on reading it
+        return None
+    if len(places) > 1 and places[0] == places[1]:  # frames of an older file
+        return None
+    return np.array([-depth if places[-1] < places[0] else depth, down, across])
 
 
 def _said(image: Any) -> bool:

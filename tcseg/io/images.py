@@ -7,7 +7,6 @@ several planes (a volume, a multi-frame DICOM or TIFF file) is read plane by pla
 from __future__ import annotations
 
 import io
-import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -20,11 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tcseg.errors import DataError, reason
-from tcseg.io.arrays import ARRAYS, read_array
-from tcseg.io.dicom import has_dicom_content, limits_of, read_frames
+from tcseg.io.arrays import ARRAYS, array_spacing, read_array
+from tcseg.io.dicom import frame_spacing, has_dicom_content, limits_of, read_frames
 from tcseg.io.grey import as_pixels, tails
 from tcseg.io.limits import check_pixels
-from tcseg.io.nifti import load_nifti
+from tcseg.io.nifti import load_nifti, nifti_spacing
 from tcseg.io.placement import Pixels
 from tcseg.io.plain import open_plain, read_channels
 from tcseg.io.windows import Limits
@@ -297,12 +296,23 @@ def read_volume(
             "as a file of its own, and channels along the fifth axis or in files as nnU-Net wants "
             "them"
         )
-    unit = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
-    width, height, *others = (float(zoom) * unit for zoom in image.header.get_zooms())
-    known = [size if 0 < size < math.inf else None for size in (height, width, *others[:1])]
-    spacing = None if None in known[:2] else (height, width)
-    distance = known[2] if len(known) > 2 else None
-    return volume.swapaxes(0, 2)[:, ::-1], spacing, distance
+    return volume.swapaxes(0, 2)[:, ::-1], *nifti_spacing(image)
+
+
+def read_spacing(path: Path) -> tuple[tuple[float, float] | None, float | None]:
+    """Return height and width of a pixel and the distance of planes in mm, where a file says them.
+
+    Of volumes by their header alone, but for TIFF files.
+    """
+    kind = suffix(path)
+    if kind in NIFTI:
+        return nifti_spacing(load_nifti(path))
+    if kind in ARRAYS:
+        return array_spacing(path)
+    if is_dicom(path):
+        return frame_spacing(path)
+    first = next(read_pictures(path))
+    return first.spacing, first.slice_spacing
 
 
 def exif_orientation(path: Path) -> int:

@@ -166,6 +166,28 @@ def test_what_spacing_cannot_be(volumes):
         load(volumes, size=8)
 
 
+def test_voxels_too_many_are_counted_before_they_are_made(volumes, monkeypatch, tmp_path):
+    load(volumes, spacing="3x0.5x0.5")
+    monkeypatch.setattr("tcseg.data.volumes.memory", lambda: 4 * 6 * 40 * 60 * 2 - 1)
+    with pytest.raises(
+        ValueError, match=r"6 x 40 x 60 .* 0\.0; choose larger voxels \(`spacing`\)"
+    ):
+        load(volumes, spacing="3x0.5x0.5")
+    load(volumes, spacing="3x0.5x0.5", cache=tmp_path / "cache")
+    monkeypatch.setenv("TCSEG_MAX_PIXELS", str(6 * 40 * 48 - 1))
+    message = "0.01152 million pixels in voxels of 3x0.5x0.5 mm, more than 0.011519 million; "
+    refused(volumes, message, "choose larger voxels (`spacing`), or set", spacing="3x0.5x0.5")
+
+
+def test_the_median_is_of_headers(volumes, monkeypatch):
+    read = []
+    monkeypatch.setattr("tcseg.io.images.read_volume", lambda path: read.append(path) or 1 / 0)
+    problems = Problems(collect=True)
+    with pytest.raises(DataError, match="can be read"):
+        load(volumes, problems=problems)
+    assert len(read) == 4  # each once
+
+
 def test_volumes_that_do_not_say_their_spacing_keep_their_voxels(tmp_path):
     for part, values in zip(("images", "masks"), blob(0), strict=True):
         (tmp_path / part).mkdir()
