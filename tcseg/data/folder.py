@@ -63,7 +63,8 @@ def load(
     problems = Problems() if problems is None else problems
     root = Path(root).expanduser()
     layout = find(root, mask_pattern, problems)
-    _check_axes(layout.images.values(), problems)
+    if dimensions == 2:  # volumes are turned
+        _check_axes(layout.images.values(), problems)
     masks = mask_reader(root, layout, problems)
     collection = Collection(
         layout.images, group, problems, window=window, scale=scale, channels=layout.channels

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tcseg.errors import DataError
-from tcseg.io.grids import turned
+from tcseg.io.grids import turned, turned_axes
 from tcseg.io.images import Picture
 from tcseg.io.limits import check_pixels, memory
 from tcseg.io.placement import Pixels, Placement
@@ -60,7 +60,7 @@ class Volumes:
     def read(self, path: Path) -> tuple[list[Picture], Pixels, Spacing | None]:
         """Read a volume: its planes, its pixels (C, D, H, W), and the sides of a voxel in mm.
 
-        Pixels are `turned`, planes as they are.
+        Pixels and sides are `turned`, planes as they are.
 
         Raises
         ------
@@ -94,20 +94,20 @@ class Volumes:
                 f"folder: {path} does not say how large its voxels are; save it with that, take it "
                 "out, or leave voxels as they are (`spacing` original)"
             )
-        shape = len(planes), *first.pixels.shape[1:]
-        place = Placement.of(shape, self._size, voxel, self.wanted)
+        pixels = np.empty((max(channels), len(planes), *first.pixels.shape[1:]), np.float32)
+        for number, plane in enumerate(planes):
+            pixels[:, number] = plane.pixels  # grey beside colours is grey in each
+        pixels = turned(pixels, path)
+        place = Placement.of(pixels.shape[1:], self._size, voxel, self.wanted)
         check_pixels(
             path,
-            (max(channels), *place.size),
+            (len(pixels), *place.size),
             f" {resolution(self._size, 3, self.wanted)}",
             "choose larger voxels (`spacing`)"
             if self._size == ORIGINAL
             else "choose a smaller `size`",
         )
-        pixels = np.empty((max(channels), len(planes), *first.pixels.shape[1:]), np.float32)
-        for number, plane in enumerate(planes):
-            pixels[:, number] = plane.pixels  # grey beside colours is grey in each
-        return planes, turned(pixels, path), voxel
+        return planes, pixels, voxel
 
     def check_memory(self, sides: Sequence[int], channels: int) -> None:
         """Raise ValueError if all, as large as the largest so far, are more than memory holds."""
@@ -129,8 +129,8 @@ class Volumes:
         for path in self.files:
             with contextlib.suppress(Exception):  # told on reading all of it
                 pixel, between = self._collection.spacing(path)
-                if pixel is not None and between is not None:
-                    known.append((between, *pixel))
+                if (voxel := _turned_voxel(pixel, between, path)) is not None:
+                    known.append(voxel)
                 elif len(self._collection.series(path)) == 1:
                     unknown.append(path)
         if unknown and spacing == MEDIAN:
@@ -147,10 +147,16 @@ class Volumes:
 
 
 def voxel_of(plane: Picture) -> Spacing | None:
-    """Return the sides of a voxel in mm, None if the file of a plane does not say them all."""
-    if plane.spacing is None or plane.slice_spacing is None:
+    """Return the sides of a voxel in mm, turned, None if the file of a plane does not say all."""
+    return _turned_voxel(plane.spacing, plane.slice_spacing, plane.path)
+
+
+def _turned_voxel(
+    pixel: tuple[float, float] | None, between: float | None, path: Path
+) -> Spacing | None:
+    if pixel is None or between is None:
         return None
-    return plane.slice_spacing, *plane.spacing
+    return tuple((between, *pixel)[axis] for axis in turned_axes(path))
 
 
 def name_of(plane: Picture) -> str:

@@ -18,9 +18,7 @@ from tcseg.io.nifti import load_nifti
 from tcseg.io.sizes import mm_written
 
 NEAR = 0.5  # voxels that a mask may be off its image
-# Where depth, height and width of volumes run in the patient, of each pair of directions one:
-# rows, as those of pictures, down from the head.
-TOWARDS = ("SPR", "IPR", "SPR")
+TOWARDS = "SPR"  # where depth, height and width of volumes run: to head, back and right
 OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
 
@@ -39,14 +37,24 @@ def orientation(path: Path) -> str | None:
     return "".join(code or "?" for code in nibabel.aff2axcodes(affine))
 
 
-def turned(volume: NDArray[Any], path: Path) -> NDArray[Any]:
+def turned(volume: NDArray[Any], path: Path, back: bool = False) -> NDArray[Any]:
     """Turn a volume (C, D, H, W), as read from a file, to run as `TOWARDS`; or turn it back.
 
     One whose file (of a series any) does not say how it runs stays as it is.
     """
-    pairs = enumerate(zip(_axes_as_read(path), TOWARDS, strict=False), 1)
-    reversed_axes = tuple(axis for axis, (letter, wanted) in pairs if letter not in wanted)
-    return np.ascontiguousarray(np.flip(volume, reversed_axes)) if reversed_axes else volume
+    code = _axes_as_read(path)
+    order = turned_axes(path)
+    turns = tuple(n for n, k in enumerate(order, 1) if code and code[k] != TOWARDS[n - 1])
+    axes = (0, *(k + 1 for k in order))
+    if back:
+        return np.ascontiguousarray(np.flip(volume, turns).transpose(np.argsort(axes)))
+    return np.ascontiguousarray(np.flip(volume.transpose(axes), turns))
+
+
+def turned_axes(path: Path) -> list[int]:
+    """Return which of depth, height and width, as read from a file, `turned` makes them."""
+    code = _axes_as_read(path)
+    return [code.index(c if c in code else OPPOSITE[c]) for c in TOWARDS] if code else [0, 1, 2]
 
 
 def _axes_as_read(path: Path) -> str:
@@ -54,9 +62,10 @@ def _axes_as_read(path: Path) -> str:
     if is_dicom(path):
         known = _frame_axes(path)
         signs = [] if known is None else zip(known, abs(known).argmax(axis=1), strict=True)
-        return "".join("RAILPS"[k + 3 * (axis[k] > 0)] for axis, k in signs)
-    code = orientation(path)
-    if code is None or "?" in code or (suffix(path) in NIFTI and not _said(load_nifti(path))):
+        code = "".join("RAILPS"[k + 3 * (axis[k] > 0)] for axis, k in signs)
+        return code if len({min(c, OPPOSITE[c]) for c in code}) == 3 else ""  # none, or halfway
+    code = orientation(path) or "?"
+    if "?" in code or (suffix(path) in NIFTI and not _said(load_nifti(path))):
         return ""
     height = OPPOSITE[code[1]] if suffix(path) in NIFTI else code[1]
     return code[2] + height + code[0]

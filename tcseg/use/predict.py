@@ -235,7 +235,7 @@ class _Segmentation:
         (prediction,) = self.segmenter.predict_all(
             [pixels], consistency=self.consistency, spacings=[voxel]
         )
-        masks = turned(self._processed(prediction.masks), first)
+        masks = turned(self._processed(prediction.masks), first, back=True)
         for number, plane in enumerate(planes):
             self._write(writers[plane.path], plane, masks[:, number])
         return measure(first, masks, prediction, voxel, self.segmenter.classes)

@@ -116,7 +116,8 @@ class Segmenter:
             (H, W), or (H, W, C) for colour (alpha is left out) and other channels, of any size and
             number type; 8 bits are taken as they are, the range of anything wider is stretched, of
             each channel as in training, or the window of the training is taken. A volume is
-            (D, H, W) or (D, H, W, C), its axes in the order and direction of those trained on.
+            (D, H, W) or (D, H, W, C), its axes in the order and direction of those trained on:
+            of volumes of files towards the head, the back and the right of the patient.
         consistency : bool
             Whether to compute the consistency as well, which takes several times as long.
         spacing : (float, float, float), optional

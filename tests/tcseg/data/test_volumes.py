@@ -292,26 +292,30 @@ def test_all_forms_of_volumes(tmp_path, kind):
 def test_volumes_are_turned_to_run_alike(tmp_path):
     """However a file runs, the same part of the patient is at the same place."""
     image, labels = blob(0)
-    for name, code in (("a", "RAS"), ("b", "LAS"), ("c", "RPI"), ("d", "LPI")):
+    for name, code in (("a", "RAS"), ("b", "LAS"), ("c", "SRA"), ("d", "PIL")):
         for part, planes in (("images", image), ("masks", labels)):
             (tmp_path / part).mkdir(exist_ok=True)
-            turn = nibabel.orientations.axcodes2ornt(code)
-            file = as_nifti(planes, (3, 1, 2)).as_reoriented(turn)
-            nibabel.save(file, tmp_path / part / f"{name}.nii")
+            file, turns = as_nifti(planes, (3, 1, 2)), nibabel.orientations
+            own = turns.io_orientation(file.affine)
+            turn = turns.ornt_transform(own, turns.axcodes2ornt(code))
+            nibabel.save(file.as_reoriented(turn), tmp_path / part / f"{name}.nii")
     write_itk(tmp_path / "images" / "e.mha", image[..., ::-1], (3, 1, 2))
     data = load(tmp_path)
     for number in range(5):
         assert np.array_equal(data.images[number, 0], image)
+    assert data.spacings == [(3, 1, 2)] * 5
     for number in range(4):
         assert np.array_equal(truth(data, number), [labels == 2, labels == 5])
-        assert np.array_equal(data.original(number)[0], [labels == 2, labels == 5])
+        whole, spacing = data.original(number)
+        assert np.array_equal(whole, [labels == 2, labels == 5])
+        assert spacing == (3, 1, 2)
     said_nothing = as_nifti(image).as_reoriented(nibabel.orientations.axcodes2ornt("LPI"))
     nibabel.save(nibabel.Nifti1Image(said_nothing.dataobj, None), tmp_path / "images" / "f.nii")
     stays = load(tmp_path, spacing="original").images[5, 0]
     assert np.array_equal(stays, image[::-1, ::-1, ::-1])
 
 
-def test_rows_of_upright_volumes_run_down_from_the_head(tmp_path):
+def test_sagittal_frames_are_turned(tmp_path):
     image, _ = blob(0)
     axes = [0, 1, 0, 0, 0, -1]  # sagittal: columns to the back, rows to the feet
     for name, order in (("a", 1), ("b", -1)):
@@ -326,6 +330,9 @@ def test_rows_of_upright_volumes_run_down_from_the_head(tmp_path):
     (tmp_path / "masks").mkdir()
     write_pages(tmp_path / "masks" / "a.tif", blob(0)[1])
     data = load(tmp_path)
+    assert data.spacings == [(0.5, 0.5, 2)] * 2
+    image, labels = (planes.transpose(1, 2, 0)[::-1] for planes in blob(0))
+    assert np.array_equal(truth(data, 0), [labels == 2, labels == 5])
     assert torch.equal(data.images[0], data.images[1])
     levels = data.image_batch([0])[0, 0].numpy()
     assert np.corrcoef(levels.ravel(), image.ravel())[0, 1] > 0.999
@@ -490,8 +497,8 @@ def test_a_mask_of_other_planes_or_orientation_is_refused(volumes):
     refused(volumes, "v0.nii.gz has 5 planes, its image", "more")
     write(volumes, "v0", image, labels, spacing=(3, 1, 1))
     turned = nibabel.Nifti1Image(image.transpose(0, 2, 1), np.eye(4)[[0, 2, 1, 3]])
-    nibabel.save(turned, volumes / "images" / "v3.nii.gz")
-    refused(volumes, "the axes of 1 volumes (v3.nii.gz) run", "as_closest_canonical")
+    nibabel.save(turned, volumes / "images" / "v0.nii.gz")
+    refused(volumes, "v0.nii.gz run RAS in the patient, those of its image v0.nii.gz RSA")
 
 
 def test_planes_of_different_sizes_are_no_volume(tmp_path):

@@ -129,22 +129,18 @@ def test_files_of_volumes(tmp_path, voxel):
 def test_masks_are_turned_back_as_their_file_runs(tmp_path):
     volume = ball()
     volume[:6, :15, 2:9] = 250
-    for code in ("RAS", "LPI"):
-        affine = np.diag(
-            [
-                *(
-                    side * (1 if end in "RAS" else -1)
-                    for side, end in zip((1.5, 1.0, 3.0), code, strict=True)
-                ),
-                1,
-            ]
-        )
+    turns = {"RAS": np.eye(3), "LPI": -np.eye(3), "PSR": np.roll(np.diag([-1, 1, 1]), 1, axis=0)}
+    for code, turn in turns.items():
+        affine = np.eye(4)
+        affine[:3, :3] = turn * (1.5, 1.0, 3.0)
+        assert "".join(nibabel.aff2axcodes(affine)) == code
         save_nifti(tmp_path / f"{code}.nii", volume, affine=affine)
     picture = SimpleITK.GetImageFromArray(volume)
     SimpleITK.WriteImage(picture, tmp_path / "LPS.mha")
-    own = segmenter(values=(3,))
+    shapes = (own := segmenter(values=(3,))).network.shapes
     assert predict(own, [tmp_path], tmp_path / "out", overlays=False, console=QUIET) == []
-    for code in ("RAS", "LPI"):
+    assert set(shapes) == {(12, 30, 20), (30, 20, 12)}
+    for code in turns:
         labels = read_volume(tmp_path / "out" / "labels" / f"{code}.nii.gz")[0]
         assert np.array_equal(labels == 3, volume > 128)
     written = SimpleITK.ReadImage(tmp_path / "out" / "labels" / "LPS.mha")
