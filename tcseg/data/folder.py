@@ -28,7 +28,7 @@ from tcseg.data.stored import Rows, Source
 from tcseg.data.volumes import Volumes, name_of, voxel_of
 from tcseg.errors import DataError, Problems
 from tcseg.io.grey import as_levels
-from tcseg.io.grids import orientation
+from tcseg.io.grids import orientation, turned
 from tcseg.io.images import Picture, is_dicom, is_image, suffix
 from tcseg.io.placement import Pixels, Placement, lost_classes
 from tcseg.io.series import Collection
@@ -58,17 +58,20 @@ def load(
     ------
     DataError
         If something is missing, does not fit or does not decode, and problems are not collected.
+    ValueError
+        If `spacing` is none, or volumes take more memory than there is.
     """
     problems = Problems() if problems is None else problems
     root = Path(root).expanduser()
     layout = find(root, mask_pattern, problems)
-    _check_axes(layout.images.values(), problems)
+    if dimensions == 2:  # volumes are turned
+        _check_axes(layout.images.values(), problems)
     masks = mask_reader(root, layout, problems)
     collection = Collection(
         layout.images, group, problems, window=window, scale=scale, channels=layout.channels
     )
     volumes = Volumes(collection, spacing, size) if dimensions == 3 else None
-    read = _Read(masks, size, scale, volumes, *(into or ()))
+    read = _Read(masks, size, scale, volumes, into is None, *(into or ()))
     parts = collection.files if volumes is None else volumes.files
     for path in track(parts, "Reading images"):
         try:
@@ -99,6 +102,8 @@ class _Read:
 
     Attributes
     ----------
+    in_memory : bool
+        Whether all images are to be kept there.
     planes : list of list of Picture
         Those of each image, without their pixels: one, or all of a volume.
     """
@@ -107,6 +112,7 @@ class _Read:
     size: Size
     scale: str
     volumes: Volumes | None
+    in_memory: bool
     pixels: Rows = field(default_factory=Rows)
     packed: Rows = field(default_factory=Rows)
     planes: list[list[Picture]] = field(default_factory=list)
@@ -125,6 +131,8 @@ class _Read:
         _check_channels(planes[0], len(pixels), self.pixels, self.planes)
         wanted, axes = None if self.volumes is None else self.volumes.wanted, pixels.ndim - 1
         place = Placement.of(pixels.shape[1:], self.size, spacing, wanted)
+        if self.volumes is not None and self.in_memory:
+            self.volumes.check_memory(place.size, len(pixels))
         whole, exclusive = _whole(self.masks, planes), self.masks.values is not None
         bits = 8 if self.scale == "image" else max(plane.bits for plane in planes)
         self.pixels.append(as_levels(place.fit(pixels), np.uint8 if bits == 8 else np.uint16))
@@ -222,7 +230,7 @@ def _original(
 
 
 def _whole(masks: Masks, planes: Sequence[Picture]) -> NDArray[np.bool_] | None:
-    """Read the masks of an image (C, H, W), or of the planes of a volume (C, D, H, W), if any.
+    """Read the masks of an image (C, H, W), or of a volume (C, D, H, W), turned as it, if any.
 
     What one DICOM file marks in a series is all that is there; it may leave planes out.
     """
@@ -241,7 +249,8 @@ def _whole(masks: Masks, planes: Sequence[Picture]) -> NDArray[np.bool_] | None:
             "none of them"
         )
     nothing = np.zeros_like(known[0])
-    return np.stack([nothing if part is None else part for part in marked], axis=1)
+    whole = np.stack([nothing if part is None else part for part in marked], axis=1)
+    return turned(whole, planes[0].path)
 
 
 def _check_channels(

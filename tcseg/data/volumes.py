@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tcseg.errors import DataError
+from tcseg.io.grids import turned, turned_axes
 from tcseg.io.images import Picture
-from tcseg.io.placement import Pixels
+from tcseg.io.limits import check_pixels, memory
+from tcseg.io.placement import Pixels, Placement
 from tcseg.io.series import Collection
-from tcseg.io.sizes import ORIGINAL, Size, Spacing, mm_of
+from tcseg.io.sizes import ORIGINAL, Size, Spacing, mm_of, resolution, written
 
 MEDIAN = "median"
 ISOTROPIC = (1.0, 1.0, 1.0)
@@ -43,9 +47,10 @@ class Volumes:
     """
 
     def __init__(self, collection: Collection, spacing: str | None, size: Size) -> None:
-        self._collection, self._spacing = collection, spacing
+        self._collection, self._spacing, self._size = collection, spacing, size
         firsts = (collection.series(path)[0] for path in collection.files)
         self.files = list(dict.fromkeys(firsts))
+        self._largest: tuple[int, ...] = (0, 0, 0)
         self.wanted: Spacing | None = None
         if spacing in (None, MEDIAN):
             self.wanted = self._usual(spacing, size)
@@ -54,6 +59,8 @@ class Volumes:
 
     def read(self, path: Path) -> tuple[list[Picture], Pixels, Spacing | None]:
         """Read a volume: its planes, its pixels (C, D, H, W), and the sides of a voxel in mm.
+
+        Pixels and sides are `turned`, planes as they are.
 
         Raises
         ------
@@ -90,16 +97,39 @@ class Volumes:
         pixels = np.empty((max(channels), len(planes), *first.pixels.shape[1:]), np.float32)
         for number, plane in enumerate(planes):
             pixels[:, number] = plane.pixels  # grey beside colours is grey in each
+        pixels = turned(pixels, path)
+        place = Placement.of(pixels.shape[1:], self._size, voxel, self.wanted)
+        check_pixels(
+            path,
+            (len(pixels), *place.size),
+            f" {resolution(self._size, 3, self.wanted)}",
+            "choose larger voxels (`spacing`)"
+            if self._size == ORIGINAL
+            else "choose a smaller `size`",
+        )
         return planes, pixels, voxel
+
+    def check_memory(self, sides: Sequence[int], channels: int) -> None:
+        """Raise ValueError if all, as large as the largest so far, are more than memory holds."""
+        self._largest = tuple(map(max, self._largest, sides))
+        needed = len(self.files) * math.prod(self._largest) * (channels + 1)  # and masks
+        if needed > (most := memory()):
+            larger = "larger voxels (`spacing`)" if self._size == ORIGINAL else "a smaller `size`"
+            raise ValueError(
+                f"{len(self.files)} volumes of {written(self._largest)} voxels "
+                f"{resolution(self._size, 3, self.wanted)} would take at least "
+                f"{needed / 2**30:,.1f} GiB, this machine has {most / 2**30:,.1f}; choose "
+                f"{larger}, or decode them into files (`cache`)"
+            )
 
     def _usual(self, spacing: str | None, size: Size) -> Spacing | None:
         """Return the median voxel; in a frame without `spacing`, a cube, for its proportions."""
         known: list[Spacing] = []
         unknown: list[Path] = []
         for path in self.files:
-            with contextlib.suppress(DataError, StopIteration):  # told on reading all of it
-                voxel = voxel_of(next(self._collection.read(path)))
-                if voxel is not None:
+            with contextlib.suppress(Exception):  # told on reading all of it
+                pixel, between = self._collection.spacing(path)
+                if (voxel := _turned_voxel(pixel, between, path)) is not None:
                     known.append(voxel)
                 elif len(self._collection.series(path)) == 1:
                     unknown.append(path)
@@ -117,10 +147,16 @@ class Volumes:
 
 
 def voxel_of(plane: Picture) -> Spacing | None:
-    """Return the sides of a voxel in mm, None if the file of a plane does not say them all."""
-    if plane.spacing is None or plane.slice_spacing is None:
+    """Return the sides of a voxel in mm, turned, None if the file of a plane does not say all."""
+    return _turned_voxel(plane.spacing, plane.slice_spacing, plane.path)
+
+
+def _turned_voxel(
+    pixel: tuple[float, float] | None, between: float | None, path: Path
+) -> Spacing | None:
+    if pixel is None or between is None:
         return None
-    return plane.slice_spacing, *plane.spacing
+    return tuple((between, *pixel)[axis] for axis in turned_axes(path))
 
 
 def name_of(plane: Picture) -> str:

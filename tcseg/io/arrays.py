@@ -45,9 +45,8 @@ def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, fl
     """
     if path.suffix.lower() == ".npy":
         # Mapped: a header that promises more than there is takes no memory.
-        values, spacing = np.load(path, mmap_mode="r", allow_pickle=False), None
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
         check_pixels(path, values.shape)
-        between = None
         colour = values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8
         several = values.ndim == 4 or colour
     else:
@@ -58,8 +57,6 @@ def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, fl
         image = reader.Execute()
         values = SimpleITK.GetArrayFromImage(image)
         several = image.GetNumberOfComponentsPerPixel() > 1
-        width, height, *others = image.GetSpacing()
-        spacing, between = (height, width), (others[0] if others else None)
     if values.ndim == 2 + several:
         values = values[None]
     if several and values.shape[-1] == 4 and values.dtype == np.uint8:
@@ -71,7 +68,15 @@ def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, fl
             "(planes, H, W), (planes, H, W, channels), or (H, W, 3) of 8 bits for colour"
             + ("; its first axis is time perhaps: save each as a file of its own" if time else "")
         )
-    return values, spacing, between
+    return values, *array_spacing(path)
+
+
+def array_spacing(path: Path) -> tuple[tuple[float, float] | None, float | None]:
+    """Return height and width of a pixel and the distance of planes in mm, where a header says."""
+    if path.suffix.lower() == ".npy":
+        return None, None
+    width, height, *others = _itk_reader(path).GetSpacing()
+    return (height, width), others[0] if others else None
 
 
 def encode_array(numbers: NDArray[Any], source: Path) -> bytes:

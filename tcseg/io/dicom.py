@@ -127,10 +127,9 @@ def read_frames(path: Path) -> Frames:
         from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
     data = read_dataset(path)
-    count = int(data.get("NumberOfFrames", 1) or 1)
+    headers = headers_of(data)
+    count = len(headers)
     frames = data.pixel_array if count > 1 else data.pixel_array[None]
-    headers = [_header(data, number) for number in range(count)] if _is_enhanced(data) else [data]
-    headers *= count // len(headers)
     measured = [_spacing(header) for header in headers]
     spacings = [spacing for spacing, _ in measured]
     where = any(at for _, at in measured), _slice_spacing(headers)
@@ -153,8 +152,18 @@ def read_frames(path: Path) -> Frames:
     return Frames(values, windows, inverted, bits, spacings, *where)
 
 
-def _is_enhanced(data: Any) -> bool:
-    return "SharedFunctionalGroupsSequence" in data or "PerFrameFunctionalGroupsSequence" in data
+def frame_spacing(path: Path) -> tuple[Spacing | None, float | None]:
+    """Return height and width of a pixel and the distance of frames in mm, where a header says."""
+    headers = headers_of(read_dataset(path, stop_before_pixels=True))
+    return _spacing(headers[0])[0], _slice_spacing(headers)
+
+
+def headers_of(data: Any) -> list[Any]:
+    """Return the attributes of each frame."""
+    count = int(data.get("NumberOfFrames", 1) or 1)
+    if "SharedFunctionalGroupsSequence" in data or "PerFrameFunctionalGroupsSequence" in data:
+        return [_header(data, number) for number in range(count)]
+    return [data] * count
 
 
 def _header(data: Any, frame: int) -> Any:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tcseg.errors import DataError
 from tcseg.io.arrays import ITK, itk_affine, itk_orientation
-from tcseg.io.images import NIFTI, exif_orientation, suffix
+from tcseg.io.dicom import headers_of, read_dataset
+from tcseg.io.images import NIFTI, exif_orientation, is_dicom, suffix
 from tcseg.io.nifti import load_nifti
 from tcseg.io.sizes import mm_written
 
 NEAR = 0.5  # voxels that a mask may be off its image
+TOWARDS = "SPR"  # where depth, height and width of volumes run: to head, back and right
+OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
 
 def orientation(path: Path) -> str | None:
@@ -33,6 +37,64 @@ def orientation(path: Path) -> str | None:
     return "".join(code or "?" for code in nibabel.aff2axcodes(affine))
 
 
+def turned(volume: NDArray[Any], path: Path, back: bool = False) -> NDArray[Any]:
+    """Turn a volume (C, D, H, W), as read from a file, to run as `TOWARDS`; or turn it back.
+
+    One whose file (of a series any) does not say how it runs stays as it is.
+    """
+    code = _axes_as_read(path)
+    order = turned_axes(path)
+    turns = tuple(n for n, k in enumerate(order, 1) if code and code[k] != TOWARDS[n - 1])
+    axes = (0, *(k + 1 for k in order))
+    if back:
+        return np.ascontiguousarray(np.flip(volume, turns).transpose(np.argsort(axes)))
+    return np.ascontiguousarray(np.flip(volume.transpose(axes), turns))
+
+
+def turned_axes(path: Path) -> list[int]:
+    """Return which of depth, height and width, as read from a file, `turned` makes them."""
+    code = _axes_as_read(path)
+    return [code.index(c if c in code else OPPOSITE[c]) for c in TOWARDS] if code else [0, 1, 2]
+
+
+def _axes_as_read(path: Path) -> str:
+    """Return which way in the patient depth, height and width run, as "SPR"; nothing if unknown."""
+    if is_dicom(path):
+        known = _frame_axes(path)
+        signs = [] if known is None else zip(known, abs(known).argmax(axis=1), strict=True)
+        code = "".join("RAILPS"[k + 3 * (axis[k] > 0)] for axis, k in signs)
+        return code if len({min(c, OPPOSITE[c]) for c in code}) == 3 else ""  # none, or halfway
+    code = orientation(path) or "?"
+    if "?" in code or (suffix(path) in NIFTI and not _said(load_nifti(path))):
+        return ""
+    height = OPPOSITE[code[1]] if suffix(path) in NIFTI else code[1]
+    return code[2] + height + code[0]
+
+
+def _frame_axes(path: Path) -> NDArray[np.float64] | None:
+    """Return which way in the patient depth, height and width run, (3, 3) of unit vectors.
+
+    To the left, the back and the head count. The depth of a file of one frame is that of its
+    series. None if the file does not say it.
+    """
+    try:
+        data = read_dataset(path, stop_before_pixels=True)
+        ends = headers_of(data)[:: max(1, int(data.get("NumberOfFrames") or 1) - 1)]
+        across, down = np.array(ends[0].ImageOrientationPatient, float).reshape(2, 3)
+        depth = np.cross(across, down)
+        places = [depth @ np.array(end.ImagePositionPatient, float) for end in ends]
+    except Exception:  # what is wrong is told on reading it
+        return None
+    if len(places) > 1 and places[0] == places[1]:  # frames of an older file
+        return None
+    return np.array([-depth if places[-1] < places[0] else depth, down, across])
+
+
+def _said(image: Any) -> bool:
+    """Whether a NIfTI file says where its voxels lie."""
+    return bool(image.header["sform_code"] or image.header["qform_code"])
+
+
 def _affine_of(path: Path) -> NDArray[np.float64] | None:
     """Return where the voxels of a file lie in the patient, (4, 4) from their numbers to mm.
 
@@ -45,8 +107,7 @@ def _affine_of(path: Path) -> NDArray[np.float64] | None:
             affine, nothing = itk_affine(path), np.diag([-1.0, -1, 1, 1])
         else:
             image = load_nifti(path)
-            said = image.header["sform_code"] or image.header["qform_code"]
-            affine, nothing = image.affine, np.eye(4) if said else image.affine
+            affine, nothing = image.affine, np.eye(4) if _said(image) else image.affine
     except Exception:  # what is wrong is told on reading it
         return None
     return None if np.allclose(affine, nothing) or not np.linalg.det(affine) else affine

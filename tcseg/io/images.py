@@ -7,7 +7,6 @@ several planes (a volume, a multi-frame DICOM or TIFF file) is read plane by pla
 from __future__ import annotations
 
 import io
-import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -20,11 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tcseg.errors import DataError, reason
-from tcseg.io.arrays import ARRAYS, read_array
-from tcseg.io.dicom import has_dicom_content, limits_of, read_frames
+from tcseg.io.arrays import ARRAYS, array_spacing, read_array
+from tcseg.io.dicom import frame_spacing, has_dicom_content, limits_of, read_frames
 from tcseg.io.grey import as_pixels, tails
 from tcseg.io.limits import check_pixels
-from tcseg.io.nifti import load_nifti
+from tcseg.io.nifti import load_nifti, nifti_spacing
 from tcseg.io.placement import Pixels
 from tcseg.io.plain import open_plain, read_channels
 from tcseg.io.windows import Limits
@@ -150,7 +149,7 @@ def read_pictures(
         elif kind in ARRAYS:
             yield from _read_stack(path, limits, *read_array(path))
         elif kind in (".tif", ".tiff") and (channels := read_channels(path)) is not None:
-            yield from _read_stack(path, limits, channels[0], _tiff_spacing(channels[1]))
+            yield from _read_stack(path, limits, channels[0], *_tiff_spacing(channels[1]))
         elif kind in PLAIN:
             yield from _read_plain(path, limits, scale)
         elif is_dicom(path):
@@ -199,7 +198,7 @@ def _read_plain(path: Path, limits: Limits | None, scale: str) -> Iterator[Pictu
     given = limits is not None
     with open_plain(path) as file:
         count = getattr(file, "n_frames", 1) if suffix(path) in (".tif", ".tiff") else 1
-        spacing = _tiff_spacing(getattr(file, "tag_v2", {}))
+        spacing, between = _tiff_spacing(getattr(file, "tag_v2", {}))
         if limits is None and scale == "volume" and count > 1:
             values = [page for k in range(count) if (page := _page(file, k)).dtype.itemsize > 1]
             limits = tails(values) if values else None
@@ -214,7 +213,7 @@ def _read_plain(path: Path, limits: Limits | None, scale: str) -> Iterator[Pictu
             pixels = as_pixels(page, limits if bits > 8 else None)
             if len(pixels) == 3 and (pixels == pixels[:1]).all():
                 pixels = pixels[:1]  # grey, saved as colour
-            yield _picture(path, plane, count, pixels, spacing, bits)
+            yield _picture(path, plane, count, pixels, spacing, bits, between)
 
 
 def _page(file: Image.Image, number: int) -> NDArray[Any]:
@@ -228,8 +227,8 @@ def _page(file: Image.Image, number: int) -> NDArray[Any]:
     return np.asarray(picture)
 
 
-def _tiff_spacing(tags: Mapping[int, Any]) -> tuple[float, float] | None:
-    """Return the size of a pixel as microscopes say it, by ImageJ or OME.
+def _tiff_spacing(tags: Mapping[int, Any]) -> tuple[tuple[float, float] | None, float | None]:
+    """Return the size of a pixel and the distance of planes, as microscopes say it: ImageJ or OME.
 
     The resolution that other TIFF files have is one for printing.
     """
@@ -237,18 +236,22 @@ def _tiff_spacing(tags: Mapping[int, Any]) -> tuple[float, float] | None:
     sizes: list[float] = []
     try:
         if text.startswith("ImageJ="):
-            unit = re.search(r"^unit=(.*)$", text, re.M)
+            unit, between = (
+                re.search(rf"^{name}=(.*)$", text, re.M) for name in ("unit", "spacing")
+            )
             scale = _MILLIMETRES.get(unit[1].strip(), 0.0) if unit else 0.0
             sizes = [scale / float(tags[tag]) for tag in (283, 282)]
+            sizes.append(abs(float(between[1])) * scale if between else 0.0)
         elif "<OME" in text:
-            for axis in "YX":
+            for axis in "YXZ":
                 size = re.search(rf'PhysicalSize{axis}="([^"]+)"', text)
                 unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', text)
                 scale = _MILLIMETRES.get(unit[1], 0.0) if unit else 0.001
                 sizes.append(float(size[1]) * scale if size else 0.0)
     except (KeyError, ValueError, ZeroDivisionError):
-        return None
-    return (sizes[0], sizes[1]) if sizes and min(sizes) > 0 else None
+        return None, None
+    height, width, distance = sizes or [0.0] * 3
+    return (height, width) if min(height, width) > 0 else None, distance or None
 
 
 def _read_dicom(path: Path, limits: Limits | None, scale: str) -> Iterator[Picture]:
@@ -293,12 +296,23 @@ def read_volume(
             "as a file of its own, and channels along the fifth axis or in files as nnU-Net wants "
             "them"
         )
-    unit = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
-    width, height, *others = (float(zoom) * unit for zoom in image.header.get_zooms())
-    known = [size if 0 < size < math.inf else None for size in (height, width, *others[:1])]
-    spacing = None if None in known[:2] else (height, width)
-    distance = known[2] if len(known) > 2 else None
-    return volume.swapaxes(0, 2)[:, ::-1], spacing, distance
+    return volume.swapaxes(0, 2)[:, ::-1], *nifti_spacing(image)
+
+
+def read_spacing(path: Path) -> tuple[tuple[float, float] | None, float | None]:
+    """Return height and width of a pixel and the distance of planes in mm, where a file says them.
+
+    Of volumes by their header alone, but for TIFF files.
+    """
+    kind = suffix(path)
+    if kind in NIFTI:
+        return nifti_spacing(load_nifti(path))
+    if kind in ARRAYS:
+        return array_spacing(path)
+    if is_dicom(path):
+        return frame_spacing(path)
+    first = next(read_pictures(path))
+    return first.spacing, first.slice_spacing
 
 
 def exif_orientation(path: Path) -> int:
@@ -320,7 +334,7 @@ def _read_stack(
     slice_spacing: float | None = None,
 ) -> Iterator[Picture]:
     bits, count = 8 * planes.dtype.itemsize, len(planes)
-    if limits is None and bits > 8:
+    if limits is None and planes.dtype not in (np.uint8, bool):
         together = planes.ndim == 3 or planes.shape[3] == 3
         parts = [planes] if together else np.moveaxis(planes, 3, 0)
         each = [tails([part]) for part in parts]

@@ -22,14 +22,24 @@ def most_pixels() -> int:
     return int(text or MOST_PIXELS)
 
 
-def check_pixels(path: Path, shape: Iterable[int]) -> None:
-    """Raise DataError, before anything is decoded, if a file has too many pixels."""
+def check_pixels(
+    path: Path, shape: Iterable[int], how: str = "", remedy: str = "make it smaller"
+) -> None:
+    """Raise DataError, before anything is decoded, if a file has too many pixels.
+
+    Or, before it is resampled, if it would have them then, which `how` says.
+    """
     count, most = math.prod(shape), most_pixels()
     if count > most:
         raise DataError(
-            f"{path}: has {count / 1e6:.6g} million pixels, more than {most / 1e6:.6g} million; "
-            f"make it smaller, or set {VARIABLE}={count} in the environment if memory allows"
+            f"{path}: has {count / 1e6:.6g} million pixels{how}, more than {most / 1e6:.6g} "
+            f"million; {remedy}, or set {VARIABLE}={count} in the environment if memory allows"
         )
+
+
+def memory() -> int:
+    """Return the bytes of memory that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_inflated(path: Path, deflated: bytes) -> None:

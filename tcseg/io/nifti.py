@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tcseg.extras import needs
 
 # Bytes of a header and its extensions, all of which nibabel reads: compressed, they may be few.
 MOST_BEFORE_VOXELS = 2**26
+_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 
 
 def load_nifti(path: Path) -> Any:
@@ -26,6 +28,15 @@ def load_nifti(path: Path) -> Any:
             f"{path}: cannot be read (its voxels begin after {before / 1e6:.6g} MB of other data)"
         )
     return nibabel.load(path)
+
+
+def nifti_spacing(image: Any) -> tuple[tuple[float, float] | None, float | None]:
+    """Return height and width of a pixel and the distance of planes in mm, where a header says."""
+    unit = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    width, height, *others = (float(zoom) * unit for zoom in image.header.get_zooms())
+    known = [size if 0 < size < math.inf else None for size in (height, width, *others[:1])]
+    spacing = None if None in known[:2] else (height, width)
+    return spacing, known[2] if len(known) > 2 else None
 
 
 def _before_voxels(header: bytes) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from tcseg.errors import DataError, Problems
 from tcseg.io.dicom import even_step, limits_of, read_dataset, read_frames
 from tcseg.io.grids import orientation
-from tcseg.io.images import Picture, is_dicom, read_pictures, stem
+from tcseg.io.images import Picture, is_dicom, read_pictures, read_spacing, stem
 from tcseg.io.windows import Limits, window_limits
 
 TAGS = (
@@ -115,6 +115,11 @@ class Collection:
                 volume=self._volumes.get(path) if picture.plane is None else name,
                 slice_spacing=self._slice_spacings.get(path, picture.slice_spacing),
             )
+
+    def spacing(self, path: Path) -> tuple[tuple[float, float] | None, float | None]:
+        """Return `read_spacing` of a file, the distance of planes as of its series."""
+        pixel, between = read_spacing(path)
+        return pixel, self._slice_spacings.get(path, between)
 
     def _joined(self, path: Path, limits: Limits | None) -> Iterator[Picture]:
         """Read the images of one file, with the channels that other files have of them."""

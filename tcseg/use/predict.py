@@ -22,6 +22,7 @@ from tcseg.errors import DataError, RunError, reason
 from tcseg.evaluation.metrics import postprocess_all
 from tcseg.evaluation.pictures import outlined
 from tcseg.io.files import write_atomically
+from tcseg.io.grids import turned
 from tcseg.io.images import Picture, png
 from tcseg.io.label_maps import LabelWriter, write_into
 from tcseg.io.series import Collection, channels_by_case
@@ -234,7 +235,7 @@ class _Segmentation:
         (prediction,) = self.segmenter.predict_all(
             [pixels], consistency=self.consistency, spacings=[voxel]
         )
-        masks = self._processed(prediction.masks)
+        masks = turned(self._processed(prediction.masks), first, back=True)
         for number, plane in enumerate(planes):
             self._write(writers[plane.path], plane, masks[:, number])
         return measure(first, masks, prediction, voxel, self.segmenter.classes)

@@ -106,6 +106,7 @@ def test_what_it_marks_in_a_volume_is_all_that_is_there(series):
     assert data.spacings == [(2, 0.5, 0.5)]
     expected = MASKS.copy()
     expected[3] = False
+    expected = expected[:, :, ::-1]  # from left to right of the patient
     found = data.target_batch([0])[0, :2].numpy()
     assert np.array_equal(found, expected.transpose(3, 0, 1, 2))
     assert np.array_equal(data.original(0)[0], found)

@@ -4,6 +4,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+import tifffile
 import torch
 from made_up import enhanced, write_dicom
 from PIL import Image
@@ -165,6 +166,28 @@ def test_what_spacing_cannot_be(volumes):
         load(volumes, size=8)
 
 
+def test_voxels_too_many_are_counted_before_they_are_made(volumes, monkeypatch, tmp_path):
+    load(volumes, spacing="3x0.5x0.5")
+    monkeypatch.setattr("tcseg.data.volumes.memory", lambda: 4 * 6 * 40 * 60 * 2 - 1)
+    with pytest.raises(
+        ValueError, match=r"6 x 40 x 60 .* 0\.0; choose larger voxels \(`spacing`\)"
+    ):
+        load(volumes, spacing="3x0.5x0.5")
+    load(volumes, spacing="3x0.5x0.5", cache=tmp_path / "cache")
+    monkeypatch.setenv("TCSEG_MAX_PIXELS", str(6 * 40 * 48 - 1))
+    message = "0.01152 million pixels in voxels of 3x0.5x0.5 mm, more than 0.011519 million; "
+    refused(volumes, message, "choose larger voxels (`spacing`), or set", spacing="3x0.5x0.5")
+
+
+def test_the_median_is_of_headers(volumes, monkeypatch):
+    read = []
+    monkeypatch.setattr("tcseg.io.images.read_volume", lambda path: read.append(path) or 1 / 0)
+    problems = Problems(collect=True)
+    with pytest.raises(DataError, match="can be read"):
+        load(volumes, problems=problems)
+    assert len(read) == 4  # each once
+
+
 def test_volumes_that_do_not_say_their_spacing_keep_their_voxels(tmp_path):
     for part, values in zip(("images", "masks"), blob(0), strict=True):
         (tmp_path / part).mkdir()
@@ -254,6 +277,8 @@ def test_all_forms_of_volumes(tmp_path, kind):
         write_series(images, image)
         for k, plane in enumerate(labels):
             Image.fromarray(plane).save(masks / f"s{len(labels) - k}.png")
+    if kind not in ("tif", "npy"):  # their columns run to the patient's left
+        image, labels = image[..., ::-1], labels[..., ::-1]
     data = load(tmp_path)
     assert data.ids == ["s6" if kind == "series" else "a"]
     assert data.spacings == [expected]
@@ -262,6 +287,92 @@ def test_all_forms_of_volumes(tmp_path, kind):
     assert np.corrcoef(levels.ravel(), image.ravel())[0, 1] > 0.999
     assert np.array_equal(truth(data, 0), [labels == 2, labels == 5])
     assert np.array_equal(data.original(0)[0], [labels == 2, labels == 5])
+
+
+def test_volumes_are_turned_to_run_alike(tmp_path):
+    """However a file runs, the same part of the patient is at the same place."""
+    image, labels = blob(0)
+    for name, code in (("a", "RAS"), ("b", "LAS"), ("c", "SRA"), ("d", "PIL")):
+        for part, planes in (("images", image), ("masks", labels)):
+            (tmp_path / part).mkdir(exist_ok=True)
+            file, turns = as_nifti(planes, (3, 1, 2)), nibabel.orientations
+            own = turns.io_orientation(file.affine)
+            turn = turns.ornt_transform(own, turns.axcodes2ornt(code))
+            nibabel.save(file.as_reoriented(turn), tmp_path / part / f"{name}.nii")
+    write_itk(tmp_path / "images" / "e.mha", image[..., ::-1], (3, 1, 2))
+    data = load(tmp_path)
+    for number in range(5):
+        assert np.array_equal(data.images[number, 0], image)
+    assert data.spacings == [(3, 1, 2)] * 5
+    for number in range(4):
+        assert np.array_equal(truth(data, number), [labels == 2, labels == 5])
+        whole, spacing = data.original(number)
+        assert np.array_equal(whole, [labels == 2, labels == 5])
+        assert spacing == (3, 1, 2)
+    said_nothing = as_nifti(image).as_reoriented(nibabel.orientations.axcodes2ornt("LPI"))
+    nibabel.save(nibabel.Nifti1Image(said_nothing.dataobj, None), tmp_path / "images" / "f.nii")
+    stays = load(tmp_path, spacing="original").images[5, 0]
+    assert np.array_equal(stays, image[::-1, ::-1, ::-1])
+
+
+def test_sagittal_frames_are_turned(tmp_path):
+    image, _ = blob(0)
+    axes = [0, 1, 0, 0, 0, -1]  # sagittal: columns to the back, rows to the feet
+    for name, order in (("a", 1), ("b", -1)):
+        attributes = enhanced(len(image))
+        (shared,) = attributes["SharedFunctionalGroupsSequence"]
+        shared.PlaneOrientationSequence[0].ImageOrientationPatient = axes
+        for k, group in enumerate(attributes["PerFrameFunctionalGroupsSequence"]):
+            group.PlanePositionSequence[0].ImagePositionPatient = [-2 * k * order, 0, 0]
+        (tmp_path / "images").mkdir(exist_ok=True)
+        planes = image[::order]
+        write_dicom(tmp_path / "images" / f"{name}.dcm", planes, NumberOfFrames=6, **attributes)
+    (tmp_path / "masks").mkdir()
+    write_pages(tmp_path / "masks" / "a.tif", blob(0)[1])
+    data = load(tmp_path)
+    assert data.spacings == [(0.5, 0.5, 2)] * 2
+    image, labels = (planes.transpose(1, 2, 0)[::-1] for planes in blob(0))
+    assert np.array_equal(truth(data, 0), [labels == 2, labels == 5])
+    assert torch.equal(data.images[0], data.images[1])
+    levels = data.image_batch([0])[0, 0].numpy()
+    assert np.corrcoef(levels.ravel(), image.ravel())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("kind", ["ImageJ", "OME"])
+@pytest.mark.parametrize("channels", [False, True])
+def test_tiff_files_of_microscopes_say_how_far_planes_lie_apart(tmp_path, kind, channels):
+    image, labels = blob(0)
+    axes = "ZCYX" if channels else "ZYX"
+    values = np.stack([image, image], axis=1) if channels else image
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    if kind == "ImageJ":
+        how = {"imagej": True, "resolution": (2.0, 4.0), "metadata": {"axes": axes, "unit": "mm"}}
+        how["metadata"]["spacing"] = 3.0
+    else:
+        sizes = {"PhysicalSizeX": 500, "PhysicalSizeY": 250, "PhysicalSizeZ": 3}
+        units = {"PhysicalSizeZUnit": "mm"}  # others are in micrometres
+        how = {"ome": True, "metadata": {"axes": axes, **sizes, **units}}
+    tifffile.imwrite(tmp_path / "images" / "a.tif", values, **how)
+    write_pages(tmp_path / "masks" / "a.tif", labels)
+    data = load(tmp_path)
+    assert data.spacings == [pytest.approx((3, 0.25, 0.5))]
+    assert data.images.shape == (1, 1 + channels, *SHAPE)
+
+
+@pytest.mark.parametrize("kind", ["nii", "npy"])
+def test_signed_bytes_have_one_scale_for_the_volume(tmp_path, kind):
+    """They were stretched plane by plane."""
+    _, labels = blob(0)
+    ramp = np.broadcast_to(np.linspace(-100, 100, 6)[:, None, None], SHAPE).astype("i1")
+    write(tmp_path, "a", None, labels)
+    if kind == "nii":
+        nibabel.save(as_nifti(ramp), tmp_path / "images" / "a.nii")
+    else:
+        np.save(tmp_path / "images" / "a.npy", ramp)
+    levels = load(tmp_path).image_batch([0])[0, 0].numpy()
+    assert np.allclose(levels[:, 0, 0], np.linspace(0, 1, 6), atol=0.003)
+    assert np.array_equal(levels, np.broadcast_to(levels[:, :1, :1], SHAPE))
 
 
 def test_masks_by_class_may_overlap(tmp_path):
@@ -386,8 +497,8 @@ def test_a_mask_of_other_planes_or_orientation_is_refused(volumes):
     refused(volumes, "v0.nii.gz has 5 planes, its image", "more")
     write(volumes, "v0", image, labels, spacing=(3, 1, 1))
     turned = nibabel.Nifti1Image(image.transpose(0, 2, 1), np.eye(4)[[0, 2, 1, 3]])
-    nibabel.save(turned, volumes / "images" / "v3.nii.gz")
-    refused(volumes, "the axes of 1 volumes (v3.nii.gz) run", "as_closest_canonical")
+    nibabel.save(turned, volumes / "images" / "v0.nii.gz")
+    refused(volumes, "v0.nii.gz run RAS in the patient, those of its image v0.nii.gz RSA")
 
 
 def test_planes_of_different_sizes_are_no_volume(tmp_path):

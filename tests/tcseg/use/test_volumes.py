@@ -83,6 +83,9 @@ def test_a_volume_is_resampled_and_its_masks_brought_back():
 def test_what_a_volume_must_be_is_said():
     with pytest.raises(ValueError, match=r"voxels of 1.5x1x1 mm: `spacing` must say"):
         segmenter(voxel=(1.5, 1.0, 1.0)).predict(ball())
+    for spacing in ((3.0, 1.0), 3.0, (0.0, 1.0, 1.5), (np.nan, 1.0, 1.5)):
+        with pytest.raises(ValueError, match="`spacing` must be depth, height and width of a vox"):
+            segmenter(voxel=(1.5, 1.0, 1.0)).predict(ball(), spacing=spacing)
     with pytest.raises(ValueError, match=r"shape \(D, H, W\) or \(D, H, W, C\), got \(30, 20\)"):
         segmenter().predict(ball()[0])
     with pytest.raises(ValueError, match="takes images of 1 channels, this one has 2"):
@@ -121,6 +124,27 @@ def test_files_of_volumes(tmp_path, voxel):
         assert float(row["bright mm3"]) == pytest.approx(4.5 * int(row["bright voxels"]), rel=1e-4)
         assert float(row["bright mm3"]) == pytest.approx(4 / 3 * np.pi * 9**3, rel=0.1)
     assert len(list((out / "overlays").rglob("*.png"))) == 24
+
+
+def test_masks_are_turned_back_as_their_file_runs(tmp_path):
+    volume = ball()
+    volume[:6, :15, 2:9] = 250
+    turns = {"RAS": np.eye(3), "LPI": -np.eye(3), "PSR": np.roll(np.diag([-1, 1, 1]), 1, axis=0)}
+    for code, turn in turns.items():
+        affine = np.eye(4)
+        affine[:3, :3] = turn * (1.5, 1.0, 3.0)
+        assert "".join(nibabel.aff2axcodes(affine)) == code
+        save_nifti(tmp_path / f"{code}.nii", volume, affine=affine)
+    picture = SimpleITK.GetImageFromArray(volume)
+    SimpleITK.WriteImage(picture, tmp_path / "LPS.mha")
+    shapes = (own := segmenter(values=(3,))).network.shapes
+    assert predict(own, [tmp_path], tmp_path / "out", overlays=False, console=QUIET) == []
+    assert set(shapes) == {(12, 30, 20), (30, 20, 12)}
+    for code in turns:
+        labels = read_volume(tmp_path / "out" / "labels" / f"{code}.nii.gz")[0]
+        assert np.array_equal(labels == 3, volume > 128)
+    written = SimpleITK.ReadImage(tmp_path / "out" / "labels" / "LPS.mha")
+    assert np.array_equal(SimpleITK.GetArrayFromImage(written) == 3, volume > 128)
 
 
 def test_a_series_of_dicom_files_is_one_volume(tmp_path):
