@@ -44,6 +44,7 @@ class _File(msgspec.Struct):
         return stored
 
 
+_READING = 2  # another number where the same files are read as something else
 # All of a data set but its tensors and functions; extents are written as numbers.
 _NAMES = [f.name for f in fields(Dataset) if f.name not in (*PARTS, "originals", "streams_to")]
 _TYPES = get_type_hints(Dataset) | {"extents": list[tuple[int, ...]] | None}
@@ -73,7 +74,8 @@ def load(cache: str | Path, root: str | Path, size: Size, **how: Any) -> Dataset
     cache, root = Path(cache).expanduser(), Path(root).expanduser()
     if not root.is_dir():
         return reader.load(root, size, **how)  # says what is expected
-    known = [size, tcwarp.__version__, *_NAMES, *sorted(how.items()), *_files(root, cache)]
+    how_read = (size, tcwarp.__version__, _READING, *_NAMES, *sorted(how.items()))
+    known = [*how_read, *_files(root, cache)]
     folder = cache / hashlib.sha256(repr(known).encode()).hexdigest()[:32]
     dataset = _stored(folder, lambda into: reader.load(root, size, into=into, **how))
     joined = how["dimensions"] == 3

@@ -87,12 +87,12 @@ class Volumes:
             raise DataError(
                 f"folder: the {len(files)} slices of the series of {path} do not lie at equal "
                 "distances, or do not say how large a pixel is; add those that are missing, take "
-                "the series out, or leave voxels as they are (`spacing` original)"
+                "the series out, or train on voxels as they are (`spacing` original)"
             )
         if voxel is None and self.wanted is not None:
             raise DataError(
                 f"folder: {path} does not say how large its voxels are; save it with that, take it "
-                "out, or leave voxels as they are (`spacing` original)"
+                "out, or train on voxels as they are (`spacing` original)"
             )
         pixels = np.empty((max(channels), len(planes), *first.pixels.shape[1:]), np.float32)
         for number, plane in enumerate(planes):
@@ -137,7 +137,7 @@ class Volumes:
             raise DataError(
                 f"folder: {len(unknown)} of {len(self.files)} volumes ({unknown[0].name} ...) do "
                 "not say how large their voxels are, so there is no median; save them with that, "
-                "or leave voxels as they are (`spacing` original)"
+                "or train on voxels as they are (`spacing` original)"
             )
         if unknown or not known:
             return None

@@ -116,19 +116,18 @@ class Segmenter:
             (H, W), or (H, W, C) for colour (alpha is left out) and other channels, of any size and
             number type; 8 bits are taken as they are, the range of anything wider is stretched, of
             each channel as in training, or the window of the training is taken. A volume is
-            (D, H, W) or (D, H, W, C), its axes in the order and direction of those trained on:
-            of volumes of files towards the head, the back and the right of the patient.
+            (D, H, W) or (D, H, W, C), its axes as of those trained on: of volumes of files, towards
+            the head, the back and the right of the patient.
         consistency : bool
             Whether to compute the consistency as well, which takes several times as long.
         spacing : (float, float, float), optional
-            Of a volume: depth, height and width of a voxel in mm.
+            Of a volume: depth, height and width of a voxel in mm, each above 0.
 
         Raises
         ------
         ValueError
             If the shape is another one, the network takes another number of channels, 8 bits are
-            given to one trained in a window, or no spacing, or none of three sides above 0, to one
-            whose volumes were resampled.
+            given to one trained in a window, or no spacing to one whose volumes were resampled.
         """
         image, window = np.asarray(image), self.model.window
         axes = self.model.dimensions
@@ -203,9 +202,8 @@ class Segmenter:
             )
         sides = np.array([1.0] * model.dimensions if spacing is None else spacing)
         if sides.shape != (model.dimensions,) or not ((sides > 0) & (sides < math.inf)).all():
-            raise ValueError(
-                f"`spacing` must be depth, height and width of a voxel in mm, got {spacing}"
-            )
+            wanted = "depth, height and width of a voxel in mm"
+            raise ValueError(f"`spacing` must be {wanted}, got {spacing}")
         return Placement.of(shape, model.size, spacing, model.voxel)
 
     def _channels(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
