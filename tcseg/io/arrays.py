@@ -6,6 +6,7 @@ import io
 import os
 import re
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from tcseg.errors import DataError
 from tcseg.extras import needs
-from tcseg.io.limits import check_pixels
+from tcseg.io.limits import check_inflated, check_pixels
 
 ITK = (".nrrd", ".mha")
 ARRAYS = (".npy", *ITK)
@@ -30,6 +31,11 @@ _OVERLONG = re.compile(rb"^(?!#)(?![^\n:]{1,250}:=)[^\n]{500}", re.M)
 
 # NRRD leaves out bytes one by one, however many there are in what was compressed.
 _SKIPPED = re.compile(rb"^byte ?skip:[\s+]*(\d+)", re.M | re.I)
+_LINES = re.compile(rb"^line ?skip:[\s+]*[1-9]", re.M | re.I)  # before what was compressed
+
+# What ITK inflates without a look at its checksum, or as far as it comes.
+_DEFLATED = re.compile(rb"^(encoding:\s*gz|CompressedData\s*=\s*True)", re.M | re.I)
+_ANY_HEADER = 32 + zlib.MAX_WBITS  # of zlib or gzip
 
 # MetaImage makes room for as many axes as are promised, also for fewer than none.
 _NO_AXES = re.compile(rb"NDims\s*+[=:]?+\s*+(?!\d\s)")
@@ -54,6 +60,7 @@ def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, fl
         import SimpleITK
 
         check_pixels(path, (*reader.GetSize(), reader.GetNumberOfComponents()))
+        _check_sum(path)
         image = reader.Execute()
         values = SimpleITK.GetArrayFromImage(image)
         several = image.GetNumberOfComponentsPerPixel() > 1
@@ -121,11 +128,25 @@ def itk_affine(path: Path) -> NDArray[np.float64]:
     return np.diag([-1.0, -1, 1, 1]) @ affine
 
 
-def _itk_reader(path: Path) -> Any:
-    """Return what reads a file, its header read; DataError if that would lead astray."""
+def _header(path: Path) -> tuple[bytes, re.Match[bytes] | None]:
+    """Return the beginning of a file, and the header in it, if it is one."""
     with open(path, "rb") as file:
         beginning = file.read(_HEADER)
-    header = re.match(_HEADERS[path.suffix.lower()], beginning, re.S)
+    return beginning, re.match(_HEADERS[path.suffix.lower()], beginning, re.S)
+
+
+def _check_sum(path: Path) -> None:
+    """Raise zlib.error if values that were deflated are damaged."""
+    _, header = _header(path)
+    if header is not None and _DEFLATED.search(header[0]) and not _LINES.search(header[0]):
+        with open(path, "rb") as file:
+            file.seek(header.end())
+            check_inflated(path, file, _ANY_HEADER, each=8)
+
+
+def _itk_reader(path: Path) -> Any:
+    """Return what reads a file, its header read; DataError if that would lead astray."""
+    beginning, header = _header(path)
     endless = header is None and len(beginning) == _HEADER
     if endless or (header is not None and _ELSEWHERE.search(header[0])):
         raise DataError(

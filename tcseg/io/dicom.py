@@ -62,7 +62,7 @@ def read_dataset(path: Path, **options: Any) -> Any:
             meta = data_element_generator(file, False, True, lambda tag, *_: tag.group != 2)
             syntaxes = [element.value or b"" for element in meta if element.tag == 0x00020010]
             if any(DEFLATED in syntax for syntax in syntaxes):
-                check_inflated(path, file.read())
+                check_inflated(path, file)
     data = pydicom.dcmread(path, force=bare, **options)
     if not options.get("stop_before_pixels"):
         names = ("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames")

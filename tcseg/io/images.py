@@ -22,8 +22,7 @@ from tcseg.errors import DataError, reason
 from tcseg.io.arrays import ARRAYS, array_spacing, read_array
 from tcseg.io.dicom import frame_spacing, has_dicom_content, limits_of, read_frames
 from tcseg.io.grey import as_pixels, tails
-from tcseg.io.limits import check_pixels
-from tcseg.io.nifti import load_nifti, nifti_spacing
+from tcseg.io.nifti import load_nifti, nifti_spacing, read_voxels
 from tcseg.io.placement import Pixels
 from tcseg.io.plain import open_plain, read_channels
 from tcseg.io.windows import Limits
@@ -278,9 +277,7 @@ def read_volume(
     With the height and width of a pixel and the distance of planes in mm, where it says them. Rows
     run along the second axis of the file, the first row at its end.
     """
-    image = load_nifti(path)
-    check_pixels(path, image.shape)
-    volume = np.asarray(image.dataobj)
+    image, volume = read_voxels(path)
     while volume.ndim > 3 and volume.shape[-1] == 1:
         volume = volume[..., 0]
     if volume.ndim == 2:

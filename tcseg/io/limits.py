@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from tcseg.errors import DataError
 
@@ -42,14 +43,19 @@ def memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def check_inflated(path: Path, deflated: bytes) -> None:
-    """Raise DataError if what was deflated is larger than a file of so many pixels could be."""
-    stream, size, most = zlib.decompressobj(-zlib.MAX_WBITS), 0, 4 * most_pixels()
-    while deflated and not stream.eof:
+def check_inflated(path: Path, file: BinaryIO, wbits: int = -zlib.MAX_WBITS, each: int = 4) -> None:
+    """Raise DataError if what was deflated is larger than a file of so many pixels could be.
+
+    With `each` bytes of a pixel. From `file`, as it stands, to its end; zlib.error if that is
+    damaged or ends early.
+    """
+    stream, size, most = zlib.decompressobj(wbits), 0, each * most_pixels()
+    while not stream.eof and (deflated := stream.unconsumed_tail or file.read(2**20)):
         size += len(stream.decompress(deflated, 2**20))
-        deflated = stream.unconsumed_tail
         if size > most:
             raise DataError(
                 f"{path}: holds more than {most / 1e6:.6g} MB, deflated; if memory allows, set "
                 f"{VARIABLE} in the environment to more than {most_pixels()}"
             )
+    if not stream.eof:
+        raise zlib.error("what was deflated ends early")

@@ -8,11 +8,16 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tcseg.errors import DataError
 from tcseg.extras import needs
+from tcseg.io.limits import check_pixels
 
 # Bytes of a header and its extensions, all of which nibabel reads: compressed, they may be few.
 MOST_BEFORE_VOXELS = 2**26
+MOST_BEHIND_VOXELS = 2**26
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 
 
@@ -28,6 +33,26 @@ def load_nifti(path: Path) -> Any:
             f"{path}: cannot be read (its voxels begin after {before / 1e6:.6g} MB of other data)"
         )
     return nibabel.load(path)
+
+
+def read_voxels(path: Path) -> tuple[Any, NDArray[Any]]:
+    """Return nibabel's image of a file and its voxels; DataError if they are too many.
+
+    Of a compressed file all is read: its checksum, which nibabel leaves alone, comes last.
+    """
+    image = load_nifti(path)
+    check_pixels(path, image.shape)
+    if path.suffix.lower() != ".gz":
+        return image, np.asarray(image.dataobj)
+    from nibabel.fileholders import FileHolder
+
+    with gzip.open(path, "rb") as file:
+        again = type(image).from_file_map({"image": FileHolder(fileobj=file)})
+        voxels, behind = np.asarray(again.dataobj), 0
+        while part := file.read(2**20):
+            if (behind := behind + len(part)) > MOST_BEHIND_VOXELS:
+                raise DataError(f"{path}: cannot be read (its voxels are not the end of it)")
+    return image, voxels
 
 
 def nifti_spacing(image: Any) -> tuple[tuple[float, float] | None, float | None]:

@@ -1,6 +1,7 @@
 """Arrays of NumPy, NRRD and MetaImage, as images and as masks."""
 
 import gzip
+import re
 
 import numpy as np
 import pytest
@@ -152,3 +153,24 @@ def test_what_a_header_leaves_out_has_a_limit(tmp_path, skip):
     path.write_bytes(header + skip + b": 100000\nencoding: gzip\n\n" + values)
     with pytest.raises(DataError, match="its header leaves out more than the file has"):
         read_planes(path)
+
+
+@pytest.mark.parametrize("ending", ["nii.gz", "nrrd", "mha"])
+def test_a_compressed_file_with_a_wrong_bit_is_named(tmp_path, ending):
+    values = np.random.default_rng(0).integers(0, 1000, (6, 7, 8)).astype(np.int16)
+    path = tmp_path / f"ct.{ending}"
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(path), useCompression=True)
+    whole = path.read_bytes()
+    expected = np.stack([picture.pixels for picture in read_pictures(path)])
+    begin = 20 if ending == "nii.gz" else len(whole) - 500  # in what is compressed
+    for at in range(begin, len(whole), len(whole[begin:]) // 40):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        try:
+            found = np.stack([picture.pixels for picture in read_pictures(path)])
+        except DataError as error:
+            assert str(path) in str(error)
+        else:
+            np.testing.assert_array_equal(found, expected)
+    path.write_bytes(whole[:-40])
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        list(read_pictures(path))
