@@ -54,7 +54,7 @@ dist: $(VENV)/stamp.torch  ## make the source distribution and the wheel, into d
 demo: $(VENV)/stamp.tcseg  ## train on the phantom with 5 labels, without and with consistency, and show the gain
 	$(BIN)/tcseg demo --out runs/demo
 
-test: $(VENV)/stamp.test  ## run the tests but for the slow ones: nine minutes on two cores
+test: $(VENV)/stamp.test  ## run the tests but for the slow ones: four minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 test-all: $(VENV)/stamp.test  ## run all tests
