@@ -80,3 +80,17 @@ MIXES = {
     "boxes": Boxes(area=(0.02, 0.4), aspect=1 / 0.3),
     "labelled": Boxes(area=(4 / 9, 4 / 9), aspect=1.0, across=True),
 }
+
+
+def mixed_target(
+    mixture: Mixture, masks: Tensor, target: Tensor, known: Tensor | None, ignores: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the target of mixed views (b, C, *spatial), and where it is known, 1, or else 0.
+
+    Masks of the labelled images come first, then `target`, of all others, known where it says
+    (None: everywhere). With `ignores`, masks are not known where they are all 0.
+    """
+    if ignores:
+        rest = torch.ones_like(target[:, :1]) if known is None else known
+        known = mixture(torch.cat([masks.any(1, True).to(rest.dtype), rest]))
+    return mixture(torch.cat([masks, target])), known

@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 
 from tcseg.data import unpack_masks
 from tcseg.method.losses import soft_iou_loss
-from tcseg.method.mixing import Boxes
+from tcseg.method.mixing import Boxes, mixed_target
 from tcseg.method.transforms import SampledTransform, Transform, align_known
 
 
@@ -144,7 +144,7 @@ def siamese_objective(
     if hard:
         target = (target > 0.5).to(y2.dtype)
     if mixture is not None:
-        target, known = _mixed(mixture, target2.to(y2.dtype), target, known, ignores)
+        target, known = mixed_target(mixture, target2.to(y2.dtype), target, known, ignores)
     y2 = y2 if known is None else y2 * known
     consistency = consistency_loss(target, y2).mean()
     return Objective(supervised + consistency_weight * consistency, supervised, consistency)
@@ -156,17 +156,3 @@ def _labels_under(
     """Return the masks of labelled images as a view shows them, 0 where it shows nothing."""
     target = unpack_masks(motion.label(labels), classes, exclusive)
     return target if inside is None else target * motion.label(inside[: len(labels)])
-
-
-def _mixed(
-    mixture: Callable[[Tensor], Tensor],
-    masks: Tensor,
-    target: Tensor,
-    known: Tensor | None,
-    ignores: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the target of mixed views, masks of labelled images first, and where it is known."""
-    if ignores:
-        rest = torch.ones_like(target[:, :1]) if known is None else known
-        known = mixture(torch.cat([masks.any(1, True).to(rest.dtype), rest]))
-    return mixture(torch.cat([masks, target])), known
