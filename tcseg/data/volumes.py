@@ -103,9 +103,7 @@ class Volumes:
             path,
             (len(pixels), *place.size),
             f" {resolution(self._size, 3, self.wanted)}",
-            "choose larger voxels (`spacing`)"
-            if self._size == ORIGINAL
-            else "choose a smaller `size`",
+            f"choose {self._smaller}",
         )
         return planes, pixels, voxel
 
@@ -114,13 +112,16 @@ class Volumes:
         self._largest = tuple(map(max, self._largest, sides))
         needed = len(self.files) * math.prod(self._largest) * (channels + 1)  # and masks
         if needed > (most := memory()):
-            larger = "larger voxels (`spacing`)" if self._size == ORIGINAL else "a smaller `size`"
             raise ValueError(
                 f"{len(self.files)} volumes of {written(self._largest)} voxels "
                 f"{resolution(self._size, 3, self.wanted)} would take at least "
                 f"{needed / 2**30:,.1f} GiB, this machine has {most / 2**30:,.1f}; choose "
-                f"{larger}, or decode them into files (`cache`)"
+                f"{self._smaller}, or decode them into files (`cache`)"
             )
+
+    @property
+    def _smaller(self) -> str:
+        return "larger voxels (`spacing`)" if self._size == ORIGINAL else "a smaller `size`"
 
     def _usual(self, spacing: str | None, size: Size) -> Spacing | None:
         """Return the median voxel; in a frame without `spacing`, a cube, for its proportions."""

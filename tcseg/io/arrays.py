@@ -49,10 +49,12 @@ def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, fl
     colour. Four channels of 8 bits are colours and alpha, which is left out. Values are read from
     files that may come from anybody: nothing else is.
     """
+    spacing: tuple[tuple[float, float] | None, float | None]
     if path.suffix.lower() == ".npy":
         # Mapped: a header that promises more than there is takes no memory.
         values = np.load(path, mmap_mode="r", allow_pickle=False)
         check_pixels(path, values.shape)
+        spacing = None, None
         colour = values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8
         several = values.ndim == 4 or colour
     else:
@@ -64,6 +66,7 @@ def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, fl
         image = reader.Execute()
         values = SimpleITK.GetArrayFromImage(image)
         several = image.GetNumberOfComponentsPerPixel() > 1
+        spacing = _sides(image)
     if values.ndim == 2 + several:
         values = values[None]
     if several and values.shape[-1] == 4 and values.dtype == np.uint8:
@@ -75,14 +78,16 @@ def read_array(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None, fl
             "(planes, H, W), (planes, H, W, channels), or (H, W, 3) of 8 bits for colour"
             + ("; its first axis is time perhaps: save each as a file of its own" if time else "")
         )
-    return values, *array_spacing(path)
+    return values, *spacing
 
 
 def array_spacing(path: Path) -> tuple[tuple[float, float] | None, float | None]:
     """Return height and width of a pixel and the distance of planes in mm, where a header says."""
-    if path.suffix.lower() == ".npy":
-        return None, None
-    width, height, *others = _itk_reader(path).GetSpacing()
+    return (None, None) if path.suffix.lower() == ".npy" else _sides(_itk_reader(path))
+
+
+def _sides(image: Any) -> tuple[tuple[float, float], float | None]:
+    width, height, *others = image.GetSpacing()
     return (height, width), others[0] if others else None
 
 

@@ -43,7 +43,7 @@ def turned(volume: NDArray[Any], path: Path, back: bool = False) -> NDArray[Any]
     One whose file (of a series any) does not say how it runs stays as it is.
     """
     code = _axes_as_read(path)
-    order = turned_axes(path)
+    order = _order(code)
     turns = tuple(n for n, k in enumerate(order, 1) if code and code[k] != TOWARDS[n - 1])
     axes = (0, *(k + 1 for k in order))
     if back:
@@ -53,7 +53,10 @@ def turned(volume: NDArray[Any], path: Path, back: bool = False) -> NDArray[Any]
 
 def turned_axes(path: Path) -> list[int]:
     """Return which of depth, height and width, as read from a file, `turned` makes them."""
-    code = _axes_as_read(path)
+    return _order(_axes_as_read(path))
+
+
+def _order(code: str) -> list[int]:
     return [code.index(c if c in code else OPPOSITE[c]) for c in TOWARDS] if code else [0, 1, 2]
 
 

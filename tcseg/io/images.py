@@ -25,16 +25,13 @@ from tcseg.io.grey import as_pixels, tails
 from tcseg.io.nifti import load_nifti, nifti_spacing, read_voxels
 from tcseg.io.placement import Pixels
 from tcseg.io.plain import open_plain, read_channels
+from tcseg.io.sizes import MILLIMETRES
 from tcseg.io.windows import Limits
 
 PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 DICOM = (".dcm", ".dicom")
 NIFTI = (".nii", ".nii.gz")
 FORMATS = (*PLAIN, *DICOM, *NIFTI, *ARRAYS)
-# Of the units that files name, with the micro sign, the Greek letter, and what ImageJ writes.
-_MILLIMETRES = {"meter": 1000.0, "m": 1000.0, "cm": 10.0, "mm": 1.0, "nm": 1e-6, "inch": 25.4}
-_MILLIMETRES |= dict.fromkeys(("micron", "um", "\u00b5m", "\u03bcm", "\\u00B5m"), 0.001)
-
 
 NO_TEXT = (
     "its name is not UTF-8; rename it, or, where the locale has no UTF-8, set PYTHONUTF8=1 in the "
@@ -238,14 +235,14 @@ def _tiff_spacing(tags: Mapping[int, Any]) -> tuple[tuple[float, float] | None, 
             unit, between = (
                 re.search(rf"^{name}=(.*)$", text, re.M) for name in ("unit", "spacing")
             )
-            scale = _MILLIMETRES.get(unit[1].strip(), 0.0) if unit else 0.0
+            scale = MILLIMETRES.get(unit[1].strip(), 0.0) if unit else 0.0
             sizes = [scale / float(tags[tag]) for tag in (283, 282)]
             sizes.append(abs(float(between[1])) * scale if between else 0.0)
         elif "<OME" in text:
             for axis in "YXZ":
                 size = re.search(rf'PhysicalSize{axis}="([^"]+)"', text)
                 unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', text)
-                scale = _MILLIMETRES.get(unit[1], 0.0) if unit else 0.001
+                scale = MILLIMETRES.get(unit[1], 0.0) if unit else 0.001
                 sizes.append(float(size[1]) * scale if size else 0.0)
     except (KeyError, ValueError, ZeroDivisionError):
         return None, None

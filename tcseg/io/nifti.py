@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from tcseg.errors import DataError
 from tcseg.extras import needs
 from tcseg.io.limits import check_pixels
+from tcseg.io.sizes import MILLIMETRES
 
 # Bytes of a header and its extensions, all of which nibabel reads: compressed, they may be few.
 MOST_BEFORE_VOXELS = 2**26
 MOST_BEHIND_VOXELS = 2**26
-_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 
 
 def load_nifti(path: Path) -> Any:
@@ -57,7 +57,7 @@ def read_voxels(path: Path) -> tuple[Any, NDArray[Any]]:
 
 def nifti_spacing(image: Any) -> tuple[tuple[float, float] | None, float | None]:
     """Return height and width of a pixel and the distance of planes in mm, where a header says."""
-    unit = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    unit = MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
     width, height, *others = (float(zoom) * unit for zoom in image.header.get_zooms())
     known = [size if 0 < size < math.inf else None for size in (height, width, *others[:1])]
     spacing = None if None in known[:2] else (height, width)

@@ -10,6 +10,9 @@ Spacing = tuple[float, ...]  # the sides of a pixel or voxel in mm
 ORIGINAL = "original"  # of images that keep their own
 FORMS = {2: "256, or 256x512 (height x width)", 3: "64, or 32x64x64 (depth x height x width)"}
 LEAST = {2: 32, 3: 16}  # what a network takes
+# Of the units that files name, with the micro sign, the Greek letter, and what ImageJ writes.
+MILLIMETRES = {"meter": 1000.0, "m": 1000.0, "cm": 10.0, "mm": 1.0, "nm": 1e-6, "inch": 25.4}
+MILLIMETRES |= dict.fromkeys(("micron", "um", "\u00b5m", "\u03bcm", "\\u00B5m"), 0.001)
 
 
 def default_size(data: str, dimensions: int) -> int | str:
