@@ -19,11 +19,19 @@ TAILS = (0.1, 99.9)
 
 
 def tails(parts: Sequence[NDArray[Any]]) -> Limits:
-    """Return the ends of the range of values of all parts together, but for a few."""
+    """Return the ends of the range of values of all parts together, but for a few.
+
+    Raises
+    ------
+    ValueError
+        If none of them is finite.
+    """
     finite = [part[np.isfinite(part)] if part.dtype.kind == "f" else part.ravel() for part in parts]
     known = np.concatenate(finite)  # a copy, which may be sorted in its place
-    low, high = np.percentile(known, TAILS, overwrite_input=True) if known.size else (0.0, 0.0)
-    if not high > low and known.size:  # all alike but for a few pixels
+    if not known.size:
+        raise ValueError("none of its values is a finite number")
+    low, high = np.percentile(known, TAILS, overwrite_input=True)
+    if not high > low:  # all alike but for a few pixels
         low, high = known.min(), known.max()
     return float(low), float(high)
 
@@ -48,7 +56,7 @@ def as_pixels(values: NDArray[Any], limits: Limits | Sequence[Limits] | None = N
     Raises
     ------
     ValueError
-        If the shape is another one, or a side is 0.
+        If the shape is another one, a side is 0, or no value is finite and there are no limits.
     """
     values = np.asarray(values)
     several = values.ndim == 3 and values.shape[2] <= MOST_CHANNELS

@@ -31,6 +31,7 @@ COMPARISONS = (
     ("mean-teacher", "semitc"),
     ("semitc-average", "semitc"),
     ("semitc-teacher", "semitc"),
+    ("semitc-paste", "semitc"),
 )
 
 

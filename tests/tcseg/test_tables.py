@@ -19,7 +19,7 @@ from tcseg.sheet import Sheet
 
 LONG = ("left ventricular endocardium, end-systolic", "myocardium", "right ventricle, cavity")
 METHODS = ["baseline", "suptc", "semitc", "semitc+", "stopgrad", "mean-teacher"]
-METHODS += ["semitc-average", "semitc-teacher"]
+METHODS += ["semitc-average", "semitc-teacher", "semitc-paste"]
 
 
 class Truth(torch.nn.Module):

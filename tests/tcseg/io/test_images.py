@@ -378,6 +378,18 @@ def test_the_limit_of_pixels_is_ours_alone(tmp_path, monkeypatch):
         only(tmp_path / "a.png")
 
 
+def test_a_volume_without_a_number_is_named(tmp_path):
+    # Such as what a failed registration leaves; a plane of it, as beyond the field of view, may be.
+    volume = np.full((4, 5, 3), np.nan, np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "lost.nii")
+    with pytest.raises(DataError, match=r"lost\.nii: cannot be read \(none of its values is a fin"):
+        list(read_pictures(tmp_path / "lost.nii"))
+    volume[..., 1] = np.arange(20).reshape(4, 5)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "lost.nii")
+    planes = [picture.pixels for picture in read_pictures(tmp_path / "lost.nii")]
+    assert [plane.max() for plane in planes] == [0, 1, 0]
+
+
 def test_nifti_that_is_no_grey_volume_says_what_to_do(tmp_path):
     rgb = np.zeros((4, 5, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nibabel.save(nibabel.Nifti1Image(rgb, np.eye(4)), tmp_path / "rgb.nii")
@@ -405,9 +417,16 @@ def test_arrays_of_other_shapes_are_refused(shape):
 
 @pytest.mark.parametrize("value", [0, 7, np.nan, np.inf])
 def test_flat_and_broken_arrays_give_levels(value):
-    levels = as_pixels(np.full((4, 5), value))
-    assert levels.shape == (1, 4, 5)
-    assert np.isfinite(levels).all()
+    flat = np.full((4, 5), value)
+    if np.isfinite(value):
+        levels = as_pixels(flat)
+        assert levels.shape == (1, 4, 5)
+        assert np.isfinite(levels).all()
+    else:
+        with pytest.raises(ValueError, match="none of its values is a finite number"):
+            as_pixels(flat)
+    # Such a plane of a volume has the limits of the others.
+    assert np.isfinite(as_pixels(flat, (0, 7))).all()
     mixed = np.arange(20.0).reshape(4, 5)
     mixed[0, 0], mixed[3, 4] = np.nan, value
     assert np.isfinite(as_pixels(mixed)).all()
