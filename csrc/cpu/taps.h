@@ -2,6 +2,8 @@
 // with what weight. Computed once, used for all channels, forward and backward.
 #pragma once
 
+#include <functional>
+
 #include "../shared/spline.h"
 #include "common.h"
 
@@ -17,6 +19,14 @@ TCWARP_HOST_DEVICE void load_pixel(const Run<D, T>& run, int64_t i,
     position[k] = run.position[k] + (k == D - 1 ? static_cast<int32_t>(i) : 0);
   }
 }
+
+// Fills a tile with what pixels [begin, end) of sample n of a field read. Its
+// padding and the type of its numbers are left behind here: the code that uses
+// a tile is compiled once for all of them, and a call serves thousands of
+// pixels.
+template <typename Tile>
+using Fill =
+    std::function<void(int64_t n, int64_t begin, int64_t end, Tile tile)>;
 
 constexpr int32_t kBetween = -2;
 
@@ -35,15 +45,17 @@ TCWARP_MULTIVERSION void nearest_sources_of_run(const Run<D, T>& run,
 }
 
 // index[i]: flat source of pixel begin + i of sample n, or kOutside; with
-// whole_only, kBetween where the displacement does not lead to a pixel.
-template <Padding padding, bool whole_only = false, int D, typename T,
-          typename Index>
-void nearest_sources(const Field<D, T>& field, int64_t n, int64_t begin,
-                     int64_t end, Index* index) {
-  for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
-    nearest_sources_of_run<D, padding, whole_only>(run,
-                                                   index + (run.first - begin));
-  });
+// whole_only, kBetween where the displacement does not lead to a pixel. The
+// field must outlive what is returned.
+template <Padding padding, typename Index, bool whole_only = false, int D,
+          typename T>
+Fill<Index*> nearest_sources(const Field<D, T>& field) {
+  return [&field](int64_t n, int64_t begin, int64_t end, Index* index) {
+    for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
+      nearest_sources_of_run<D, padding, whole_only>(
+          run, index + (run.first - begin));
+    });
+  };
 }
 
 // The taps of consecutive pixels along one axis, with the derivatives of their
@@ -178,21 +190,23 @@ TCWARP_MULTIVERSION void drop_whole(const Run<D, T>& run, int64_t at,
 }
 
 // The taps of pixels [begin, end) of sample n. Slopes are of copied pixels too.
-template <Padding padding, Mode mode, int D, typename T, typename W,
-          typename Index, bool slopes>
-void fill_taps(const Field<D, T>& field, int64_t n, int64_t begin, int64_t end,
-               TileTaps<mode, D, W, Index, slopes>& taps) {
-  for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
-    const int64_t at = run.first - begin;
-    Index step = 1;
-    for (int k = D - 1; k >= 0; --k) {
-      taps_of_run<padding>(run.displacement[k], run.position[k], k == D - 1,
-                           run.image_size[k], step, at,
-                           static_cast<int32_t>(run.count), taps.axis[k]);
-      step *= run.image_size[k];
-    }
-    if constexpr (mode == Mode::kCubic && !slopes) drop_whole(run, at, taps);
-  });
+// The field must outlive what is returned.
+template <Padding padding, Mode mode, typename W, typename Index,
+          bool slopes = false, int D, typename T>
+Fill<TileTaps<mode, D, W, Index, slopes>&> taps_of(const Field<D, T>& field) {
+  return [&field](int64_t n, int64_t begin, int64_t end, auto& taps) {
+    for_each_run(field, n, begin, end, [&](const Run<D, T>& run) {
+      const int64_t at = run.first - begin;
+      Index step = 1;
+      for (int k = D - 1; k >= 0; --k) {
+        taps_of_run<padding>(run.displacement[k], run.position[k], k == D - 1,
+                             run.image_size[k], step, at,
+                             static_cast<int32_t>(run.count), taps.axis[k]);
+        step *= run.image_size[k];
+      }
+      if constexpr (mode == Mode::kCubic && !slopes) drop_whole(run, at, taps);
+    });
+  };
 }
 
 }  // namespace tcwarp::cpu

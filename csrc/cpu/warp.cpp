@@ -40,17 +40,17 @@ void gather_pixels(const V* input, const Index* index, V* output,
   });
 }
 
-template <Padding padding, typename Index, int D, typename V, typename T>
-void warp_nearest(const V* input, const Field<D, T>& field, const Layout& image,
-                  V* output) {
-  const Layout grid = image.with_pixels(field.pixels);
+template <typename V, typename Index>
+void warp_nearest(const V* input, const Fill<Index*>& sources,
+                  const Layout& image, int64_t pixels, V* output) {
+  const Layout grid = image.with_pixels(pixels);
   parallel_over_tiles(
       grid, kNearestTile, grid.channels,
       [&](int64_t n, int64_t begin, int64_t end) {
         auto& index = scratch<Index[kNearestTile]>();
         const V* const source = input + image.sample_offset(n);
         V* const target = output + grid.sample_offset(n);
-        nearest_sources<padding>(field, n, begin, end, index);
+        sources(n, begin, end, index);
         if (grid.pixel_stride != 1) {
           gather_pixels(source, index, target + begin * grid.channels,
                         grid.channels, end - begin);
@@ -240,12 +240,15 @@ void copy_whole(const V* input, int64_t pixel_stride, const Index* index,
   }
 }
 
-template <Mode mode, Padding padding, typename Index, int D, typename V,
-          typename S, typename T>
-void warp_interpolated(const V* input, const S* values,
-                       const Field<D, T>& field, const Layout& image,
-                       V* output) {
-  const Layout grid = image.with_pixels(field.pixels);
+// Sample n of the images is read at the pixels of sample first_sample + n of
+// the field; `whole` are those that are copied, with a spline.
+template <Mode mode, int D, typename V, typename S, typename Index>
+void warp_interpolated(
+    const V* input, const S* values,
+    const Fill<TileTaps<mode, D, SumOf<V>, Index>&>& fill_taps,
+    const Fill<Index*>& fill_whole, const Layout& image, int64_t pixels,
+    V* output, int64_t first_sample = 0) {
+  const Layout grid = image.with_pixels(pixels);
   using Taps = TileTaps<mode, D, SumOf<V>, Index>;
   struct Tile {
     Taps taps;
@@ -260,7 +263,7 @@ void warp_interpolated(const V* input, const S* values,
         const int64_t sample = image.sample_offset(n), count = end - begin;
         V* const target =
             output + grid.sample_offset(n) + begin * grid.pixel_stride;
-        fill_taps<padding>(field, n, begin, end, taps);
+        fill_taps(first_sample + n, begin, end, taps);
         const auto source_of = [&](int64_t c) {
           return values + sample + c * image.channel_stride;
         };
@@ -283,13 +286,28 @@ void warp_interpolated(const V* input, const S* values,
           }
         }
         if constexpr (mode == Mode::kCubic) {
-          nearest_sources<padding, true>(field, n, begin, end, whole);
+          fill_whole(first_sample + n, begin, end, whole);
           for (int64_t c = 0; c < grid.channels; ++c) {
             copy_whole(input + sample + c * image.channel_stride,
                        grid.pixel_stride, whole, target_of(c), count);
           }
         }
       });
+}
+
+template <int D, typename V, typename S, typename Index>
+void warp_cubic(const V* input,
+                const Fill<TileTaps<Mode::kCubic, D, S, Index>&>& taps,
+                const Fill<Index*>& whole, const Layout& image, int64_t pixels,
+                const int32_t (&size)[D], Padding padding, V* output) {
+  Tensor buffer = coefficient_buffer<S>(image);
+  S* const coefficients = buffer.mutable_data_ptr<S>();
+  for_few_samples(image, [&](const Layout& part, int64_t n) {
+    const V* const source = input + image.sample_offset(n);
+    spline_filter(source, coefficients, part, size, padding, false);
+    warp_interpolated(source, coefficients, taps, whole, part, pixels,
+                      output + part.with_pixels(pixels).sample_offset(n), n);
+  });
 }
 
 void launch_nearest(const Tensor& input, const Tensor& displacement,
@@ -304,8 +322,9 @@ void launch_nearest(const Tensor& input, const Tensor& displacement,
     dispatch_warp(
         displacement, spatial_size(input), layout.channels, padding_mode,
         [&](const auto& field, auto padding, auto index) {
-          warp_nearest<padding(), decltype(index)>(
-              static_cast<const V*>(from), field, layout, static_cast<V*>(to));
+          warp_nearest(static_cast<const V*>(from),
+                       nearest_sources<padding(), decltype(index)>(field),
+                       layout, field.pixels, static_cast<V*>(to));
         });
   });
 }
@@ -316,29 +335,25 @@ void launch_interpolated(const Tensor& input, const Tensor& displacement,
   const Layout layout = layout_of(input);
   const V* const source = input.const_data_ptr<V>();
   V* const target = output.mutable_data_ptr<V>();
+  using S = SumOf<V>;
   if (static_cast<Mode>(mode) == Mode::kLinear) {
     dispatch_warp(
         displacement, spatial_size(input), layout.channels, padding_mode,
         [&](const auto& field, auto padding, auto index) {
-          warp_interpolated<Mode::kLinear, padding(), decltype(index)>(
-              source, source, field, layout, target);
+          using Index = decltype(index);
+          warp_interpolated(source, source,
+                            taps_of<padding(), Mode::kLinear, S, Index>(field),
+                            Fill<Index*>(), layout, field.pixels, target);
         });
     return;
   }
-  using S = SumOf<V>;
-  Tensor buffer = coefficient_buffer<S>(layout);
-  S* const coefficients = buffer.mutable_data_ptr<S>();
   dispatch_warp(displacement, spatial_size(input), layout.channels,
                 padding_mode, [&](const auto& field, auto padding, auto index) {
-                  const Layout grid = layout.with_pixels(field.pixels);
-                  for_few_samples(layout, [&](const Layout& part, int64_t n) {
-                    const int64_t offset = layout.sample_offset(n);
-                    spline_filter(source + offset, coefficients, part,
-                                  field.image_size, padding(), false);
-                    warp_interpolated<Mode::kCubic, padding(), decltype(index)>(
-                        source + offset, coefficients, field.from(n), part,
-                        target + grid.sample_offset(n));
-                  });
+                  using Index = decltype(index);
+                  warp_cubic(
+                      source, taps_of<padding(), Mode::kCubic, S, Index>(field),
+                      nearest_sources<padding(), Index, true>(field), layout,
+                      field.pixels, field.image_size, padding(), target);
                 });
 }
 

@@ -95,20 +95,22 @@ void store(const W* from, int64_t count, Tensor& to, int64_t at) {
                   AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);
 }
 
-// `output` is of samples from that of `field` on; a field that serves all
-// samples of the image sums over them.
-template <Mode mode, Padding padding, typename Index, int D, typename V,
-          typename S, typename T>
-void backward_displacement(const V* gradient, const S* values,
-                           const Field<D, T>& field, const Layout& image,
-                           Tensor& output, int64_t first_sample = 0) {
-  using Taps = TileTaps<mode, D, SumOf<V>, Index, true>;
+// Sample n of the images is read at the pixels of sample first_sample + n of
+// the field, one of `output`; a shared field sums over all samples of the
+// images.
+template <Mode mode, int D, typename V, typename S, typename W, typename Index>
+void backward_displacement(
+    const V* gradient, const S* values,
+    const Fill<TileTaps<mode, D, W, Index, true>&>& fill_taps, bool shared,
+    const Layout& image, int64_t pixels, Tensor& output,
+    int64_t first_sample = 0) {
+  using Taps = TileTaps<mode, D, W, Index, true>;
   struct Tile {
     Taps taps;
-    SumOf<V> sum[D][Taps::kTile];
+    W sum[D][Taps::kTile];
   };
-  const Layout grid = image.with_pixels(field.pixels);
-  const int64_t together = field.is_shared() ? image.samples : 1;
+  const Layout grid = image.with_pixels(pixels);
+  const int64_t together = shared ? image.samples : 1;
   Layout fields = grid;
   fields.samples /= together;
   parallel_over_tiles(
@@ -129,14 +131,33 @@ void backward_displacement(const V* gradient, const S* values,
                        source + c * image.channel_stride, taps, sum, count);
           }
         };
-        for (auto& component : sum) std::fill_n(component, count, SumOf<V>(0));
-        fill_taps<padding>(field, n, begin, end, taps);
+        for (auto& component : sum) std::fill_n(component, count, W(0));
+        fill_taps(first_sample + n, begin, end, taps);
         for (int64_t m = n; m < n + together; ++m) add_sample(m);
         for (int axis = 0; axis < D; ++axis) {
           store(sum[axis], count, output,
                 ((first_sample + n) * D + axis) * grid.pixels + begin);
         }
       });
+}
+
+// The same through a spline: the values are its coefficients.
+template <int D, typename V, typename W, typename Index>
+void backward_cubic(
+    const V* gradient, const V* values,
+    const Fill<TileTaps<Mode::kCubic, D, W, Index, true>&>& taps, bool shared,
+    const Layout& image, int64_t pixels, const int32_t (&size)[D],
+    Padding padding, Tensor& output) {
+  const Layout grid = image.with_pixels(pixels);
+  Tensor buffer = coefficient_buffer<W>(image, shared);
+  W* const coefficients = buffer.mutable_data_ptr<W>();
+  const auto add = [&](const Layout& part, int64_t n) {
+    spline_filter(values + image.sample_offset(n), coefficients, part, size,
+                  padding, false);
+    backward_displacement(gradient + grid.sample_offset(n), coefficients, taps,
+                          shared, part, pixels, output, n);
+  };
+  for_few_samples(image, add, shared);
 }
 
 }  // namespace
@@ -162,23 +183,18 @@ Tensor warp_backward_displacement(const Tensor& gradient_, const Tensor& input_,
             displacement, spatial_size(input), layout.channels, padding_mode,
             [&](const auto& field, auto padding, auto index) {
               using Index = decltype(index);
+              using W = SumOf<scalar_t>;
               if (static_cast<Mode>(mode) == Mode::kLinear) {
-                return backward_displacement<Mode::kLinear, padding(), Index>(
-                    from, source, field, layout, output);
+                return backward_displacement(
+                    from, source,
+                    taps_of<padding(), Mode::kLinear, W, Index, true>(field),
+                    field.is_shared(), layout, field.pixels, output);
               }
-              using S = SumOf<scalar_t>;
-              const bool all = field.is_shared();
-              const Layout grid = layout.with_pixels(field.pixels);
-              Tensor buffer = coefficient_buffer<S>(layout, all);
-              S* const coefficients = buffer.mutable_data_ptr<S>();
-              const auto add = [&](const Layout& part, int64_t n) {
-                spline_filter(source + layout.sample_offset(n), coefficients,
-                              part, field.image_size, padding(), false);
-                backward_displacement<Mode::kCubic, padding(), Index>(
-                    from + grid.sample_offset(n), coefficients, field.from(n),
-                    part, output, n);
-              };
-              for_few_samples(layout, add, all);
+              backward_cubic(
+                  from, source,
+                  taps_of<padding(), Mode::kCubic, W, Index, true>(field),
+                  field.is_shared(), layout, field.pixels, field.image_size,
+                  padding(), output);
             });
       }),
       AT_FLOATING_TYPES, ScalarType::Half, ScalarType::BFloat16);

@@ -182,16 +182,15 @@ void sum_channels(const Layout& image, V* output, const Add& add) {
 
 // Adds to `sums` what the channels [first, last) of sample n send to the pixels
 // that they were copied from.
-template <Padding padding, bool whole_only, typename Index, int D, typename V,
-          typename T, typename AnySums, typename Stride>
-void add_nearest(const V* gradient, const Field<D, T>& field,
+template <typename V, typename Index, typename AnySums, typename Stride>
+void add_nearest(const V* gradient, const Fill<Index*>& fill_sources,
                  const Layout& grid, int64_t n, int64_t first, int64_t last,
-                 const AnySums& sums, Stride stride) {
+                 const AnySums& sums, Stride stride, int64_t first_sample = 0) {
   auto& index = scratch<Index[kNearestTile]>();
   const V* const source = gradient + grid.sample_offset(n);
-  for (int64_t begin = 0; begin < field.pixels; begin += kNearestTile) {
-    const int64_t end = std::min(begin + kNearestTile, field.pixels);
-    nearest_sources<padding, whole_only>(field, n, begin, end, index);
+  for (int64_t begin = 0; begin < grid.pixels; begin += kNearestTile) {
+    const int64_t end = std::min(begin + kNearestTile, grid.pixels);
+    fill_sources(first_sample + n, begin, end, index);
     if (sums.pixel_stride != 1 && stride != 1) {
       scatter_pixels(source + begin * stride, stride, first, last, index,
                      sums.data, end - begin);
@@ -207,72 +206,74 @@ void add_nearest(const V* gradient, const Field<D, T>& field,
   }
 }
 
-template <Padding padding, typename Index, int D, typename V, typename T>
-void backward_nearest(const V* gradient, const Field<D, T>& field,
-                      const Layout& image, V* output) {
-  const Layout grid = image.with_pixels(field.pixels);
+template <typename V, typename Index>
+void backward_nearest(const V* gradient, const Fill<Index*>& sources,
+                      const Layout& image, int64_t pixels, V* output) {
+  const Layout grid = image.with_pixels(pixels);
   sum_channels(image, output,
                [&](int64_t n, int64_t first, int64_t last, const auto& sums,
                    auto stride) {
-                 add_nearest<padding, false, Index>(gradient, field, grid, n,
-                                                    first, last, sums, stride);
+                 add_nearest(gradient, sources, grid, n, first, last, sums,
+                             stride);
                });
 }
 
-// `output` takes gradients by pixels, or by coefficients of a spline.
-template <Mode mode, Padding padding, typename Index, int D, typename V,
-          typename S, typename T>
-void backward_interpolated(const V* gradient, const Field<D, T>& field,
-                           const Layout& image, S* output) {
-  const Layout grid = image.with_pixels(field.pixels);
-  using Taps = TileTaps<mode, D, SumOf<V>, Index>;
-  sum_channels(
-      image, output,
-      [&](int64_t n, int64_t first, int64_t last, const auto& sums,
-          auto stride) {
-        Taps& taps = scratch<Taps>();
-        const V* const source = gradient + grid.sample_offset(n);
-        for (int64_t begin = 0; begin < field.pixels; begin += Taps::kTile) {
-          const int64_t end = std::min(begin + Taps::kTile, field.pixels);
-          fill_taps<padding>(field, n, begin, end, taps);
-          if (sums.pixel_stride != 1) {
-            scatter_pixels(source + begin * stride, stride, first, last, taps,
-                           sums.data, end - begin);
-            continue;
-          }
-          for (int64_t c = first; c < last; ++c) {
-            in_type_of_sum(source + c * grid.channel_stride + begin * stride,
-                           stride, end - begin, [&](const auto* values, auto) {
-                             scatter_weighted(values, taps, sums.channel(c),
-                                              end - begin);
-                           });
-          }
-        }
-      });
+// `output` takes gradients by pixels, or by coefficients of a spline. Sample n
+// of the images was read at the pixels of sample first_sample + n of the field.
+template <Mode mode, int D, typename V, typename S, typename W, typename Index>
+void backward_interpolated(const V* gradient,
+                           const Fill<TileTaps<mode, D, W, Index>&>& fill_taps,
+                           const Layout& image, int64_t pixels, S* output,
+                           int64_t first_sample = 0) {
+  const Layout grid = image.with_pixels(pixels);
+  using Taps = TileTaps<mode, D, W, Index>;
+  sum_channels(image, output,
+               [&](int64_t n, int64_t first, int64_t last, const auto& sums,
+                   auto stride) {
+                 Taps& taps = scratch<Taps>();
+                 const V* const source = gradient + grid.sample_offset(n);
+                 for (int64_t begin = 0; begin < pixels; begin += Taps::kTile) {
+                   const int64_t end = std::min(begin + Taps::kTile, pixels);
+                   fill_taps(first_sample + n, begin, end, taps);
+                   if (sums.pixel_stride != 1) {
+                     scatter_pixels(source + begin * stride, stride, first,
+                                    last, taps, sums.data, end - begin);
+                     continue;
+                   }
+                   for (int64_t c = first; c < last; ++c) {
+                     in_type_of_sum(
+                         source + c * grid.channel_stride + begin * stride,
+                         stride, end - begin, [&](const auto* values, auto) {
+                           scatter_weighted(values, taps, sums.channel(c),
+                                            end - begin);
+                         });
+                   }
+                 }
+               });
 }
 
 // The gradient by the coefficients, then through the filter that made them;
 // what was copied goes straight back.
-template <Padding padding, typename Index, int D, typename V, typename T>
-void backward_cubic(const V* all_gradients, const Field<D, T>& whole_field,
-                    const Layout& layout, Tensor& output) {
-  using S = SumOf<V>;
+template <int D, typename V, typename S, typename Index>
+void backward_cubic(const V* all_gradients,
+                    const Fill<TileTaps<Mode::kCubic, D, S, Index>&>& taps,
+                    const Fill<Index*>& whole, const Layout& layout,
+                    int64_t pixels, const int32_t (&size)[D], Padding padding,
+                    Tensor& output) {
   constexpr bool in_place = std::is_same_v<V, S>;
-  const Layout grid = layout.with_pixels(whole_field.pixels);
+  const Layout grid = layout.with_pixels(pixels);
   Tensor buffer = in_place ? output : coefficient_buffer<S>(layout);
   for_few_samples(layout, [&](const Layout& part, int64_t first_sample) {
     const int64_t offset = layout.sample_offset(first_sample);
     const V* const gradient = all_gradients + grid.sample_offset(first_sample);
-    const Field<D, T> field = whole_field.from(first_sample);
     S* const data = buffer.mutable_data_ptr<S>() + (in_place ? offset : 0);
-    backward_interpolated<Mode::kCubic, padding, Index>(gradient, field, part,
-                                                        data);
-    spline_filter(data, data, part, field.image_size, padding, true);
+    backward_interpolated(gradient, taps, part, pixels, data, first_sample);
+    spline_filter(data, data, part, size, padding, true);
     parallel_over_channels(part, [&](int64_t n, int64_t first, int64_t last) {
       const Sums<S, int64_t> sums{data + part.sample_offset(n), 0,
                                   part.channel_stride, part.pixel_stride};
-      add_nearest<padding, true, Index>(gradient, field, grid, n, first, last,
-                                        sums, part.pixel_stride);
+      add_nearest(gradient, whole, grid, n, first, last, sums,
+                  part.pixel_stride, first_sample);
     });
     if constexpr (!in_place) {
       V* const target = output.mutable_data_ptr<V>() + offset;
@@ -306,16 +307,22 @@ Tensor warp_backward_input(const Tensor& gradient_, const Tensor& displacement_,
             displacement, image, layout.channels, padding_mode,
             [&](const auto& field, auto padding, auto index) {
               using Index = decltype(index);
+              using S = SumOf<scalar_t>;
               switch (static_cast<Mode>(mode)) {
                 case Mode::kNearest:
-                  return backward_nearest<padding(), Index>(source, field,
-                                                            layout, target);
+                  return backward_nearest(
+                      source, nearest_sources<padding(), Index>(field), layout,
+                      field.pixels, target);
                 case Mode::kLinear:
-                  return backward_interpolated<Mode::kLinear, padding(), Index>(
-                      source, field, layout, target);
+                  return backward_interpolated(
+                      source,
+                      taps_of<padding(), Mode::kLinear, S, Index>(field),
+                      layout, field.pixels, target);
                 case Mode::kCubic:
-                  return backward_cubic<padding(), Index>(source, field, layout,
-                                                          output);
+                  return backward_cubic(
+                      source, taps_of<padding(), Mode::kCubic, S, Index>(field),
+                      nearest_sources<padding(), Index, true>(field), layout,
+                      field.pixels, field.image_size, padding(), output);
               }
             });
       }),

@@ -225,16 +225,6 @@ struct Field {
 
   bool is_shared() const { return sample_stride == 0; }
 
-  // The field of sample n and those after it.
-  Field from(int64_t n) const {
-    Field field = *this;
-    const int64_t skipped = n * sample_stride;
-    if (data != nullptr) field.data += skipped;
-    if (half != nullptr) field.half += skipped;
-    if (bfloat16 != nullptr) field.bfloat16 += skipped;
-    return field;
-  }
-
   Field(const Tensor& displacement, const std::vector<int64_t>& image) {
     switch (displacement.scalar_type()) {
       case ScalarType::Half:
