@@ -28,6 +28,17 @@ def mask_file(path: Path) -> Iterator[None]:
         raise DataError(f"folder: {path} cannot be read ({reason(error)})") from error
 
 
+def counted(count: int, what: str) -> str:
+    """Return so many of something in words.
+
+    Examples
+    --------
+    >>> counted(1, "test image"), counted(3, "plane")
+    ('1 test image', '3 planes')
+    """
+    return f"{count} {what}" + "s" * (count != 1)
+
+
 def printable(text: str) -> str:
     r"""Escape what a terminal would obey, not show: text may hold names that others gave to files.
 

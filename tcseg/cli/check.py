@@ -14,7 +14,7 @@ from rich.console import Console
 from tcseg.cli.options import with_options
 from tcseg.data.dataset import Dataset
 from tcseg.data.splits import JSRT_SPLITS, make_split, read_splits, split_remarks
-from tcseg.errors import DataError, Problems
+from tcseg.errors import DataError, Problems, counted
 from tcseg.evaluation.resizing import (
     ENOUGH,
     candidates,
@@ -60,13 +60,14 @@ def check(
         listed = "; ".join(f"{n} of {name}" for name, n in sorted(counts.items()))
         console.print(f"{kind}: {listed}", markup=False)
     channels, flat = dataset.images.shape[1], len(dataset.spatial) == 2
-    noun, parts = f"{dataset.noun}s", WORDS[len(dataset.spatial)][0]
+    noun, parts = dataset.noun, WORDS[len(dataset.spatial)][0]
     size = "" if dataset.extents is None else "their own size, up to "
     annotated = len(dataset.with_masks)
     kinds = {1: f"grey {noun}", 3: f"colour {noun}"}
-    images = kinds.get(channels * dataset.files, f"{noun} of {channels} channels")
+    several = channels * dataset.files not in kinds
+    images = counted(len(dataset), kinds.get(channels * dataset.files, noun))
     console.print(
-        f"{len(dataset)} {images} read at "
+        f"{images}{f' of {channels} channels' if several else ''} read at "
         f"{size}{written(dataset.spatial)} {parts}{_spacing(dataset)}: "
         f"{annotated} with masks, {len(dataset) - annotated} without",
         markup=False,
@@ -76,7 +77,7 @@ def check(
     if dataset.bits > 8:
         console.print("more than 8 bits kept, one grey scale for each volume or series")
     if volumes := Counter(filter(None, map(dataset.volume_of, range(len(dataset))))):
-        console.print(f"{volumes.total()} of them are planes of {len(volumes)} volumes")
+        console.print(f"{volumes.total()} of them are planes of {counted(len(volumes), 'volume')}")
     if dataset.values is not None:
         pairs = zip(dataset.values, dataset.classes, strict=True)
         listed = ", ".join(f"{value} is {name}" for value, name in pairs)

@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from tcseg.errors import RunFinished
+from tcseg.errors import RunFinished, counted
 from tcseg.evaluation.evaluate import predict, results_table
 from tcseg.evaluation.pictures import save_panel, spread
 from tcseg.runs.config import Config
@@ -54,12 +54,16 @@ def demo(out: Path, dimensions: int, **given: int) -> None:
 
     picture = out / "comparison.png"
     labelled, noun = summaries[method]["labelled"], dataset.noun
-    save_panel(picture, dataset, cases, predictions, f"phantom, {labelled} labelled {noun}s")
+    save_panel(
+        picture, dataset, cases, predictions, f"phantom, {counted(labelled, f'labelled {noun}')}"
+    )
     columns = {"pre-trained": summaries[METHODS[0]]["pretrained_test"]}
     columns |= {method: summary["test"] for method, summary in summaries.items()}
     before, after = (summary["test"]["miou"] for summary in summaries.values())
     console = plain_console()
-    console.print(results_table(columns, f"Test {noun}s, {labelled} labelled training {noun}s"))
+    console.print(
+        results_table(columns, f"Test {noun}s, {counted(labelled, f'labelled training {noun}')}")
+    )
     console.print(
         f"{len(split.train) - labelled} unlabelled {noun}s and the consistency term: "
         f"{100 * (after - before):+.1f} points of mIOU over the baseline with the same {labelled} "

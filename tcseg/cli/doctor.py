@@ -79,6 +79,7 @@ def findings() -> Iterator[Finding]:
     else:
         why = "finds none" if torch.version.cuda else "was built without CUDA"
         yield Finding("devices", None, f"cpu; no cuda: torch {torch.__version__} {why}")
+    yield _attempt("bfloat16", _bfloat16, "auto")
     try:
         import tcwarp
         from tcwarp import _native, selftest
@@ -107,6 +108,14 @@ def _line(error: Exception) -> str:
     if isinstance(error, importlib.metadata.PackageNotFoundError):
         return "not installed"
     return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _bfloat16(device: str) -> str:
+    from tcseg.method.network import emulates_bfloat16
+    from tcseg.runs.config import resolve_device
+
+    emulated = emulates_bfloat16(resolve_device(device))
+    return "emulated: --precision float32 is faster here" if emulated else "computed"
 
 
 def _jsrt() -> Finding:

@@ -27,7 +27,7 @@ from tcseg.cli.options import (
     read_config,
     resume_command,
 )
-from tcseg.errors import RunStopped
+from tcseg.errors import RunStopped, counted
 from tcseg.io.files import write_json
 from tcseg.method.variants import METHODS
 from tcseg.runs.folder import RunFolder
@@ -140,7 +140,7 @@ def evaluate(
     console = plain_console()
     size = " at their own size" if original_size else ""
     processed = ", post-processed" if postprocess else ""
-    console.print(f"{run}: {len(indices)} {on} {dataset.noun}s{size}{processed}")
+    console.print(f"{run}: {counted(len(indices), f'{on} {dataset.noun}')}{size}{processed}")
     remark = dataset.size_remark(indices, on)
     if remark is not None and not original_size:
         console.print(remark)

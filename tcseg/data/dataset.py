@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tcseg.data.packing import numbers_of, unpack_masks
 from tcseg.data.stored import Source, Stored
+from tcseg.errors import counted
 from tcseg.io.sizes import Spacing, mm_written, written
 
 CLASSES = ("left lung", "right lung", "heart", "left clavicle", "right clavicle")
@@ -197,7 +198,7 @@ class Dataset:
         at = f"{written(self.spatial)} pixels"
         if self.extents is not None and self.resampled is not None:
             at = f"voxels of {mm_written(self.resampled)} mm"
-        of = f"{len(indices)} {part} {self.noun}s"
+        of = counted(len(indices), f"{part} {self.noun}")
         return f"Too small for {at}: nothing is left of {listed} of {of}."
 
     def original(self, index: int) -> Original:

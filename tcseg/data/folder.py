@@ -26,7 +26,7 @@ from tcseg.data.nnunet import is_nnunet, nnunet_layout
 from tcseg.data.packing import pack_masks
 from tcseg.data.stored import Rows, Source
 from tcseg.data.volumes import Volumes, name_of, voxel_of
-from tcseg.errors import DataError, Problems
+from tcseg.errors import DataError, Problems, counted
 from tcseg.io.grey import as_levels
 from tcseg.io.grids import orientation, turned
 from tcseg.io.images import Picture, is_dicom, is_image, suffix
@@ -259,8 +259,8 @@ def _check_channels(
     for (known, *_), first in zip(pixels.shapes[:1], images, strict=False):
         if count != known and {count, known} != {1, 3}:
             raise DataError(
-                f"folder: {picture.path} has {count} channels, {first[0].path.name} has {known}; "
-                "all images must have the same, except grey beside colour"
+                f"folder: {picture.path} has {counted(count, 'channel')}, {first[0].path.name} "
+                f"has {known}; all images must have the same, except grey beside colour"
             )
 
 
@@ -315,7 +315,7 @@ def _check_axes(files: Iterable[Path], problems: Problems) -> None:
         if code.translate(either_way) != usual.translate(either_way):
             names = problems.listed([path.name for path in part])
             problems.add(
-                f"folder: the axes of {len(part)} volumes ({names}) run {code} in the patient, "
-                f"those of {axes[usual][0].name} {usual}: their planes are other cuts; save all in "
-                "one orientation (nibabel.as_closest_canonical)"
+                f"folder: the axes of {counted(len(part), 'volume')} ({names}) run {code} in the "
+                f"patient, those of {axes[usual][0].name} {usual}: their planes are other cuts; "
+                "save all in one orientation (nibabel.as_closest_canonical)"
             )

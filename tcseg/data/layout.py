@@ -10,7 +10,7 @@ from unicodedata import normalize
 
 from tcseg.data.drawings import Drawn, find_drawn, path_in
 from tcseg.data.naming import common_naming
-from tcseg.errors import DataError, Problems
+from tcseg.errors import DataError, Problems, counted
 from tcseg.io.dicom import SEGMENTATION, segmented_files, text_of
 from tcseg.io.files import walk
 from tcseg.io.images import NIFTI, NO_TEXT, PLAIN, is_dicom, is_image, is_text
@@ -315,7 +315,7 @@ def _check(folder: Path, layout: Layout, strays: Sequence[str], problems: Proble
         )
     if strays:
         problems.add(
-            f"folder: {len(strays)} masks without an image of their name: "
+            f"folder: {counted(len(strays), 'mask')} without an image of their name: "
             f"{problems.listed(strays)}; name each mask as its image, or remove it"
         )
 

@@ -21,7 +21,7 @@ from tcseg.data.dataset import IGNORED
 from tcseg.data.layout import OBJECT, Layout
 from tcseg.data.legend import Legend, read_legend
 from tcseg.data.nnunet import is_nnunet, nnunet_legend
-from tcseg.errors import DataError, Problems
+from tcseg.errors import DataError, Problems, counted
 from tcseg.io.dicom import read_segments, segment_labels, text_of
 from tcseg.io.grids import check_grid, check_orientation
 from tcseg.io.images import Picture, is_dicom
@@ -311,7 +311,8 @@ def _plane_of(planes: NDArray[np.generic], path: Path, picture: Picture) -> NDAr
     if number >= len(planes) or (picture.plane is None and len(planes) > 1):
         more = "only one" if picture.plane is None else "more"
         raise DataError(
-            f"folder: {path} has {len(planes)} planes, its image {picture.path} has {more}"
+            f"folder: {path} has {counted(len(planes), 'plane')}, its image {picture.path} has "
+            + more
             + "; channels are the last of four axes" * (picture.path.suffix == ".npy")
         )
     plane, shape = planes[number], picture.pixels.shape[1:]

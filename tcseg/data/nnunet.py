@@ -8,7 +8,7 @@ from typing import Any
 
 from tcseg.data.layout import Layout
 from tcseg.data.legend import Legend
-from tcseg.errors import DataError, Problems
+from tcseg.errors import DataError, Problems, counted
 from tcseg.io.series import channels_by_case
 
 IMAGES, LABELS, DESCRIPTION = "imagesTr", "labelsTr", "dataset.json"
@@ -46,7 +46,7 @@ def nnunet_layout(root: Path, problems: Problems) -> Layout:
     strays = {path.name.removesuffix(ending) for path in (root / LABELS).glob(f"[!.]*{ending}")}
     if strays := strays - set(images):
         problems.add(
-            f"folder: {len(strays)} masks in {root / LABELS} without an image: "
+            f"folder: {counted(len(strays), 'mask')} in {root / LABELS} without an image: "
             f"{problems.listed(sorted(strays))}"
         )
     layout.naming[f"{DESCRIPTION} of nnU-Net"] = len(layout.files)

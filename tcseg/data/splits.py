@@ -11,7 +11,7 @@ from unicodedata import normalize
 import numpy as np
 
 from tcseg.data.dataset import Dataset
-from tcseg.errors import DataError
+from tcseg.errors import DataError, counted
 from tcseg.io.files import read_json, write_json
 
 JSRT_SPLITS = 5
@@ -136,7 +136,8 @@ def split_remarks(dataset: Dataset, split: Split) -> list[str]:
     )
     divided = (trained & (chosen | tested)) | (chosen & tested if chosen != tested else set())
     count = len({dataset.group_of(index) for index in range(len(dataset))})
-    lines = [f"{len(dataset)} images in {count} groups, by {dataset.grouped_by}."]
+    images, groups = counted(len(dataset), dataset.noun), counted(count, "group")
+    lines = [f"{images} in {groups}, by {dataset.grouped_by}."]
     if divided:
         some = ", ".join(sorted(divided)[:3])
         lines.append(f"The split divides {len(divided)} of them ({some}): its figures flatter.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tcseg.errors import DataError
+from tcseg.errors import DataError, counted
 from tcseg.io.grids import turned, turned_axes
 from tcseg.io.images import Picture
 from tcseg.io.limits import check_pixels, memory
@@ -113,7 +113,7 @@ class Volumes:
         needed = len(self.files) * math.prod(self._largest) * (channels + 1)  # and masks
         if needed > (most := memory()):
             raise ValueError(
-                f"{len(self.files)} volumes of {written(self._largest)} voxels "
+                f"{counted(len(self.files), 'volume')} of {written(self._largest)} voxels "
                 f"{resolution(self._size, 3, self.wanted)} would take at least "
                 f"{needed / 2**30:,.1f} GiB, this machine has {most / 2**30:,.1f}; choose "
                 f"{self._smaller}, or decode them into files (`cache`)"

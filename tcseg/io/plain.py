@@ -20,7 +20,7 @@ from PIL.TiffImagePlugin import (
     ImageFileDirectory_v2,
 )
 
-from tcseg.errors import DataError
+from tcseg.errors import DataError, counted
 from tcseg.extras import needs
 from tcseg.io.limits import check_pixels
 
@@ -169,8 +169,9 @@ def _what_it_is(path: Path) -> str:
             file.seek(tags.next)
             tags.load(file)
         bits, numbers = tags[BITSPERSAMPLE][0], NUMBERS[tags.get(SAMPLEFORMAT, (1,))[0]]
+        channels = counted(tags.get(SAMPLESPERPIXEL, 1), "channel")
         return (
-            f"has {tags.get(SAMPLESPERPIXEL, 1)} channels of {bits}-bit {numbers}; save 1 or 3 "
+            f"has {channels} of {bits}-bit {numbers}; save 1 or 3 "
             "channels of 8 or 16 bits without a sign, or 1 of 32-bit floating-point numbers"
         )
     except Exception:  # no TIFF, or a damaged one

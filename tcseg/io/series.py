@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tcseg.errors import DataError, Problems
+from tcseg.errors import DataError, Problems, counted
 from tcseg.io.dicom import even_step, limits_of, read_dataset, read_frames
 from tcseg.io.grids import orientation
 from tcseg.io.images import Picture, is_dicom, read_pictures, read_spacing, stem
@@ -240,8 +240,8 @@ def channels_by_case(names: Mapping[str, Path]) -> dict[str, list[Path]]:
     for files in cases.values():
         if len(files) != len(first):
             raise DataError(
-                f"{files[0]} has {len(files)} channels, {first[0].name} has {len(first)}; all "
-                "images must have the same (_0000, _0001 ...)"
+                f"{files[0]} has {counted(len(files), 'channel')}, {first[0].name} has "
+                f"{len(first)}; all images must have the same (_0000, _0001 ...)"
             )
     return cases
 

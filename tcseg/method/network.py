@@ -84,6 +84,13 @@ def found(network: nn.Module, probabilities: Tensor) -> Tensor:
     return masks.scatter_(1, best, largest > 0)  # beyond an image all are 0
 
 
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes bfloat16 by way of float32, many times more slowly."""
+    if device.type == "cuda":
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    return not bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def at_once(batch_size: int, classes: int, size: Sequence[int]) -> int:
     """Return how many images to answer at once: as asked, but for answers beyond 512 MiB."""
     return max(1, min(batch_size, 2**27 // ((classes + 1) * math.prod(size))))

@@ -21,12 +21,13 @@ from rich.progress import (
 
 from tcseg.data import split_record, split_remarks
 from tcseg.data.phantom import population
+from tcseg.errors import counted
 from tcseg.evaluation.evaluate import evaluate, predict, results_table, validation_miou
 from tcseg.evaluation.pictures import save_panel, spread
 from tcseg.extras import is_installed
 from tcseg.io.sizes import resolution, written
 from tcseg.method.names import OWN_NETWORKS
-from tcseg.method.network import network_factory
+from tcseg.method.network import emulates_bfloat16, network_factory
 from tcseg.method.variants import Method
 from tcseg.runs.config import Config, resolve_device
 from tcseg.runs.folder import RunFolder
@@ -207,10 +208,15 @@ def _describe(trainer: Trainer, console: Console) -> None:
             if config.patch is None
             else f", patches of {written(config.patch, config.dimensions)}"
         )
-        + f": {len(trainer.labelled)} labelled and {len(trainer.unlabelled)} unlabelled {noun}s, "
+        + f": {len(trainer.labelled)} labelled and "
+        f"{counted(len(trainer.unlabelled), f'unlabelled {noun}')}, "
         f"{len(trainer.validation)} for validation, {len(trainer.split.test)} for the test; "
         f"device {trainer.device}{f', {processes} processes' if processes > 1 else ''}"
     )
+    if config.precision == "bfloat16" and emulates_bfloat16(trainer.device):
+        console.print(
+            f"{trainer.device} has no instructions for bfloat16: --precision float32 is faster."
+        )
     if trainer.dataset.extents is not None and isinstance(trainer.dataset.images, torch.Tensor):
         taken = (trainer.dataset.images.nbytes + trainer.dataset.masks.nbytes) / 2**20
         console.print(f"Each {noun} takes the memory of the largest, all {taken:,.1f} MiB.")
@@ -243,7 +249,8 @@ def _finish(trainer: Trainer, console: Console, show_results: bool) -> dict[str,
     processed = evaluate(network, dataset, split.test, postprocess=True)
     validation = evaluate(network, dataset, trainer.validation)
     cases = spread(split.test)
-    title = f"{config.method}, {len(trainer.labelled)} labelled {dataset.noun}s, {config.data}"
+    labelled = counted(len(trainer.labelled), f"labelled {dataset.noun}")
+    title = f"{config.method}, {labelled}, {config.data}"
     prediction = {"prediction": predict(network, dataset, cases)}
     save_panel(run.path / "test.png", dataset, cases, prediction, title)
     summary = {
@@ -262,7 +269,9 @@ def _finish(trainer: Trainer, console: Console, show_results: bool) -> dict[str,
     }
     run.save_summary(summary)
     if show_results:
-        title = f"{len(split.test)} test {dataset.noun}s, {state.seconds:.0f} s of training"
+        title = (
+            f"{counted(len(split.test), f'test {dataset.noun}')}, {state.seconds:.0f} s of training"
+        )
         console.print(results_table({"pre-trained": pretrained, config.method: test}, title))
         console.print(f"Weights, figures and pictures: {run.path}")
     return summary

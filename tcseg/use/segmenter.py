@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from tcseg.data import Dataset, Split, load_dataset, read_splits
-from tcseg.errors import RunError
+from tcseg.errors import RunError, counted
 from tcseg.io.grey import as_pixels
 from tcseg.io.placement import Placement
 from tcseg.io.sizes import ORIGINAL, Spacing, mm_written, shape_of
@@ -92,8 +92,8 @@ class Segmenter:
             )
         if dataset.images.shape[1] != self.model.channels:
             raise RunError(
-                f"{run} was trained on images of {self.model.channels} channels; the data now have "
-                f"{dataset.images.shape[1]}"
+                f"{run} was trained on images of {counted(self.model.channels, 'channel')}; "
+                f"the data now have {dataset.images.shape[1]}"
             )
 
     @property
@@ -213,7 +213,8 @@ class Segmenter:
             return image
         if {wanted, len(image)} != {1, 3} or self.model.files > 1:
             raise ValueError(
-                f"the network takes images of {wanted} channels, this one has {len(image)}"
+                f"the network takes images of {counted(wanted, 'channel')}, this one has "
+                f"{len(image)}"
             )
         if wanted == 1:
             weights = np.array([0.299, 0.587, 0.114], np.float32)  # luma, as Pillow's

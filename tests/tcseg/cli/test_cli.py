@@ -379,7 +379,15 @@ def test_doctor_reports_and_tests_the_operator(monkeypatch):
     monkeypatch.delenv("TCSEG_JSRT_ROOT", raising=False)
     result = tcseg("doctor")
     assert result.exit_code == 0, result.output
-    for expected in ("torch", "threads", "compiler", "CUDA library", "TCSEG_JSRT_ROOT", "align"):
+    for expected in (
+        "torch",
+        "threads",
+        "compiler",
+        "CUDA library",
+        "TCSEG_JSRT_ROOT",
+        "bfloat16",
+        "align",
+    ):
         assert expected in result.stdout
     assert "failed" not in result.stdout
 

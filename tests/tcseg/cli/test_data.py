@@ -46,7 +46,7 @@ def test_every_problem_of_a_folder_is_named(tree, tmp_path):
     ):
         assert words in problem
     assert "images: 2 of PNG, 64 x 64, 8 bit; 1 of cannot be read" in result.output
-    assert "1 grey images read" in result.output
+    assert "1 grey image read" in result.output
     assert sheet.exists()
     # Training with the same folder stops at the first one.
     assert (

@@ -177,7 +177,7 @@ def test_structures_smaller_than_a_pixel_are_noted(by_class, tmp_path, capsys):
         steps=1,
     )
     summary = train(config, tmp_path / "run", False)
-    remark = "Too small for 32 x 32 pixels: nothing is left of disc in 1 of 1 test images.\n"
+    remark = "Too small for 32 x 32 pixels: nothing is left of disc in 1 of 1 test image.\n"
     assert capsys.readouterr().out.count("Too small") == 1
     assert summary["test"]["vanished"] == {"disc": 1, "square": 0}
     command = ["evaluate", str(tmp_path / "run"), "--device", "cpu"]
@@ -420,7 +420,7 @@ def test_masks_of_other_names(valued):
 
 def test_one_mask_without_an_image(valued):
     (valued / "masks" / "scan0.png").rename(valued / "masks" / "other.png")
-    refused(valued, "1 masks without an image of their name: other")
+    refused(valued, "1 mask without an image of their name: other")
 
 
 def test_both_layouts_at_once(by_class):

@@ -100,7 +100,7 @@ def test_masks_named_as_images_may_be_added(tmp_path):
     write(tmp_path / "masks", ["disc: a_mask", "disc: b_mask", "disc: c"])
     assert load(tmp_path).annotated == [0, 1, 2]
     write(tmp_path / "masks", ["disc: a"])
-    refused(tmp_path, "1 masks without an image of their name: a_mask")
+    refused(tmp_path, "1 mask without an image of their name: a_mask")
 
 
 def test_a_pattern_says_how_masks_are_named(tmp_path):

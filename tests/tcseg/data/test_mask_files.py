@@ -274,7 +274,7 @@ def volumes(root, affines):
 def test_volumes_cut_otherwise_than_the_rest_are_refused(tmp_path):
     axial, sagittal = np.eye(4), np.eye(4)[[2, 0, 1, 3]]
     volumes(tmp_path, {"a.nii": axial, "b.nii": axial, "c.nii": sagittal})
-    refused(tmp_path, "1 volumes (c.nii) run ASR in the patient", "a.nii RAS", "canonical")
+    refused(tmp_path, "1 volume (c.nii) run ASR in the patient", "a.nii RAS", "canonical")
     # Mirrored ones are told, not refused: structures may be alike on both sides.
     volumes(tmp_path, {"c.nii": np.diag([-1, 1, 1, 1])})
     assert len(load(tmp_path, size=32)) == 60

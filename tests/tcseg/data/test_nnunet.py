@@ -73,7 +73,7 @@ def test_what_is_to_be_ignored(tmp_path):
 def test_what_is_not_read_says_so(tmp_path):
     write(tmp_path, {"labels": {"background": 0, "liver": 1, "tumour": 2}})
     (tmp_path / "labelsTr" / "other.nii.gz").write_bytes(b"")
-    with pytest.raises(DataError, match=r"1 masks in .*labelsTr without an image: other"):
+    with pytest.raises(DataError, match=r"1 mask in .*labelsTr without an image: other"):
         load(tmp_path)
     (tmp_path / "labelsTr" / "other.nii.gz").unlink()
     for labels, words in (
@@ -85,7 +85,7 @@ def test_what_is_not_read_says_so(tmp_path):
             load(tmp_path)
     (tmp_path / "imagesTr" / "liver_001_0001.nii.gz").write_bytes(b"")
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"liver": 1, "tumour": 2}}))
-    with pytest.raises(DataError, match=r"liver_002_0000.nii.gz has 1 channels, .* has 2; all"):
+    with pytest.raises(DataError, match=r"liver_002_0000.nii.gz has 1 channel, .* has 2; all"):
         load(tmp_path)
     for case in CASES:
         path = tmp_path / "imagesTr" / f"{case}_0001.nii.gz"

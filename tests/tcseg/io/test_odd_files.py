@@ -35,10 +35,10 @@ def test_numbers_of_either_byte_order(tmp_path, order, kind):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (GREY.astype("f8"), "1 channels of 64-bit floating-point numbers"),
-        (GREY.astype("f2"), "1 channels of 16-bit floating-point numbers"),
-        (GREY.astype("i1"), "1 channels of 8-bit integers with a sign"),
-        (GREY.astype("u8"), "1 channels of 64-bit integers"),
+        (GREY.astype("f8"), "1 channel of 64-bit floating-point numbers"),
+        (GREY.astype("f2"), "1 channel of 16-bit floating-point numbers"),
+        (GREY.astype("i1"), "1 channel of 8-bit integers with a sign"),
+        (GREY.astype("u8"), "1 channel of 64-bit integers"),
         (np.stack([GREY] * 2, -1), "2 channels of 8-bit integers"),
         (np.stack([GREY] * 5, -1), "5 channels of 8-bit integers"),
         (np.stack([GREY] * 7, -1).astype("u2"), "7 channels of 16-bit integers"),

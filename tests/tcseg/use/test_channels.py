@@ -111,7 +111,7 @@ def test_three_channels_in_files_of_their_own_are_no_colours(tmp_path):
     assert (data.images.shape[1], data.files) == (3, 3)
     assert (data.images.numpy().max(axis=(0, 2, 3)) == 2**16 - 1).all()
     told = tcseg_("data", "check", "--data", "folder", "--root", tmp_path, "--size", "32", status=1)
-    assert "1 images of 3 channels" in told
+    assert "1 image of 3 channels" in told
     model = Model("unet", "float32", ("disc",), channels=3, size=32, files=3)
     segmenter = Segmenter(build_network("unet", 1, channels=3), model, torch.device("cpu"))
     assert segmenter.predict(image[..., 1:4]).masks.shape == (1, 32, 32)
@@ -225,5 +225,5 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(DataError, match=r"0\.tif: `window` is for images of one channel"):
         load_dataset("folder", root=tmp_path, size=32, window="lung")
     save(tmp_path / "images" / "x.png", discs(0)[1])
-    with pytest.raises(DataError, match=r"x\.png has 1 channels, 0\.tif has 5; all images must"):
+    with pytest.raises(DataError, match=r"x\.png has 1 channel, 0\.tif has 5; all images must"):
         load_dataset("folder", root=tmp_path, size=32)

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import re
 import shutil
 import types
@@ -25,6 +26,7 @@ from tcseg.data import load_dataset
 from tcseg.errors import RunError
 from tcseg.evaluation.pictures import Panel, outlined, save_grid
 from tcseg.io.label_maps import COLOURS
+from tcseg.method.network import emulates_bfloat16
 from tcseg.method.recipes import RECIPES
 from tcseg.method.transforms import Elastic
 from tcseg.runs.folder import RunFolder
@@ -151,6 +153,7 @@ def test_a_rehearsal_says_what_a_run_takes_and_writes_nothing(tmp_path):
     assert result.exit_code == 0, result.output
     assert re.search(r"2000 steps, about \d+:\d\d:\d\d with validation", result.output)
     assert "Nothing was written." in result.output
+    assert "bfloat16" not in result.output
     assert not out.exists()
     bad = command("train", "--size", 32, "--labelled", 101, "--dry-run", "--out", out)
     assert bad.exit_code == 1
@@ -158,6 +161,29 @@ def test_a_rehearsal_says_what_a_run_takes_and_writes_nothing(tmp_path):
     (tmp_path / "file").touch()
     bad = command("train", "--size", 32, "--dry-run", "--out", tmp_path / "file" / "run")
     assert (bad.exit_code, "cannot be written" in bad.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_a_device_that_emulates_bfloat16_is_named(tmp_path, monkeypatch, emulated):
+    monkeypatch.setattr("tcseg.training.session.emulates_bfloat16", lambda device: emulated)
+    small = ("--size", 32, "--batch-size", 2, "--validation-images", 1, "--pretrain-steps", 1)
+    result = command(
+        *("train", *small, "--steps", 0, "--precision", "bfloat16", "--device", "cpu"),
+        *("--dry-run", "--out", tmp_path / "run"),
+    )
+    line = "cpu has no instructions for bfloat16: --precision float32 is faster.\n"
+    assert (line in result.output) == emulated, result.output
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="Linux says what a processor has")
+def test_bfloat16_is_emulated_where_the_processor_lacks_it():
+    with open("/proc/cpuinfo") as file:
+        has = {word for line in file if line.startswith("flags") for word in line.split()}
+    if "sse2" not in has:
+        pytest.skip("not a processor of the x86 family")
+    # Without AVX-512 BF16 oneDNN still has vectors of 512 bits to convert with.
+    computes = {"avx512vl", "avx512bw", "avx512dq"} <= has
+    assert emulates_bfloat16(torch.device("cpu")) == (not computes)
 
 
 def test_a_rehearsal_of_a_run_that_goes_on(run, tmp_path):

@@ -88,7 +88,7 @@ def test_what_a_volume_must_be_is_said():
             segmenter(voxel=(1.5, 1.0, 1.0)).predict(ball(), spacing=spacing)
     with pytest.raises(ValueError, match=r"shape \(D, H, W\) or \(D, H, W, C\), got \(30, 20\)"):
         segmenter().predict(ball()[0])
-    with pytest.raises(ValueError, match="takes images of 1 channels, this one has 2"):
+    with pytest.raises(ValueError, match="takes images of 1 channel, this one has 2"):
         segmenter().predict(np.stack([ball()] * 2, axis=-1))
 
 
