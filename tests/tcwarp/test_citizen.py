@@ -506,3 +506,19 @@ def test_exports_for_any_number_of_samples(function, inputs):
     program = torch.export.export(Module(), given(2), dynamic_shapes=(axes,))
     others = given(5)
     assert_close(program.module()(*others), function(*others), function.__name__, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_compiled_gradient_serves_any_number_of_samples():
+    def loss(first, second):
+        return tcwarp.align(first, second).square().sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, dynamic=True, backend="aot_eager")
+    for samples, stance in ((3, "default"), (4, "default"), (5, "fail_on_recompile")):
+        fields = tcwarp.random_displacement(2 * samples, (9, 8), sigma=4.0, displacement_std=0.3)
+        fields = fields.requires_grad_()
+        with torch.compiler.set_stance(stance):
+            (gradient,) = torch.autograd.grad(compiled(*fields.split(samples)), fields)
+        (expected,) = torch.autograd.grad(loss(*fields.split(samples)), fields)
+        assert_close(gradient, expected, "align", atol=1e-4)
