@@ -203,15 +203,15 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
     return torch.autocast(device.type, enabled=False)
 
 
-def check_sigma(function: str, sigma: Any, dimensions: int) -> tuple[float, ...]:
-    """Return one positive sigma per axis."""
+def check_sigma(function: str, sigma: Any, *dimensions: int) -> tuple[float, ...]:
+    """Return one positive sigma per axis, of which there may be so many."""
     if isinstance(sigma, np.ndarray):
         sigma = sigma.tolist()
-    values = tuple(sigma) if isinstance(sigma, (tuple, list)) else (sigma,) * dimensions
-    if len(values) != dimensions:
+    values = tuple(sigma) if isinstance(sigma, (tuple, list)) else (sigma,) * dimensions[0]
+    if len(values) not in dimensions:
         raise ValueError(
-            f"{function}: sigma must be one number or one per spatial axis ({dimensions}), "
-            f"got {len(values)}"
+            f"{function}: sigma must be one number or one per spatial axis "
+            f"({' or '.join(map(str, dimensions))}), got {len(values)}"
         )
     return tuple(check_number(function, "sigma", value, positive=True) for value in values)
 

@@ -122,7 +122,7 @@ def _backward_align(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...
         by_first = -scatter(
             by_second.to(first.dtype), offset, *LINEAR, _deterministic(), first.shape[2:]
         )
-        if len(first) < len(offset):
+        if first.shape[0] < offset.shape[0]:
             by_first = by_first.sum(dim=0, keepdim=True)
     return by_first, by_second if ctx.has_second else None, None, None
 
@@ -130,7 +130,7 @@ def _backward_align(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...
 def _jacobian(first: Tensor, offset: Tensor) -> list[Tensor]:
     """Return the rows of the Jacobian of ``x + u(x)`` at ``x + a``, each (N, D, *spatial)."""
     wide = first.float() if first.element_size() < 4 else first
-    wide = wide.expand(len(offset), *wide.shape[1:])
+    wide = wide.expand(offset.shape[0], *wide.shape[1:])
     ones = torch.ones_like(offset[:, :1], dtype=wide.dtype)
     offset = offset.to(wide.dtype)
     rows = []
@@ -193,7 +193,7 @@ def _second(
         # Along k itself the node stays where it is, and its factor changes.
         read = gather(input, node, mode, pad) * gradient
         own = read.sum(dim=1, keepdim=True) * second * along
-        if len(displacement) < len(gradient):
+        if displacement.shape[0] < gradient.shape[0]:
             own = own.sum(dim=0, keepdim=True)
         axes = torch.arange(displacement.shape[1], device=displacement.device) == k
         total = total + torch.where(axes.view(-1, *[1] * (input.dim() - 2)), own, others)
@@ -349,7 +349,7 @@ class _Align(_Operator):
         first, offset = ctx.saved_tensors
         change = _sum(
             by_first is not None
-            and -gather(by_first.expand(len(offset), *first.shape[1:]), offset, *LINEAR),
+            and -gather(by_first.expand(offset.shape[0], *first.shape[1:]), offset, *LINEAR),
             by_second is not None and by_second,
         )
         return _solved(_jacobian(first, offset), change), None

@@ -186,13 +186,10 @@ def _runs_on(capability: tuple[int, int], architectures: str) -> bool:
 
 def _on_grid(tensor: Tensor, size: Sequence[int]) -> Tensor:
     # The layout rule of csrc/shared/tensors.h: planes or channels last, anything else is copied.
+    # Sizes are not compared: the answer would be part of a compiled or exported program.
     last = torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
-    planes = tensor.is_contiguous()
-    dense = planes or tensor.is_contiguous(memory_format=last)
-    if tuple(tensor.shape[2:]) == tuple(size):
-        kept = torch.preserve_format if dense else torch.contiguous_format
-        return torch.empty_like(tensor, memory_format=kept)
-    memory_format = last if dense and not planes else torch.contiguous_format
+    kept = not tensor.is_contiguous() and tensor.is_contiguous(memory_format=last)
+    memory_format = last if kept else torch.contiguous_format
     shape = (*tensor.shape[:2], *size)
     return torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=memory_format)
 

@@ -72,7 +72,7 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
         raise ValueError(
             f"compose: first must have pixels for second to read, got {tuple(first.shape)}"
         )
-    first = _of_samples(first, len(second))
+    first = _of_samples(first, second.shape[0])
     moved = warp(first, second, mode="linear", padding_mode="border")
     # In place, unless a transform of `torch.func` adds dimensions to one of them.
     return moved + second if is_transformed() else moved.add_(second)
@@ -301,7 +301,7 @@ def align(t1: Tensor, t2: Tensor) -> Tensor:
     check_same("align", "t2", t2, "t1", t1, spatial=False)
     if 0 in t1.shape[2:] and t2.numel():
         raise ValueError(f"align: t1 must have pixels for t2 to read, got {tuple(t1.shape)}")
-    return solve_field("align", "t1", t1, _of_samples(t2, len(t1)))
+    return solve_field("align", "t1", t1, _of_samples(t2, t1.shape[0]))
 
 
 def jacobian_determinant(displacement: Tensor) -> Tensor:
@@ -397,9 +397,15 @@ def valid_mask(
 
 
 def _difference(component: Tensor, axis: int) -> Tensor:
-    if component.numel() == 0 or component.shape[axis] == 1:
+    # Not torch.gradient, of which a compiler makes a program for one size alone.
+    inner = component.shape[axis] - 2
+    if inner < 0:
         return torch.zeros_like(component)
-    return torch.gradient(component, dim=axis)[0]
+    first, last = (
+        component.narrow(axis, at + 1, 1) - component.narrow(axis, at, 1) for at in (0, inner)
+    )
+    central = component.narrow(axis, 2, inner) - component.narrow(axis, 0, inner)
+    return torch.cat([first, central / 2, last], axis)
 
 
 def _check_last_row(matrix: Tensor) -> None:

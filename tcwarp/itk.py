@@ -23,7 +23,8 @@ def from_itk(field: Any) -> Tensor:
     Parameters
     ----------
     field : SimpleITK.Image
-        Of vectors with as many components as axes, 2 or 3, in physical units.
+        Of vectors with as many components as axes, 2 or 3, in physical units. One that has become
+        a `SimpleITK.DisplacementFieldTransform` is empty from then on.
 
     Returns
     -------
@@ -39,7 +40,16 @@ def from_itk(field: Any) -> Tensor:
     """
     itk = _simpleitk()
     if not isinstance(field, itk.Image):
-        raise TypeError(f"from_itk: field must be a SimpleITK.Image, got {type(field).__name__}")
+        is_transform = isinstance(field, itk.Transform)
+        way = "; use SimpleITK.TransformToDisplacementField" if is_transform else ""
+        raise TypeError(
+            f"from_itk: field must be a SimpleITK.Image, got {type(field).__name__}{way}"
+        )
+    if not field.GetNumberOfPixels():
+        raise ValueError(
+            "from_itk: field must have pixels, got none: SimpleITK.DisplacementFieldTransform has "
+            "taken them; its GetDisplacementField() returns them"
+        )
     dimensions = field.GetDimension()
     if dimensions not in (2, 3) or field.GetNumberOfComponentsPerPixel() != dimensions:
         raise ValueError(

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -112,10 +111,7 @@ class RandomElastic(nn.Module):
                 f"RandomElastic: field arguments must be among {', '.join(FIELD_ARGUMENTS)}, "
                 f"got {', '.join(unknown)}"
             )
-        sigma = field.get("sigma", 1.0)
-        sigma = sigma.tolist() if isinstance(sigma, np.ndarray) else sigma
-        several = isinstance(sigma, (tuple, list)) and len(sigma) == 3
-        check_sigma("RandomElastic", sigma, 3 if several else 2)
+        check_sigma("RandomElastic", field.get("sigma", 1.0), 2, 3)
         for name, most in (
             ("magnitude", math.inf),
             ("displacement_std", math.inf),

@@ -89,8 +89,7 @@ class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
         for each in self.mode:
             lookup("RandElasticd", "mode", each, MODES)
         lookup("RandElasticd", "padding_mode", padding_mode, PADDING_MODES)
-        several = isinstance(sigma, Sequence) and len(sigma) == 3
-        check_sigma("RandElasticd", sigma, 3 if several else 2)
+        check_sigma("RandElasticd", sigma, 2, 3)
         check_number("RandElasticd", "displacement_std", displacement_std)
         check_probability("RandElasticd", "prob", prob)
         self.point_keys = ensure_tuple(point_keys)
@@ -104,11 +103,16 @@ class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Deform the items of the keys."""
         items = dict(data)
-        sizes = {key: tuple(items[key].shape[1:]) for key in self.key_iterator(items)}
-        if len(set(sizes.values())) > 1:
+        shapes = {key: tuple(items[key].shape) for key in self.key_iterator(items)}
+        came = ", ".join(f"{key!r}: {shape}" for key, shape in shapes.items())
+        if not all(len(shape) in (3, 4) for shape in shapes.values()):
             raise ValueError(
-                f"RandElasticd: items must have one spatial size, as one field moves them, got "
-                f"{', '.join(f'{key!r}: {size}' for key, size in sizes.items())}"
+                f"RandElasticd: items must have shape (C, H, W) or (C, D, H, W), got {came}"
+            )
+        if len({shape[1:] for shape in shapes.values()}) > 1:
+            raise ValueError(
+                "RandElasticd: items must have one spatial size, as one field moves them, "
+                f"got {came}"
             )
         self.randomize()
         for key, mode in self.key_iterator(items, self.mode):
@@ -118,9 +122,13 @@ class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
             if get_track_meta():
                 self.push_transform(item, extra_info={"seed": self._seed, "mode": mode})
             items[key] = item
-        if self._do_transform and self.point_keys and sizes:
-            field = self._field(items[next(iter(sizes))], self._seed)
-            self._move_points(items, lambda points: warp_points(points, field))
+        field: Tensor | None = None
+        if self._do_transform and self.point_keys and shapes:
+            field = self._field(items[next(iter(shapes))], self._seed)
+        # Tensors also where they stay: what comes out must not depend on the draw.
+        self._move_points(
+            items, lambda points: points if field is None else warp_points(points, field)
+        )
         return items
 
     def _move_points(self, items: dict[Hashable, Any], moved: Callable[[Tensor], Tensor]) -> None:
@@ -132,7 +140,7 @@ class RandElasticd(RandomizableTransform, MapTransform, InvertibleTransform):
                     f"RandElasticd: key {key!r} of point_keys is missing, got items of "
                     f"{', '.join(map(repr, items))}; allow_missing_keys=True lets it be"
                 )
-            points: Any = convert_to_tensor(items[key], track_meta=False)
+            points: Any = convert_to_tensor(items[key], track_meta=False, wrap_sequence=True)
             if points.dim() != 2 or not points.is_floating_point():
                 raise ValueError(
                     f"RandElasticd: points of {key!r} must be a floating array (P, D), got "

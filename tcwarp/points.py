@@ -48,39 +48,37 @@ def warp_points(points: Tensor, displacement: Tensor) -> Tensor:
     field = displacement.double()
     target = goal - here
     offset = solve_field("warp_points", "displacement", field, target)
-    left = (
-        offset
-        + warp(
-            field.detach().expand(len(goal), *field.shape[1:]),
-            offset.detach(),
-            mode="linear",
-            padding_mode="border",
-        )
-        - target
-    ).abs()
+    read = warp(field.detach(), offset.detach(), mode="linear", padding_mode="border")
+    left = (offset + read - target).abs()
     solved = (left.detach() <= UNSOLVED).all(dim=1, keepdim=True)
-    moved = torch.where(solved, here + offset, torch.nan)
-    return moved.flatten(2).movedim(1, 2).to(points.dtype)
+    return _as_points(torch.where(solved, here + offset, torch.nan), points)
 
 
 def displaced(points: Tensor, displacement: Tensor) -> Tensor:
     """Return ``q + u(q)``: where the points of a warped image are in the image."""
     grid, here = _as_grid(points, displacement)
-    field = displacement.double().expand(len(points), *displacement.shape[1:])
-    moved = grid + warp(field, grid - here, mode="linear", padding_mode="border")
-    return moved.flatten(2).movedim(1, 2).to(points.dtype)
+    read = warp(displacement.double(), grid - here, mode="linear", padding_mode="border")
+    return _as_points(grid + read, points)
 
 
 def _as_grid(points: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
     """Return points as pixels of a grid of their own, (P, 1) or (P, 1, 1), and their place in it.
 
-    That is far from what they read: in double precision.
+    That is far from what they read: in double precision. Points of all samples are in one grid
+    where they share a displacement, which would be copied for each.
     """
-    row = (len(points), displacement.shape[1], points.shape[1], *[1] * (displacement.dim() - 3))
-    grid = points.double().movedim(2, 1).reshape(row)
+    samples, dimensions = displacement.shape[:2]
+    grid = points.double().reshape(samples, -1, dimensions).movedim(2, 1)
+    grid = grid.reshape(*grid.shape, *[1] * (dimensions - 1))
     here = torch.zeros_like(grid)
-    here[:, 0] += torch.arange(row[2], device=points.device).view(row[2:])
+    place = torch.arange(grid.shape[2], device=points.device)
+    here[:, 0] += place.view(-1, *[1] * (dimensions - 1))
     return grid, here
+
+
+def _as_points(grid: Tensor, like: Tensor) -> Tensor:
+    """Return the points of a grid, in the shape and the dtype of others."""
+    return grid.flatten(2).movedim(1, 2).reshape(like.shape).to(like.dtype)
 
 
 def warp_boxes(boxes: Tensor, displacement: Tensor) -> Tensor:

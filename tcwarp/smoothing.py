@@ -217,8 +217,10 @@ def _is_finite(planes: Tensor) -> bool:
     """Whether all is finite, where that is known without waiting for a GPU."""
     if planes.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    try:  # a sum is finite only where all terms are
-        return math.isfinite(planes.detach().sum().item())
+    # A sum is finite only where all terms are; half precision overflows where none is large.
+    wide = torch.promote_types(planes.dtype, torch.float32)
+    try:
+        return math.isfinite(planes.detach().sum(dtype=wide).item())
     except RuntimeError:  # under vmap or in a fake mode there are no values
         return False
 

@@ -54,8 +54,8 @@ def warp(
         What stands outside the image. Reflection is half-sample symmetric, d c b a | a b c d.
     padding_value : float, or sequence or Tensor of C of them
         In padding mode ``"zeros"``: what stands outside instead of 0, in all channels or in each;
-        also the output of a displacement that is not finite. It takes the time of one more
-        channel.
+        also the output of a displacement that is not finite. Another value than 0 takes up to
+        three times as long, and several times the memory of the output.
 
     Returns
     -------

@@ -229,6 +229,12 @@ def test_fields_made_in_parts_are_those_made_at_once(monkeypatch):
         assert torch.equal(other.flatten(1).any(1), one.flatten(1).any(1))
 
 
+def test_a_field_is_not_copied_for_points_of_many_samples():
+    field = tcwarp.random_displacement(1, (128, 128), sigma=30.0, displacement_std=3.0)
+    points = 20 + 80 * torch.rand(50, 4, 2)
+    assert peak(lambda: tcwarp.warp_points(points, field)) < 3 * field.nbytes  # in float64 it is 2
+
+
 # ------------------------------------------------------------------------------ vectorisation
 
 
@@ -455,3 +461,64 @@ def test_exports_with_axes_of_any_length(mode):
     image, displacement = inputs(31, 9)
     expected = tcwarp.warp(image, displacement, mode=mode)
     assert_bits_equal(program.module()(image, displacement), expected, "warp")
+
+
+def test_exports_for_images_of_any_size_and_a_field_of_one():
+    class Warped(torch.nn.Module):
+        def forward(self, image, displacement):
+            return tcwarp.warp(image, displacement, mode="linear")
+
+    image, field = torch.rand(1, 1, 12, 14), torch.rand(1, 2, 12, 14)
+    axes = {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    program = torch.export.export(Warped(), (image, field), dynamic_shapes=(axes, None))
+    other = torch.rand(1, 1, 31, 9)
+    expected = tcwarp.warp(other, field, mode="linear")
+    assert_bits_equal(program.module()(other, field), expected, "warp")
+
+
+@pytest.mark.parametrize(
+    "function, inputs",
+    [
+        (tcwarp.compose, "field field"),
+        (tcwarp.align, "field field"),
+        (tcwarp.exponential, "field"),
+        (tcwarp.jacobian_determinant, "field"),
+        (tcwarp.warp_points, "points field"),
+        (tcwarp.warp_boxes, "boxes field"),
+        (tcwarp.warp_points, "points shared"),
+    ],
+)
+def test_exports_for_any_number_of_samples(function, inputs):
+    class Module(torch.nn.Module):
+        def forward(self, *tensors):
+            return function(*tensors)
+
+    def given(samples):
+        rows = {"points": 4 + torch.rand(samples, 3, 2), "boxes": 4 + torch.rand(samples, 3, 4)}
+        for name, count in (("field", samples), ("shared", 1)):
+            rows[name] = tcwarp.random_displacement(
+                count, (12, 14), sigma=4.0, displacement_std=0.5
+            )
+        return tuple(rows[name] for name in inputs.split())
+
+    batch = torch.export.Dim("batch")
+    axes = tuple(None if name == "shared" else {0: batch} for name in inputs.split())
+    program = torch.export.export(Module(), given(2), dynamic_shapes=(axes,))
+    others = given(5)
+    assert_close(program.module()(*others), function(*others), function.__name__, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_compiled_gradient_serves_any_number_of_samples():
+    def loss(first, second):
+        return tcwarp.align(first, second).square().sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, dynamic=True, backend="aot_eager")
+    for samples, stance in ((3, "default"), (4, "default"), (5, "fail_on_recompile")):
+        fields = tcwarp.random_displacement(2 * samples, (9, 8), sigma=4.0, displacement_std=0.3)
+        fields = fields.requires_grad_()
+        with torch.compiler.set_stance(stance):
+            (gradient,) = torch.autograd.grad(compiled(*fields.split(samples)), fields)
+        (expected,) = torch.autograd.grad(loss(*fields.split(samples)), fields)
+        assert_close(gradient, expected, "align", atol=1e-4)

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 from assertions import assert_bits_equal
-from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, set_track_meta
+from monai.data import (
+    DataLoader,
+    Dataset,
+    MetaTensor,
+    decollate_batch,
+    list_data_collate,
+    set_track_meta,
+)
 from monai.transforms import Compose, RandFlipd
 
 import tcwarp
@@ -110,8 +117,42 @@ def test_a_wrong_mode_is_refused_before_the_first_item(wrong):
 def test_items_of_different_sizes_are_refused():
     """One field could not move both alike."""
     data = {"image": smooth(), "label": torch.ones(1, 9, 9)}
-    with pytest.raises(ValueError, match=r"one spatial size.*'label': \(9, 9\)"):
+    with pytest.raises(ValueError, match=r"one spatial size.*'label': \(1, 9, 9\)"):
         elastic()(data)
+
+
+def test_items_without_channels_are_refused():
+    with pytest.raises(ValueError, match=r"RandElasticd: items must have.*'image': \(96, 80\)"):
+        elastic(allow_missing_keys=True)({"image": smooth()[0]})
+
+
+def test_points_of_numpy_are_collated_whether_they_were_moved_or_not():
+    transform = RandElasticd(["image"], sigma=12.0, prob=0.5, point_keys="points")
+    transform.set_random_state(0)
+    item = {"image": np.ones((1, 32, 32), np.float32), "points": np.full((5, 2), 9.0)}
+    items = [transform(item) for _ in range(12)]
+    items.sort(key=lambda item: bool((item["points"] == 9).all()))  # those that moved first
+    points = list_data_collate(items)["points"]
+    assert points.shape == (12, 5, 2)
+    assert 0 < (points != 9).any(dim=2).all(dim=1).sum() < 12
+
+
+def test_wrong_points_are_refused_whether_they_are_moved_or_not():
+    for prob in (0.0, 1.0):
+        transform = RandElasticd(["image"], prob=prob, point_keys="points")
+        with pytest.raises(ValueError, match="RandElasticd: points of 'points' must be a floating"):
+            transform({"image": smooth(), "points": np.ones((5, 2), int)})
+
+
+def test_points_may_be_lists():
+    transform = RandElasticd(["image"], prob=1.0, point_keys="points").set_random_state(0)
+    moved = transform({"image": smooth(), "points": [[9.0, 8.0]]})
+    assert moved["points"].shape == (1, 2)
+
+
+def test_sigmas_of_numpy():
+    transform = RandElasticd(["image"], sigma=np.array([3.0, 6.0, 6.0]), prob=1.0)
+    assert transform({"image": smooth(0, (1, 12, 20, 20))})["image"].shape == (1, 12, 20, 20)
 
 
 def test_missing_keys():

@@ -243,6 +243,14 @@ def test_wrong_fields_of_itk():
         tcwarp.itk.from_itk(np.zeros((4, 5, 2)))
     with raises(ValueError, "from_itk: field must have", "1 components"):
         tcwarp.itk.from_itk(image)
+    field = tcwarp.itk.to_itk(torch.ones(1, 2, 4, 5), image)
+    transform = itk.DisplacementFieldTransform(field)
+    with raises(ValueError, "from_itk: field must have pixels, got none", "GetDisplacementField()"):
+        tcwarp.itk.from_itk(field)
+    with raises(TypeError, "got DisplacementFieldTransform", "TransformToDisplacementField"):
+        tcwarp.itk.from_itk(transform)
+    back = tcwarp.itk.from_itk(transform.GetDisplacementField())
+    assert_close(back, torch.ones(1, 2, 4, 5), "from_itk", atol=1e-12)
     with raises(ValueError, "to_itk: displacement must have shape (1, 2, 4, 5)", "(1, 2, 5, 4)"):
         tcwarp.itk.to_itk(torch.zeros(1, 2, 5, 4), image)
     with raises(TypeError, "to_itk: reference must be a SimpleITK.Image", "tuple"):
