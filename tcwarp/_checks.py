@@ -203,8 +203,10 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
     return torch.autocast(device.type, enabled=False)
 
 
-def check_sigma(function: str, sigma: Any, *dimensions: int) -> tuple[float, ...]:
-    """Return one positive sigma per axis, of which there may be so many."""
+def check_sigma(
+    function: str, sigma: Any, *dimensions: int, positive: bool = True
+) -> tuple[float, ...]:
+    """Return one sigma per axis, of which there may be so many."""
     if isinstance(sigma, np.ndarray):
         sigma = sigma.tolist()
     values = tuple(sigma) if isinstance(sigma, (tuple, list)) else (sigma,) * dimensions[0]
@@ -213,7 +215,7 @@ def check_sigma(function: str, sigma: Any, *dimensions: int) -> tuple[float, ...
             f"{function}: sigma must be one number or one per spatial axis "
             f"({' or '.join(map(str, dimensions))}), got {len(values)}"
         )
-    return tuple(check_number(function, "sigma", value, positive=True) for value in values)
+    return tuple(check_number(function, "sigma", value, positive=positive) for value in values)
 
 
 def check_probability(function: str, name: str, value: Any) -> None:

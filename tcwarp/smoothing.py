@@ -122,7 +122,7 @@ def gaussian_smooth(
     input : Tensor, shape (N, C, *spatial)
         Floating, any number of spatial axes from one to three.
     sigma : float or one float per spatial axis
-        Standard deviation in pixels.
+        Standard deviation in pixels; an axis of 0 stays as it is.
     boundary : {"reflect", "constant"}
         ``"reflect"`` mirrors at the edge of the border pixels (d c b a | a b c d | d c b a),
         ``"constant"`` continues with zeros.
@@ -150,7 +150,7 @@ def gaussian_smooth(
             "gaussian_smooth: input must have shape (N, C, *spatial) with 1 to 3 spatial axes, "
             f"got {tuple(input.shape)}"
         )
-    sigmas = check_sigma("gaussian_smooth", sigma, input.dim() - 2)
+    sigmas = check_sigma("gaussian_smooth", sigma, input.dim() - 2, positive=False)
     lookup("gaussian_smooth", "boundary", boundary, BOUNDARIES)
     if input.numel() == 0:
         return input.clone()
@@ -165,7 +165,8 @@ def gaussian_smooth(
             planes = planes.nan_to_num(0.0, 0.0, 0.0)
         output = planes.to(dtype)
         for axis, axis_sigma in enumerate(sigmas, start=1):
-            output = _smooth_axis(output, axis_sigma, boundary, axis)
+            if axis_sigma > 0:
+                output = _smooth_axis(output, axis_sigma, boundary, axis)
         output = _within(output, planes, boundary).to(input.dtype)
         return output if beyond is None else output + beyond
 

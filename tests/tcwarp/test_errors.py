@@ -265,11 +265,15 @@ def draw(sigma):
 
 
 @pytest.mark.parametrize(
-    "function, name", [(smooth, "gaussian_smooth"), (draw, "random_displacement")]
+    "function, name, low, too_low",
+    [
+        (smooth, "gaussian_smooth", "finite and not negative", (-1e-9, (1.0, -1.0))),
+        (draw, "random_displacement", "positive and finite", (0, 0.0, (1.0, 0.0))),
+    ],
 )
-def test_sigma(function, name):
-    for value in (0, 0.0, -1.0, float("nan"), float("inf"), (1.0, 0.0)):
-        with raises(ValueError, f"{name}: sigma must be positive and finite", "got"):
+def test_sigma(function, name, low, too_low):
+    for value in (*too_low, -1.0, float("nan"), float("inf")):
+        with raises(ValueError, f"{name}: sigma must be {low}", "got"):
             function(value)
     for value in ("wide", None, True, (1.0, "wide")):
         with raises(TypeError, f"{name}: sigma must be a number", "got"):

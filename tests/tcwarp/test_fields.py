@@ -331,7 +331,14 @@ def test_gaussian_smooth_equals_scipy(device, modes_by, boundary, sigma, dtype, 
 @pytest.mark.parametrize("boundary", ["reflect", "constant"])
 @pytest.mark.parametrize(
     "size, sigma",
-    [((9, 14, 11), (0.5, 2.0, 30.0)), ((1, 40), (3.0, 0.7)), ((33,), 2.5), ((1, 1), 2.0)],
+    [
+        ((9, 14, 11), (0.5, 2.0, 30.0)),
+        ((1, 40), (3.0, 0.7)),
+        ((33,), 2.5),
+        ((1, 1), 2.0),
+        ((5, 40, 90), (0, 2.0, 9.0)),
+        ((7, 6), 0),
+    ],
 )
 def test_gaussian_smooth_in_other_dimensions(device, modes_by, boundary, size, sigma):
     image = np.random.default_rng(1).normal(size=(1, 1, *size))
@@ -377,7 +384,7 @@ def test_memory_grows_with_the_result():
 
 
 @pytest.mark.parametrize("boundary", ["reflect", "constant"])
-@pytest.mark.parametrize("sigma", [0.6, 3.0, (2.0, 5.0)])
+@pytest.mark.parametrize("sigma", [0.6, 3.0, (2.0, 5.0), (0.0, 3.0)])
 def test_nan_and_infinities_reach_as_far_as_in_scipy(device, modes_by, boundary, sigma):
     image = np.random.default_rng(3).normal(size=(60, 90))
     image[5, 80], image[30, 40], image[34, 44], image[50, 3] = np.nan, np.inf, -np.inf, -np.inf
