@@ -128,16 +128,23 @@ def _unlabelled(dataset: Dataset, held_out: Sequence[int] = ()) -> list[int]:
 
 
 def split_remarks(dataset: Dataset, split: Split) -> list[str]:
-    """Say what groups a data set has, and where a split does not respect them; a line each."""
+    """Say which masks a split leaves out, what groups there are, and where it divides them."""
+    lines = []
+    named = {*split.train, *split.validation, *split.test}
+    if left_out := [dataset.ids[i] for i in dataset.with_masks if i not in named]:
+        images, some = counted(len(left_out), dataset.noun), ", ".join(left_out[:3])
+        lines.append(
+            f"Not used: {images} with masks ({some}), as the split file names them in no part."
+        )
     if dataset.grouped_by is None:
-        return []
+        return lines
     trained, chosen, tested = (
         set(map(dataset.group_of, part)) for part in (split.train, split.validation, split.test)
     )
     divided = (trained & (chosen | tested)) | (chosen & tested if chosen != tested else set())
     count = len({dataset.group_of(index) for index in range(len(dataset))})
     images, groups = counted(len(dataset), dataset.noun), counted(count, "group")
-    lines = [f"{images} in {groups}, by {dataset.grouped_by}."]
+    lines.append(f"{images} in {groups}, by {dataset.grouped_by}.")
     if divided:
         some = ", ".join(sorted(divided)[:3])
         lines.append(f"The split divides {len(divided)} of them ({some}): its figures flatter.")
