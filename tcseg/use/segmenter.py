@@ -248,7 +248,8 @@ class Segmenter:
         size, count = images.shape[2:], len(images)
         spacing = self.model.spacing if self.model.dimensions == 3 else None
         deformation = replace(DEFORMATION, spacing=spacing)
-        draws = [deformation.sample(count, size, generator) for _ in range(2 * PAIRS)]
+        # The same for all images, whichever stand beside one: they are compared with each other.
+        draws = [deformation.sample(1, size, generator) for _ in range(2 * PAIRS)]
         scores = []
         some = 2 * max(1, batch_size // (2 * count))  # go through the network at once
         for part in (draws[start : start + some] for start in range(0, len(draws), some)):
