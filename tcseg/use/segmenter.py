@@ -348,5 +348,5 @@ def load_with_data(
         dataset = load_dataset(config.data, **reading, scale=model.scale)
     segmenter.check(dataset, run)
     folder.split_record()  # or a clear error
-    (split,) = read_splits(run / "split.json", dataset)
+    (split,) = read_splits(run / "split.json", dataset, option="")
     return segmenter, dataset.to(segmenter.device), split
