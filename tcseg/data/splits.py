@@ -128,16 +128,23 @@ def _unlabelled(dataset: Dataset, held_out: Sequence[int] = ()) -> list[int]:
 
 
 def split_remarks(dataset: Dataset, split: Split) -> list[str]:
-    """Say what groups a data set has, and where a split does not respect them; a line each."""
+    """Say which masks a split leaves out, what groups there are, and where it divides them."""
+    lines = []
+    named = {*split.train, *split.validation, *split.test}
+    if left_out := [dataset.ids[i] for i in dataset.with_masks if i not in named]:
+        images, some = counted(len(left_out), dataset.noun), ", ".join(left_out[:3])
+        lines.append(
+            f"Not used: {images} with masks ({some}), as the split file names them in no part."
+        )
     if dataset.grouped_by is None:
-        return []
+        return lines
     trained, chosen, tested = (
         set(map(dataset.group_of, part)) for part in (split.train, split.validation, split.test)
     )
     divided = (trained & (chosen | tested)) | (chosen & tested if chosen != tested else set())
     count = len({dataset.group_of(index) for index in range(len(dataset))})
     images, groups = counted(len(dataset), dataset.noun), counted(count, "group")
-    lines = [f"{images} in {groups}, by {dataset.grouped_by}."]
+    lines.append(f"{images} in {groups}, by {dataset.grouped_by}.")
     if divided:
         some = ", ".join(sorted(divided)[:3])
         lines.append(f"The split divides {len(divided)} of them ({some}): its figures flatter.")
@@ -200,8 +207,10 @@ def save_splits(path: str | os.PathLike[str], dataset: Dataset, splits: list[Spl
     write_json(path, {"data": dataset.name, "splits": named})
 
 
-def read_splits(path: str | os.PathLike[str], dataset: Dataset) -> list[Split]:
-    """Read a file of `save_splits`, or one like it.
+def read_splits(
+    path: str | os.PathLike[str], dataset: Dataset, option: str = "`split_file` "
+) -> list[Split]:
+    """Read a file of `save_splits`, or one like it; errors begin with the option that named it.
 
     Raises
     ------
@@ -216,14 +225,14 @@ def read_splits(path: str | os.PathLike[str], dataset: Dataset) -> list[Split]:
             for split in content["splits"]
         ]
     except OSError as error:
-        raise DataError(f"`split_file` {path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{option}{path}: cannot be read ({error.strerror})") from error
     except KeyError as error:
         raise DataError(
-            f"`split_file` {path}: it has no {error}; `tcseg data splits` writes such a file"
+            f"{option}{path}: it has no {error}; `tcseg data splits` writes such a file"
         ) from error
     except (ValueError, TypeError) as error:
         raise DataError(
-            f"`split_file` {path}: not a file of splits ({error!r}); `tcseg data splits` writes one"
+            f"{option}{path}: not a file of splits ({error!r}); `tcseg data splits` writes one"
         ) from error
     known = {name: i for i, name in enumerate(dataset.ids)}
     without = {dataset.ids[i] for i in _unlabelled(dataset)}
@@ -231,17 +240,20 @@ def read_splits(path: str | os.PathLike[str], dataset: Dataset) -> list[Split]:
         seen: set[str] = set()
         for part, names in split.items():
             if not names:
-                raise DataError(f"`split_file` {path}: split {number} has no {part} images")
+                raise DataError(f"{option}{path}: split {number} has no {part} images")
             for name in names:
                 if name not in known:
-                    raise DataError(f"`split_file` {path}: {dataset.name} has no image {name!r}")
+                    raise DataError(
+                        f"{option}{path}: {dataset.name} has no image {name!r}; all that the file "
+                        "names must be there"
+                    )
                 if name in without:
                     raise DataError(
-                        f"`split_file` {path}: {name!r} has no masks; name those with masks only, "
+                        f"{option}{path}: {name!r} has no masks; name those with masks only, "
                         "the others are used without labels by themselves"
                     )
                 if name in seen and not (part == "test" and names == split["validation"]):
-                    raise DataError(f"`split_file` {path}: split {number} has {name!r} twice")
+                    raise DataError(f"{option}{path}: split {number} has {name!r} twice")
                 seen.add(name)
     indices = [{part: [known[name] for name in split[part]] for part in _PARTS} for split in splits]
     return [

@@ -65,10 +65,10 @@ def predict(
     -------
     Tensor
         bool (b, C + 1, *spatial) on the data set's device: where the probability exceeds one half,
-        or, of a softmax, is the largest.
+        or, where structures exclude each other, is the largest.
     """
     answers = _predictions(network, dataset, indices, batch_size)
-    batches = [found(network, answer) for _, answer in answers]
+    batches = [found(network, answer, dataset.exclusive) for _, answer in answers]
     if not batches:
         shape = (0, len(dataset.classes) + 1, *dataset.spatial)
         return torch.zeros(shape, dtype=torch.bool, device=dataset.device)
@@ -105,7 +105,7 @@ def validation_miou(
     vanished = torch.zeros(shape, dtype=torch.bool, device=dataset.device)
     for batch, answers in _predictions(network, dataset, indices, batch_size):
         target = dataset.target_batch(batch).bool()
-        predicted = found(network, answers)[:, :classes]
+        predicted = found(network, answers, dataset.exclusive)[:, :classes]
         if dataset.ignores:
             predicted &= target.any(dim=1, keepdim=True)
         truth = target[:, :classes]
@@ -175,8 +175,6 @@ def evaluate(
     if len(indices) == 0:
         raise ValueError("evaluate: indices must name at least one image, got none")
     structures = structures_of(dataset.classes)
-    softmax = getattr(network, "head", "sigmoid") == "softmax"
-    disjoint = softmax or (original_size and dataset.exclusive)
     images: list[dict[str, Any]] = []
     volumes: list[dict[str, Any]] = []
     stacks: dict[str, list[Case]] = defaultdict(list)
@@ -184,7 +182,9 @@ def evaluate(
     cases = _cases(network, dataset, indices, batch_size, original_size)
     for case in track(cases, "Measuring", len(indices)):
         if postprocess:
-            case = replace(case, predicted=metrics.postprocess_all(case.predicted, disjoint))
+            case = replace(
+                case, predicted=metrics.postprocess_all(case.predicted, dataset.exclusive)
+            )
         if case.ignored is not None:
             case = replace(case, predicted=case.predicted & ~case.ignored, ignored=None)
         images.append({"id": dataset.ids[case.index], **measure_image(structures, dataset, case)})
@@ -305,7 +305,7 @@ def _cases(
                 predicted = place.restore_masks(framed, disjoint=dataset.exclusive)
                 yield Case(index, predicted, true, spacing, ignored=ignored)
         else:
-            masks = found(network, answers).cpu().numpy()
+            masks = found(network, answers, dataset.exclusive).cpu().numpy()
             truth = dataset.target_batch(batch).cpu().numpy().astype(bool)
             for index, predicted, true in zip(batch, masks[:, :-1], truth, strict=True):
                 spacing, vanished = dataset.spacing_of(index), dataset.vanished.get(index, ())

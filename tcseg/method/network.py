@@ -72,12 +72,13 @@ class Segmentation(nn.Module):
         return sliding_window_inference(images, patch, PATCHES, self, **how)
 
 
-def found(network: nn.Module, probabilities: Tensor) -> Tensor:
+def found(network: nn.Module, probabilities: Tensor, disjoint: bool = False) -> Tensor:
     """Return the masks, bool (b, C + 1, *spatial), that a network's answers stand for.
 
-    Where a probability exceeds one half or, of a softmax, is the largest of all.
+    Where a probability exceeds one half or, of a softmax and of structures that are disjoint, is
+    the largest of all.
     """
-    if getattr(network, "head", "sigmoid") == "sigmoid":
+    if getattr(network, "head", "sigmoid") == "sigmoid" and not disjoint:
         return probabilities > 0.5
     largest, best = probabilities.max(dim=1, keepdim=True)
     masks = torch.zeros_like(probabilities, dtype=torch.bool)

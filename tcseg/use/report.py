@@ -73,6 +73,7 @@ class _Run:
     key: list[tuple[str, str]] = field(default_factory=list)
     volumes: bool = False
     why_no_cases: str = ""
+    tested: list[str] = field(default_factory=list)  # images, where the data can be read
 
 
 def report(
@@ -104,7 +105,7 @@ def report(
     Returns
     -------
     list of str
-        What could not be shown, a line each.
+        What could not be shown, or not be compared, a line each.
 
     Raises
     ------
@@ -128,6 +129,12 @@ def report(
         except (DataError, RunError, ValueError) as error:
             run.why_no_cases = f"No cases can be shown: {error}"
         shown.append(run)
+    tests = {tuple(sorted(run.tested)) for run in shown if run.tested}
+    remark = (
+        "The runs were tested on different images, so their figures do not compare."
+        if len(tests) > 1
+        else ""
+    )
     structures = dict.fromkeys(s for run in shown for s in run.summary["test"]["iou"])
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tcseg.use", "."),
@@ -141,12 +148,14 @@ def report(
         version=version("tcwarp"),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         runs=shown,
+        remark=remark,
         structures=list(structures),
         curves={label: _curve(shown, name, label) for name, label in CURVES.items()},
         in_mm=any(v is not None for r in shown for v in r.summary["test"]["macd_mm"].values()),
     )
     write_atomically(path, page)
-    return [f"{run.name}: {run.why_no_cases}" for run in shown if run.why_no_cases]
+    missing = [f"{run.name}: {run.why_no_cases}" for run in shown if run.why_no_cases]
+    return [*missing, *filter(None, [remark])]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -159,6 +168,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _add_cases(run: _Run, segmenter: Segmenter, dataset: Dataset, split: Split) -> None:
     test = split.test
+    run.tested = [dataset.ids[i] for i in test]
     rows = evaluate(segmenter.network, dataset, test)["images"]
     shown = [i for i, row in enumerate(rows) if math.isfinite(row["miou"])]
     order = sorted(shown, key=lambda i: -rows[i]["miou"])

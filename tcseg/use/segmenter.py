@@ -248,14 +248,15 @@ class Segmenter:
         size, count = images.shape[2:], len(images)
         spacing = self.model.spacing if self.model.dimensions == 3 else None
         deformation = replace(DEFORMATION, spacing=spacing)
-        draws = [deformation.sample(count, size, generator) for _ in range(2 * PAIRS)]
+        disjoint = self.model.values is not None
+        # The same for all images, whichever stand beside one: they are compared with each other.
+        draws = [deformation.sample(1, size, generator) for _ in range(2 * PAIRS)]
         scores = []
         some = 2 * max(1, batch_size // (2 * count))  # go through the network at once
         for part in (draws[start : start + some] for start in range(0, len(draws), some)):
             views = torch.cat([t.image(images) for t in part]).split(max(batch_size, count))
-            marked = torch.cat([found(self.network, self.network(v))[:, :-1] for v in views]).split(
-                count
-            )
+            masks = [found(self.network, self.network(v), disjoint)[:, :-1] for v in views]
+            marked = torch.cat(masks).split(count)
             for t1, t2, first, second in zip(
                 part[::2], part[1::2], marked[::2], marked[1::2], strict=True
             ):
@@ -347,5 +348,5 @@ def load_with_data(
         dataset = load_dataset(config.data, **reading, scale=model.scale)
     segmenter.check(dataset, run)
     folder.split_record()  # or a clear error
-    (split,) = read_splits(run / "split.json", dataset)
+    (split,) = read_splits(run / "split.json", dataset, option="")
     return segmenter, dataset.to(segmenter.device), split

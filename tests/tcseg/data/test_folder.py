@@ -297,21 +297,26 @@ def test_masks_added_later_do_not_turn_training_images_into_test_images(by_class
         train(shared, tmp_path / "other", False)
 
 
-@pytest.mark.parametrize("change", ["class", "colour"])
+@pytest.mark.parametrize("change", ["class", "colour", "images"])
 def test_a_run_is_not_measured_on_data_of_another_kind(by_class, tmp_path, change):
     config = Config(
         data="folder", root=str(by_class), size=32, batch_size=4, pretrain_steps=2, steps=2
     )
     train(config, tmp_path / "run", False)
+    wrong = "the data now have"
     if change == "class":
         save(by_class / "masks" / "another" / "scan0.png", picture(0)[1])
+    elif change == "images":  # another folder, perhaps; evaluation has no option for its split
+        for path in by_class.rglob("scan0.png"):
+            path.rename(path.with_name("other.png"))
+        wrong = f"Error: {tmp_path}/run/split.json: folder has no image 'scan0'; all that"
     else:
         save(
             by_class / "images" / "scan0.png",
             np.stack([picture(0)[0]] * 2 + [picture(0)[0] // 2], -1),
         )
     result = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run")])
-    assert (result.exit_code, "the data now have" in result.stderr) == (1, True)
+    assert (result.exit_code, wrong in result.stderr) == (1, True)
     page = str(tmp_path / "report.html")
     assert CliRunner().invoke(main, ["report", str(tmp_path / "run"), "--out", page]).exit_code == 0
     assert "No cases can be shown" in (tmp_path / "report.html").read_text()

@@ -1,12 +1,22 @@
 """Splits: disjoint, complete, reproducible, nested; impossible requests refused."""
 
+import dataclasses
 import itertools
 import json
 
 import pytest
 import torch
 
-from tcseg.data import CLASSES, Dataset, labelled_subset, make_split, save_splits, validation_subset
+from tcseg.data import (
+    CLASSES,
+    Dataset,
+    labelled_subset,
+    make_split,
+    save_splits,
+    split_record,
+    split_remarks,
+    validation_subset,
+)
 from tcseg.errors import DataError
 
 JSRT_IDS = [f"JPCLN{i:03d}" for i in range(1, 155)] + [f"JPCNN{i:03d}" for i in range(1, 94)]
@@ -130,3 +140,26 @@ def test_a_file_of_splits_that_cannot_be_used_is_named(tmp_path, content, messag
     with pytest.raises(DataError, match=message) as error:
         make_split(PHANTOM, 0, path)
     assert str(error.value).startswith(f"`split_file` {path}: ")
+
+
+def test_masks_added_after_the_split_of_a_run_was_written_are_told_of(tmp_path):
+    """The images are no longer without masks, and in no part: nothing would use them."""
+    names = [f"case{number:02d}" for number in range(12)]
+    data = dataset("folder", names)
+    before = dataclasses.replace(data, annotated=list(range(10)))
+    record = split_record(before, make_split(before, 0))
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(record))
+    assert split_remarks(before, make_split(before, 0, path)) == []
+    expected = (
+        "Not used: 2 images with masks (case10, case11), as the split file names them in no part."
+    )
+    assert split_remarks(data, make_split(data, 0, path)) == [expected]
+
+    # As the guide to own images has it.
+    record["splits"][0]["train"] += names[10:]
+    path.write_text(json.dumps(record))
+    split = make_split(data, 0, path)
+    assert split_remarks(data, split) == []
+    assert split.train[-2:] == [10, 11]
+    assert split.test == make_split(before, 0).test

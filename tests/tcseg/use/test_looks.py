@@ -310,6 +310,21 @@ def test_a_report_needs_no_other_file(page):
     assert image.size[0] == 2 * image.size[1]
 
 
+def test_a_report_says_where_runs_were_tested_on_different_images(run, page, tmp_path):
+    """As two rounds are that divide their images anew."""
+    remark = "The runs were tested on different images, so their figures do not compare."
+    assert remark not in page.read_text()
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    record = json.loads((other / "split.json").read_text())
+    parts = record["splits"][0]
+    parts["train"][0], parts["test"][0] = parts["test"][0], parts["train"][0]
+    (other / "split.json").write_text(json.dumps(record))
+    result = command("report", run, other, "--out", tmp_path / "report.html")
+    assert f"Note: {remark}" in result.stderr
+    assert remark in (tmp_path / "report.html").read_text()
+
+
 def test_a_report_without_the_data_says_so(run, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(run, out)

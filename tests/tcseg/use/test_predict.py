@@ -151,10 +151,11 @@ def test_a_grey_image_for_a_network_of_colour():
 
 def test_batches_change_nothing(segmenter):
     images = [chest(40 + 8 * k, 64)[0][None] / np.float32(255) for k in range(5)]
-    together = [p.masks for p in segmenter.predict_all(iter(images), batch_size=2)]
-    alone = [next(segmenter.predict_all([image])).masks for image in images]
+    together = segmenter.predict_all(iter(images), batch_size=2, consistency=True)
+    alone = [next(segmenter.predict_all([image], consistency=True)) for image in images]
     for one, other in zip(together, alone, strict=True):
-        assert np.array_equal(one, other)
+        assert np.array_equal(one.masks, other.masks)
+        assert one.consistency == other.consistency
 
 
 def test_consistency_tells_sure_from_unsure():
