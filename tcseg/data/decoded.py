@@ -44,7 +44,7 @@ class _File(msgspec.Struct):
         return stored
 
 
-_READING = 2  # another number where the same files are read as something else
+_READING = 3  # another number where the same files are read as something else
 # All of a data set but its tensors and functions; extents are written as numbers.
 _NAMES = [f.name for f in fields(Dataset) if f.name not in (*PARTS, "originals", "streams_to")]
 _TYPES = get_type_hints(Dataset) | {"extents": list[tuple[int, ...]] | None}

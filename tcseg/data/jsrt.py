@@ -16,7 +16,7 @@ from PIL import Image
 from tcseg.data.dataset import CLASSES, Dataset, Original
 from tcseg.data.packing import pack_masks
 from tcseg.errors import DataError, Problems
-from tcseg.io.placement import lost_classes, resize_picture
+from tcseg.io.placement import lost_classes, resize
 from tcseg.io.plain import KINDS
 from tcseg.sheet import track
 
@@ -199,7 +199,7 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
     """
     is_raw = path.suffix.lower() == ".img"
     picture = Image.fromarray(_read_raw(path)) if is_raw else _decode(path)
-    values = np.asarray(resize_picture(picture.convert("F"), (size, size)))
+    values = resize(np.asarray(picture, np.float32), (size, size))
     low, high = values.min(), values.max()
     if not high > low:
         raise DataError(f"jsrt: {path} shows nothing, all its pixels are alike; copy it again")
@@ -225,8 +225,7 @@ def _read_raw(path: Path) -> NDArray[np.uint16]:
 
 
 def _fit_mask(picture: Image.Image, size: int) -> NDArray[np.bool_]:
-    # 254 and not 255: one half is then a whole number, and exactly half covered is outside.
-    return np.asarray(resize_picture(picture.point([0] + [254] * 255), (size, size))) > 127
+    return resize((np.asarray(picture) > 0).astype(np.float32), (size, size)) > 0.5
 
 
 def _decode(path: Path) -> Image.Image:

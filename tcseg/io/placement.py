@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from scipy.sparse import csr_array
 
 from tcseg.io.sizes import ORIGINAL, Size, Spacing, shape_of
 
@@ -162,39 +163,46 @@ def lost_classes(
 
 
 def resize(channel: Pixels, shape: Shape, rows: slice | None = None) -> Pixels:
-    """Resize (H, W) or (D, H, W): averaging areas where it gets smaller, linear where larger.
+    """Resize (H, W) or (D, H, W): averaging areas along axes that shrink, linear along others.
 
     Give some of the new rows, or planes, only.
     """
-    if channel.shape == shape:
+    growth = [new / old for new, old in zip(shape, channel.shape, strict=True)]
+    if rows is not None:
+        growth[0] = 0.0  # before the others: it is the axis of which only some is wanted
+    for axis in sorted(range(len(shape)), key=growth.__getitem__):  # what takes less comes first
+        channel = _resize_axis(channel, axis, shape[axis], rows if axis == 0 else None)
+    return channel
+
+
+def _resize_axis(channel: Pixels, axis: int, count: int, rows: slice | None) -> Pixels:
+    if channel.shape[axis] == count:
         return channel if rows is None else channel[rows]
-    if channel.ndim == 2:
-        return np.asarray(resize_picture(Image.fromarray(channel), shape, rows), np.float32)
-    # What takes less comes first: to fewer planes, or to some; else each plane by itself.
-    first = rows is not None or shape[0] < len(channel)
-    if first:
-        channel = _resize_depth(channel, shape[0], rows)
-    channel = np.stack([resize(plane, shape[1:]) for plane in channel])
-    return channel if first else _resize_depth(channel, shape[0])
+    if channel.ndim == 3 and axis > 0:  # plane by plane, which takes less memory
+        return np.stack([_resize_axis(plane, axis - 1, count, None) for plane in channel])
+    weights = _weights(channel.shape[axis], count)
+    lines = np.moveaxis(channel, axis, 0)
+    new = (weights if rows is None else weights[rows]) @ lines.reshape(len(lines), -1)
+    return np.ascontiguousarray(np.moveaxis(new.reshape(-1, *lines.shape[1:]), 0, axis))
 
 
-def _resize_depth(volume: Pixels, count: int, planes: slice | None = None) -> Pixels:
-    """Resize (D, H, W) along its first axis: as one image, all pixels of a plane in a row."""
-    flat = np.ascontiguousarray(volume).reshape(len(volume), -1)
-    return resize(flat, (count, flat.shape[1]), planes).reshape(-1, *volume.shape[1:])
+@functools.lru_cache(maxsize=16)
+def _weights(old: int, new: int) -> csr_array:
+    """Return how much of each old pixel is in each new one, (new, old), each row of sum 1.
 
-
-def resize_picture(picture: Image.Image, shape: Shape, rows: slice | None = None) -> Image.Image:
-    """Resize an image to (H, W) in its own number type, as `resize` does; give some rows of it."""
-    (height, width), old = shape, (picture.height, picture.width)
-    if old == (height, width):
-        return picture
-    if (height - old[0]) * (width - old[1]) < 0:  # one side shrinks, one grows
-        picture = resize_picture(picture, (height, old[1]), rows)
-        return resize_picture(picture, (picture.height, width))
-    method = Image.Resampling.BOX if height * width < math.prod(old) else Image.Resampling.BILINEAR
-    if rows is None:
-        return picture.resize((width, height), method)
-    top, bottom = (row * old[0] / height for row in (rows.start, rows.stop))
-    box = (0, top, old[1], min(bottom, old[0]))
-    return picture.resize((width, rows.stop - rows.start), method, box)
+    Pillow's box filter takes pixels whole or not at all: where sizes are nearly alike it leaves
+    some out, and what it keeps is moved by up to half a pixel.
+    """
+    edges = np.linspace(0, old, new + 1)[:, None]
+    if new < old:
+        pixels = np.floor(edges[:-1]) + np.arange(math.ceil(old / new) + 1)
+        within = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+        shares = within.clip(min=0) * (new / old)
+    else:
+        centres = (edges[1:] + edges[:-1] - 1) / 2
+        pixels = np.floor(centres) + np.arange(2)
+        shares = 1 - abs(centres - pixels)
+    kept = shares > 0
+    columns = pixels.clip(0, old - 1).astype(np.int32)[kept]  # the border stands beyond it as well
+    places = (np.nonzero(kept)[0], columns)
+    return csr_array((shares[kept].astype(np.float32), places), shape=(new, old))

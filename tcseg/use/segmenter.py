@@ -234,9 +234,7 @@ class Segmenter:
         most = (1 << self.model.bits) - 1
         images = torch.from_numpy(np.floor(fitted * most + 0.5)).to(self.device) / most
         answers = self.network(images)
-        agreement: list[float | None] = [None] * len(batch)
-        if consistency:
-            agreement = self._consistency(images, batch_size)
+        agreement = self._consistency(images, batch_size) if consistency else [None] * len(batch)
         squares = answers.float().cpu().numpy()
         for (place, _), square, score in zip(batch, squares, agreement, strict=True):
             masks = place.restore_masks(square, disjoint=self.model.values is not None)
@@ -257,9 +255,8 @@ class Segmenter:
             views = torch.cat([t.image(images) for t in part]).split(max(batch_size, count))
             masks = [found(self.network, self.network(v), disjoint)[:, :-1] for v in views]
             marked = torch.cat(masks).split(count)
-            for t1, t2, first, second in zip(
-                part[::2], part[1::2], marked[::2], marked[1::2], strict=True
-            ):
+            pairs = zip(part[::2], part[1::2], marked[::2], marked[1::2], strict=True)
+            for t1, t2, first, second in pairs:
                 first = align(t1, t2, first)
                 union = (first | second).flatten(2).sum(dim=2)
                 shared = (first & second).flatten(2).sum(dim=2)

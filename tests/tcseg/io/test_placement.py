@@ -30,25 +30,30 @@ def test_each_axis_grows_linearly(shape):
     assert resize(volume, shape) == pytest.approx(expected, abs=1e-6)
 
 
+def averages(values, count, axis):
+    """Averages over equal parts of an axis, from what has summed up to where each part ends."""
+    n = values.shape[axis]
+    ends = np.linspace(0, n, count + 1)
+    summed = np.insert(values.cumsum(axis), 0, 0, axis)
+    upto = np.apply_along_axis(lambda line: np.interp(ends, np.arange(n + 1), line), axis, summed)
+    return np.diff(upto, axis=axis) * count / n
+
+
 def test_each_axis_shrinks_by_averages():
     volume = np.random.default_rng(0).random((6, 8, 9), np.float32)
     expected = volume.reshape(3, 2, 4, 2, 3, 3).mean(axis=(1, 3, 5))
     assert resize(volume, (3, 4, 3)) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(12, 4, 3), (3, 16, 3), (3, 4, 18), (12, 4, 18)])
-def test_axes_that_shrink_and_axes_that_grow_are_each_done_their_way(shape):
-    volume = np.random.default_rng(0).random((6, 8, 9), np.float32)
+@given(SHAPES, SHAPES)
+def test_axes_that_shrink_and_axes_that_grow_are_each_done_their_way(shape, wanted):
+    volume = np.random.default_rng(0).random(shape, np.float32)
     expected = volume.astype(float)
-    for axis, count in enumerate(shape):
-        n = expected.shape[axis]
-        if count < n:
-            parts = np.moveaxis(expected, axis, 0).reshape(count, n // count, -1).mean(axis=1)
-            others = [side for k, side in enumerate(expected.shape) if k != axis]
-            expected = np.moveaxis(parts.reshape(count, *others), 0, axis)
-        else:
-            expected = linear(expected, count, axis)
-    assert resize(volume, shape) == pytest.approx(expected, abs=1e-6)
+    for axis, count in enumerate(wanted):
+        done = averages if count < shape[axis] else linear
+        expected = done(expected, count, axis)
+    assert resize(volume, wanted) == pytest.approx(expected, abs=1e-5)
+    assert resize(volume[0], wanted[1:]) == pytest.approx(resize(volume[:1], (1, *wanted[1:]))[0])
 
 
 @given(SHAPES, SHAPES, st.integers(0, 5), st.integers(1, 6))
@@ -118,6 +123,17 @@ def test_a_ball_comes_back_where_it_was():
         shares = np.concatenate([fitted, ~fitted]).astype(np.float32)
         back = place.restore_masks(shares, disjoint=False)[0]
         assert (back & ball).sum() / (back | ball).sum() > 0.85
+
+
+@pytest.mark.parametrize("voxel, least", [(1.03, 0.98), (1.1, 0.96), (0.97, 0.98)])
+def test_a_small_ball_keeps_its_shape_where_voxels_hardly_change(voxel, least):
+    places = np.indices((30, 30, 30)) - 14.3
+    ball = (places**2).sum(axis=0) < 36
+    place = Placement.of(ball.shape, "original", (1.0, 1.0, 1.0), (voxel,) * 3)
+    fitted = place.fit_masks(ball[None], disjoint=False)
+    back = place.restore_masks(np.concatenate([fitted, ~fitted]).astype(np.float32), False)[0]
+    # With voxels taken whole or not at all: 0.75, 0.93 and 0.76.
+    assert (back & ball).sum() / (back | ball).sum() >= least
 
 
 @pytest.mark.parametrize("shape", [(5, 30, 20), (12, 9, 9), (1, 16, 16), (20, 3, 40)])
