@@ -11,7 +11,7 @@ from tcseg.runs.config import Config
 from tcseg.runs.folder import RunFolder
 from tcseg.sheet import plain_console
 from tcseg.training.session import train
-from tcseg.use.segmenter import load_with_data
+from tcseg.use.with_data import load_with_data
 
 METHODS = ("baseline", "semitc")
 SMALL: dict[int, dict[str, Any]] = {  # by dimensions: enough to show the gain, in a few minutes

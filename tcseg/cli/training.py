@@ -89,16 +89,18 @@ def train(
 
 @click.command(
     epilog=examples(
-        "tcseg evaluate first", "tcseg evaluate first --on validation --postprocess --original-size"
+        "tcseg evaluate first",
+        "tcseg evaluate first --on validation --postprocess --original-size",
+        "tcseg evaluate first --on all --root elsewhere",
     )
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--on",
-    type=click.Choice(["test", "validation"]),
+    type=click.Choice(["test", "validation", "all"]),
     default="test",
     show_default=True,
-    help="Part of the data set.",
+    help="Part of the data set; all: every image with masks, such as of another hospital (--root).",
 )
 @postprocess_option
 @click.option(
@@ -129,24 +131,31 @@ def evaluate(
 
     from tcseg.data import validation_subset
     from tcseg.evaluation import evaluate as evaluation
-    from tcseg.use.segmenter import load_with_data
+    from tcseg.use.with_data import load_with_data
 
-    segmenter, dataset, split = load_with_data(run, config.device, config.root, network, cache)
-    validation = validation_subset(split, config.validation_images)
-    indices = split.test if on == "test" else validation
+    segmenter, dataset, split = load_with_data(
+        run, config.device, config.root, network, cache, whole=on == "all"
+    )
+    validation = on == "validation"
+    indices = validation_subset(split, config.validation_images) if validation else split.test
+    kind = "annotated" if on == "all" else on
     how = {"postprocess": postprocess, "original_size": original_size}
     results = evaluation.evaluate(segmenter.network, dataset, indices, **how)
 
     console = plain_console()
     size = " at their own size" if original_size else ""
     processed = ", post-processed" if postprocess else ""
-    console.print(f"{run}: {counted(len(indices), f'{on} {dataset.noun}')}{size}{processed}")
-    remark = dataset.size_remark(indices, on)
+    console.print(f"{run}: {counted(len(indices), f'{kind} {dataset.noun}')}{size}{processed}")
+    if on == "all" and (seen := RunFolder(run).trained_with & {dataset.ids[i] for i in indices}):
+        console.print(
+            f"{len(seen)} have names of images that the network was trained with, which flatter."
+        )
+    remark = dataset.size_remark(indices, kind)
     if remark is not None and not original_size:
         console.print(remark)
     console.print(evaluation.results_table({config.method: results}))
-    kind = ("-original" if original_size else "") + ("-postprocessed" if postprocess else "")
-    name = f"evaluation-{on}{kind}.json"
+    processing = ("-original" if original_size else "") + ("-postprocessed" if postprocess else "")
+    name = f"evaluation-{on}{processing}.json"
     write_json(run / name, {"on": on, **how, **results})
     console.print(f"Details by {dataset.noun}: {run / name}")
 

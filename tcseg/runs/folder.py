@@ -284,6 +284,15 @@ class RunFolder:
             raise RunError(f"{self.path / 'split.json'}: broken ({error})") from error
 
     @property
+    def trained_with(self) -> set[str]:
+        """Names of the images that the network has seen, with labels or without."""
+        try:
+            (parts,) = self.split_record()["splits"]
+            return {*parts["train"], *parts["unlabelled"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{self.path / 'split.json'}: broken ({error!r})") from error
+
+    @property
     def scale(self) -> str:
         """Grey scale of the images: of each "image" in a run that an earlier version began."""
         if not (self.path / "split.json").exists():

@@ -27,7 +27,8 @@ from tcseg.io.images import png
 from tcseg.io.label_maps import COLOURS
 from tcseg.runs.folder import RunFolder
 from tcseg.sheet import plus_minus
-from tcseg.use.segmenter import Segmenter, load_with_data
+from tcseg.use.segmenter import Segmenter
+from tcseg.use.with_data import load_with_data
 
 
 class _Results(TypedDict):

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from tcseg.data import Dataset, Split, load_dataset, read_splits
+from tcseg.data import Dataset
 from tcseg.errors import RunError, counted
 from tcseg.io.grey import as_pixels
 from tcseg.io.placement import Placement
@@ -301,49 +301,3 @@ def load(
         rank = int(os.environ.get("LOCAL_RANK", 0))
         place = torch.device("cuda", rank % torch.cuda.device_count())
     return Segmenter(module, model, place)
-
-
-def load_with_data(
-    run: Path,
-    device: str,
-    root: str | None = None,
-    network: str | None = None,
-    cache: str | None = None,
-) -> tuple[Segmenter, Dataset, Split]:
-    """Load the network of a run with its data, on one device, and the split it was trained on.
-
-    The split is that of the run, not one of the data as they are now: masks added later would turn
-    training images into test images.
-
-    Parameters
-    ----------
-    run, device, network
-        As for `load`.
-    root, cache
-        Folders of the data and of decoded images, where they are not those trained with.
-
-    Raises
-    ------
-    RunError, ValueError
-        As `load`; also if the data are of another kind than the run's.
-    DataError
-        If the data cannot be read, or lack an image of the split.
-    """
-    folder = RunFolder(run)
-    config = folder.config()
-    segmenter = load(run, device, network=network)
-    model = segmenter.model
-    reading = config.reading | {
-        "root": root or config.root,
-        "cache": cache or config.cache,
-        "window": model.window,
-        "dimensions": model.dimensions,
-    }
-    dataset = load_dataset(config.data, **reading, scale=model.scale)
-    if dataset.resampled != model.voxel:  # the median is another by now
-        reading["spacing"] = model.resampled_to
-        dataset = load_dataset(config.data, **reading, scale=model.scale)
-    segmenter.check(dataset, run)
-    folder.split_record()  # or a clear error
-    (split,) = read_splits(run / "split.json", dataset, option="")
-    return segmenter, dataset.to(segmenter.device), split

@@ -1,6 +1,7 @@
 """Images that are not square, from their folder to what is found in them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -55,6 +56,34 @@ def test_a_run_of_another_shape_is_used_as_any(run, wide, tmp_path):
     said = command("export", run, "--format", "pt2", "--out", tmp_path / "network.pt2")
     assert "images (b, 1, 48, 64) in [0, 1]" in said
     assert "finished" in command("train", "--out", run, "--resume")
+
+
+def test_a_run_is_measured_on_a_folder_that_it_has_not_seen(run, wide, tmp_path):
+    other, found = tmp_path / "other", tmp_path / "found"
+    for part in ("images", "masks"):
+        (other / part).mkdir(parents=True)
+        for number in (1, 5):
+            shutil.copy(wide / part / f"{number}.png", other / part / f"new{number}.png")
+    shutil.copy(wide / "images/2.png", other / "images/unmarked.png")
+    said = command("evaluate", run, "--on", "all", "--root", other, "--original-size")
+    assert "2 annotated images at their own size" in said
+    assert "flatter" not in said
+    command("predict", run, other / "images", "--out", found)
+    rows = json.loads((run / "evaluation-all-original.json").read_text())["images"]
+    assert [row["id"] for row in rows] == ["new1", "new5"]
+    for row in rows:
+        predicted, true = (
+            np.asarray(Image.open(folder / f"{row['id']}.png")) > 0
+            for folder in (found / "labels", other / "masks")
+        )
+        assert row["miou"] == pytest.approx((predicted & true).sum() / (predicted | true).sum())
+
+    said = command("evaluate", run, "--on", "all")
+    assert "8 annotated images\n" in said
+    (parts,) = RunFolder(run).split_record()["splits"]
+    assert f"{len(parts['train'])} have names of images that the network was trained with" in said
+    with pytest.raises(AssertionError, match="split.json: folder has no image"):
+        command("evaluate", run, "--root", other)
 
 
 def test_images_of_several_sizes_keep_them_with_patches(tmp_path):

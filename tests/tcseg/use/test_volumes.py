@@ -24,7 +24,8 @@ from tcseg.io.images import read_volume
 from tcseg.runs.config import Config
 from tcseg.runs.model import Model
 from tcseg.use.predict import predict
-from tcseg.use.segmenter import Segmenter, load_with_data
+from tcseg.use.segmenter import Segmenter
+from tcseg.use.with_data import load_with_data
 
 QUIET = Console(quiet=True)
 TINY = ["--data", "phantom", "--dimensions", "3", "--size", "32", "--patch", "16", "--batch-size"]
