@@ -24,7 +24,7 @@ from tcseg.evaluation.measures import (
     summary,
 )
 from tcseg.io.placement import Placement
-from tcseg.method.network import at_once, found
+from tcseg.method.network import at_once, found, rivals
 from tcseg.sheet import Sheet, plus_minus, track
 
 # Of the columns of `results_table` in whose headings the words are.
@@ -65,7 +65,7 @@ def predict(
     -------
     Tensor
         bool (b, C + 1, *spatial) on the data set's device: where the probability exceeds one half,
-        or, where structures exclude each other, is the largest.
+        and, where structures exclude each other, is the largest.
     """
     answers = _predictions(network, dataset, indices, batch_size)
     batches = [found(network, answer, dataset.exclusive) for _, answer in answers]
@@ -292,7 +292,8 @@ def _cases(
 ) -> Iterator[Case]:
     for batch, answers in _predictions(network, dataset, indices, batch_size):
         if original_size:
-            for index, framed in zip(batch, answers.float().cpu().numpy(), strict=True):
+            shares = rivals(network, answers).float().cpu().numpy()
+            for index, framed in zip(batch, shares, strict=True):
                 true, spacing = dataset.original(index)
                 ignored = true[len(dataset.classes)] if dataset.ignores else None
                 true = true[: len(dataset.classes)]

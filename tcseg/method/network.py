@@ -72,17 +72,31 @@ class Segmentation(nn.Module):
         return sliding_window_inference(images, patch, PATCHES, self, **how)
 
 
+def rivals(network: nn.Module, probabilities: Tensor) -> Tensor:
+    """Return probabilities of which the largest is what a pixel belongs to, the background last.
+
+    Those of a softmax are. Of sigmoids each answers a question of its own, and a structure is there
+    from one half on: that of the background may long exceed those of structures in training.
+    """
+    if getattr(network, "head", "sigmoid") == "softmax":
+        return probabilities
+    structures, background = probabilities[:, :-1], probabilities[:, -1:]
+    return torch.cat([structures, torch.full_like(background, 0.5)], dim=1)
+
+
 def found(network: nn.Module, probabilities: Tensor, disjoint: bool = False) -> Tensor:
     """Return the masks, bool (b, C + 1, *spatial), that a network's answers stand for.
 
     Where a probability exceeds one half or, of a softmax and of structures that are disjoint, is
-    the largest of all.
+    the largest of its `rivals`.
     """
     if getattr(network, "head", "sigmoid") == "sigmoid" and not disjoint:
         return probabilities > 0.5
-    largest, best = probabilities.max(dim=1, keepdim=True)
+    # The background comes first: it has what is equal.
+    best = rivals(network, probabilities).roll(1, dims=1).argmax(dim=1, keepdim=True)
     masks = torch.zeros_like(probabilities, dtype=torch.bool)
-    return masks.scatter_(1, best, largest > 0)  # beyond an image all are 0
+    inside = probabilities.amax(dim=1, keepdim=True) > 0  # beyond an image all are 0
+    return masks.scatter_(1, best, inside).roll(-1, dims=1)
 
 
 def emulates_bfloat16(device: torch.device) -> bool:

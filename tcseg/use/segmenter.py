@@ -22,7 +22,7 @@ from tcseg.io.grey import as_pixels
 from tcseg.io.placement import Placement
 from tcseg.io.sizes import ORIGINAL, Spacing, mm_written, shape_of
 from tcseg.io.windows import window_limits
-from tcseg.method.network import at_once, found
+from tcseg.method.network import at_once, found, rivals
 from tcseg.method.transforms import Elastic, align
 from tcseg.runs.config import resolve_device
 from tcseg.runs.folder import RunFolder
@@ -55,8 +55,8 @@ class Prediction:
     def probabilities(self) -> NDArray[np.float32]:
         """What the masks are made from, of their shape, made when it is asked for.
 
-        A structure is where its probability exceeds one half or, where structures cannot overlap,
-        all other probabilities, the background's included.
+        A structure is where its probability exceeds one half and, where structures cannot overlap,
+        those of all others; of a softmax, where it is the largest, the background's included.
         """
         return self._restore()
 
@@ -235,7 +235,7 @@ class Segmenter:
         images = torch.from_numpy(np.floor(fitted * most + 0.5)).to(self.device) / most
         answers = self.network(images)
         agreement = self._consistency(images, batch_size) if consistency else [None] * len(batch)
-        squares = answers.float().cpu().numpy()
+        squares = rivals(self.network, answers).float().cpu().numpy()
         for (place, _), square, score in zip(batch, squares, agreement, strict=True):
             masks = place.restore_masks(square, disjoint=self.model.values is not None)
             yield Prediction(masks, score, partial(place.restore, square[:-1]))

@@ -89,7 +89,9 @@ def test_no_figure_counts_it(folder, original_size):
     assert set(results["volumes"]["macd_px"].values()) == {0}
     assert validation_miou(Wrong(data, 0), data, range(6)) == 1
     counted = dataclasses.replace(data, ignores=False)
-    assert validation_miou(Wrong(data, 0), counted, range(6)) < 0.6
+    assert (
+        validation_miou(Wrong(data, 0), counted, range(6)) < 0.6
+    )  # of two that are equal one is taken
 
 
 def test_post_processing_fills_no_part_of_it(marked):

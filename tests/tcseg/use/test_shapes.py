@@ -82,7 +82,7 @@ def test_a_run_is_measured_on_a_folder_that_it_has_not_seen(run, wide, tmp_path)
     assert "8 annotated images\n" in said
     (parts,) = RunFolder(run).split_record()["splits"]
     assert f"{len(parts['train'])} have names of images that the network was trained with" in said
-    with pytest.raises(AssertionError, match="split.json: folder has no image"):
+    with pytest.raises(AssertionError, match=r"split\.json: folder has no image"):
         command("evaluate", run, "--root", other)
 
 
