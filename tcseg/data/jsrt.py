@@ -198,8 +198,8 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
     differ in their number of bits.
     """
     is_raw = path.suffix.lower() == ".img"
-    picture = Image.fromarray(_read_raw(path)) if is_raw else _decode(path)
-    values = resize(np.asarray(picture, np.float32), (size, size))
+    pixels = _read_raw(path) if is_raw else _decode(path)
+    values = resize(np.asarray(pixels, np.float32), (size, size))
     low, high = values.min(), values.max()
     if not high > low:
         raise DataError(f"jsrt: {path} shows nothing, all its pixels are alike; copy it again")
